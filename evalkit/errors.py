@@ -1,0 +1,59 @@
+"""The errors that evalkit raises on purpose.
+
+::
+
+    EvalkitError                  anything a user can act on
+    ├── InputError                a file or array is not what it is said to be
+    │   └── ImageError            one image of a batch is bad; the message names it
+    ├── WeightsError              Inception weights are missing, damaged or not the published ones
+    ├── FeatureError              features of another extractor, or of another size, were mixed
+    ├── UndefinedMetricError      the metric has no value for this input (for example one image)
+    ├── OutputError               a result cannot be written: no permission, no space
+    └── MissingDependencyError    an optional package is not installed
+
+Every message says what was given, what was expected and what to do. The command line prints it
+as one line and exits with 2; anything else that escapes is a bug and shows its traceback.
+"""
+
+__all__ = [
+    "EvalkitError",
+    "FeatureError",
+    "ImageError",
+    "InputError",
+    "MissingDependencyError",
+    "OutputError",
+    "UndefinedMetricError",
+    "WeightsError",
+]
+
+
+class EvalkitError(Exception):
+    """Base of every error that evalkit raises on purpose."""
+
+
+class InputError(EvalkitError):
+    """A file or array is not what it is said to be."""
+
+
+class ImageError(InputError):
+    """One image of a batch is bad: corrupt, of another size, out of range."""
+
+
+class WeightsError(EvalkitError):
+    """Inception weights are missing, damaged or not the published ones."""
+
+
+class FeatureError(EvalkitError):
+    """Features of different extractors or of wrong sizes were mixed."""
+
+
+class UndefinedMetricError(EvalkitError):
+    """The metric has no value for this input; it is never reported as a number."""
+
+
+class OutputError(EvalkitError):
+    """A result cannot be written."""
+
+
+class MissingDependencyError(EvalkitError):
+    """An optional package that the requested feature needs is not installed."""

@@ -1,0 +1,1 @@
+"""Sample image batches from trained diffusion models with classifier guidance."""

@@ -1,0 +1,1 @@
+"""Fetch, build and describe the reference batches that samples are compared with."""
