@@ -1,1 +1,63 @@
-"""Fidelity and diversity metrics of image generators, as the ADM reference evaluator computes them."""
+"""Fidelity and diversity metrics of image generators, as the ADM reference evaluator computes them.
+
+The main job, from Python::
+
+    import evalkit
+
+    comparison = evalkit.compare("ref.npz", "samples.npz")
+    print(comparison["fid"])
+
+Names are loaded when they are first used: ``import evalkit`` alone imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evalkit.comparison import compare, features_of
+    from evalkit.errors import EvalkitError
+    from evalkit.extractors.inception import Inception
+    from evalkit.extractors.inception_weights import load_weights
+    from evalkit.features import Features, FeatureStore, extract
+    from evalkit.images import ImageSource, open_images
+    from evalkit.results import Comparison, Score
+
+__all__ = [
+    "Comparison",
+    "EvalkitError",
+    "FeatureStore",
+    "Features",
+    "ImageSource",
+    "Inception",
+    "Score",
+    "compare",
+    "extract",
+    "features_of",
+    "load_weights",
+    "open_images",
+]
+
+_HOMES = {
+    "Comparison": "results",
+    "EvalkitError": "errors",
+    "FeatureStore": "features",
+    "Features": "features",
+    "ImageSource": "images",
+    "Inception": "extractors.inception",
+    "Score": "results",
+    "compare": "comparison",
+    "extract": "features",
+    "features_of": "comparison",
+    "load_weights": "extractors.inception_weights",
+    "open_images": "images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"evalkit.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'evalkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

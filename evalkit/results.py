@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Score"]
+from evalkit.errors import InputError
+
+__all__ = ["Batch", "Comparison", "Score"]
+
+FORMAT = "evalkit comparison 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +20,7 @@ class Score:
     """One number of one metric.
 
     Attributes:
-        name: Field-standard short name: ``"fid"``, ``"sfid"``, ``"inception_score"``, ``"precision"``, ``"recall"``.
+        name: Field-standard short name: ``fid``, ``sfid``, ``inception_score``, ``precision`` or ``recall``.
         value: The number itself; always finite.
         better: Which direction is better.
         spread: Standard deviation over the metric's own splits, where it has splits.
@@ -26,3 +32,93 @@ class Score:
     better: Literal["lower", "higher"]
     spread: float | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One side of a comparison.
+
+    Attributes:
+        name: Path, or ``<array>``.
+        images: Number of images whose features were used; 0 where the file holds statistics alone.
+        image_shape: (height, width, 3), or None.
+        digest: Digest of the images.
+        statistics: Where mean and covariance came from: ``images``, or ``file`` (its ``mu`` and so on).
+        features: ``extracted``, ``stored`` (read back from the store) or ``file`` (a features file).
+    """
+
+    name: str
+    images: int
+    image_shape: tuple[int, ...] | None
+    digest: str
+    statistics: Literal["images", "file"]
+    features: Literal["extracted", "stored", "file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Samples compared with a reference: the scores, and everything needed to believe them.
+
+    Attributes:
+        scores: What was computed, in the reference evaluator's order.
+        missing: Why a score is not there, by name.
+        protocol: ``adm`` or ``exact``.
+        reference: The reference batch.
+        samples: The sample batch.
+        extractor: Name, fingerprint, backend, precision, device; source and digests of the weights.
+        warnings: Where a number means less than it seems, one sentence each.
+        drift: For a precision other than float32, what it moves each score by on the first images of both
+            batches: ``{"images": n, "float32": {...}, <precision>: {...}}``. Empty in float32.
+        versions: evalkit, Python and the libraries that did the arithmetic.
+        seconds: Wall time of each stage.
+    """
+
+    scores: tuple[Score, ...]
+    missing: Mapping[str, str]
+    protocol: str
+    reference: Batch
+    samples: Batch
+    extractor: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+    drift: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        """The value of a score by its name, ``comparison["fid"]``.
+
+        Raises:
+            KeyError: It was not computed; the message says why.
+        """
+        for score in self.scores:
+            if score.name == name:
+                return score.value
+        raise KeyError(
+            self.missing.get(name, f"no score {name!r}; there are {[score.name for score in self.scores]}")
+        )
+
+    def to_json(self) -> str:
+        """JSON text from which :meth:`from_json` makes an equal object."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: Not JSON, or of another format.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise KeyError("format")
+            for side in ("reference", "samples"):
+                shape = values[side]["image_shape"]
+                values[side] = Batch(
+                    **values[side] | {"image_shape": None if shape is None else tuple(shape)}
+                )
+            values["scores"] = tuple(Score(**score) for score in values["scores"])
+            values["warnings"] = tuple(values["warnings"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"Not a comparison written by evalkit ({FORMAT!r}): {error!r}.") from error

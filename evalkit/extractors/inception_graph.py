@@ -1,0 +1,199 @@
+"""The Inception features of the reference evaluator, by its own network runtime: TensorFlow.
+
+This runs ``classify_image_graph_def.pb`` as guided-diffusion's ``evaluations/evaluator.py`` does: images go
+in at ``ExpandDims:0``, and everything from the resize on is the graph's own. Needs the optional package
+TensorFlow (``pip install evalkit[tensorflow]``), imported only when an ``InceptionGraph`` is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError, MissingDependencyError, WeightsError
+from evalkit.extractors.inception_weights import load_weights
+
+__all__ = ["InceptionGraph"]
+
+_SPATIAL_CHANNELS = 7
+# Named in the fingerprint: how images reach the network.
+_PREPROCESSING = "resize and scale by the graph"
+# All that the published graph is made of, and Placeholder. TensorFlow has operations that write files, too.
+_OPERATIONS = frozenset(
+    "AvgPool BatchNormWithGlobalNormalization BiasAdd Cast CheckNumerics Concat Const Conv2D DecodeJpeg ExpandDims "
+    "Identity MatMul MaxPool Mul Placeholder Relu Reshape ResizeBilinear Softmax Sub".split()
+)
+
+
+class InceptionGraph:
+    """Extractor that runs the frozen TensorFlow graph of the 2015-12-05 Inception network.
+
+    Use it as a context manager, or call ``close``, to free TensorFlow's session.
+
+    Attributes:
+        name: Name of the extractor.
+        backend: ``"tensorflow"``.
+        dimensions: Features of each layer.
+        batch_size: Images a run of the graph.
+        fingerprint: Digest of the weights and of how images reach them. Equal fingerprints mean features that
+            may be compared.
+        device: ``"cpu"``, or the name TensorFlow gives its first GPU, for example ``"GPU:0"``.
+        precision: ``"float32"``; TensorFloat-32 is switched off for the process.
+        weights: The weights in the graph, from ``load_weights``.
+    """
+
+    name: ClassVar[str] = "inception-2015-12-05 (TensorFlow graph)"
+    backend: ClassVar[str] = "tensorflow"
+    precision: ClassVar[str] = "float32"
+    dimensions: ClassVar[Mapping[str, int]] = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS}
+
+    def __init__(self, graph: str | Path, *, batch_size: int = 64, allow_other: bool = False) -> None:
+        """Read and import the graph.
+
+        Args:
+            graph: Path of the frozen graph, ``classify_image_graph_def.pb``.
+            batch_size: Images a run of the graph; the reference evaluator's is 64.
+            allow_other: Accept a graph whose convolutions are not the published ones.
+
+        Raises:
+            InputError: The batch size is below 1.
+            MissingDependencyError: TensorFlow is not installed.
+            WeightsError: The file is not such a graph, or not the published one.
+        """
+        if batch_size < 1:
+            raise InputError(f"Batch size {batch_size} is below 1.")
+        tensorflow = _import_tensorflow()
+        self.weights = load_weights(graph, allow_other=allow_other)
+        if self.weights.container != "TensorFlow graph":
+            raise WeightsError(
+                f"{graph} is a {self.weights.container}, expected the frozen TensorFlow graph "
+                "classify_image_graph_def.pb. Give that file, or use the PyTorch backend, which reads either."
+            )
+        parts = (self.name, self.backend, self.weights.digest, _PREPROCESSING, self.precision)
+        self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        self.batch_size = batch_size
+        with _quiet():
+            self._session, self._images, self._outputs, self._head = _open(tensorflow, Path(graph))
+        gpus = [device.name for device in self._session.list_devices() if device.device_type == "GPU"]
+        self.device = gpus[0].partition("device:")[2] if gpus else "cpu"
+
+    def __call__(self, images: NDArray[np.uint8] | NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Extract features.
+
+        Args:
+            images: (n, h, w, 3) uint8, or float32 in [0, 255]; any height and width.
+
+        Returns:
+            ``"pool"``, (n, 2048) float32 from ``pool_3:0``, and ``"spatial"``, (n, 2023) float32, the first 7
+            channels of ``mixed_6/conv:0`` flattened as height, width, channel.
+
+        Raises:
+            InputError: The array has another shape or type.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype not in (np.uint8, np.float32):
+            raise InputError(
+                f"The images are an array of shape {images.shape} and type {images.dtype}, expected "
+                "(n, h, w, 3) uint8, or float32 in [0, 255]. Convert them to RGB with the channels last."
+            )
+        features = {layer: np.empty((len(images), d), np.float32) for layer, d in self.dimensions.items()}
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            pool, spatial = self._session.run(self._outputs, {self._images: batch.astype(np.float32)})
+            rows = slice(start, start + len(batch))
+            features["pool"][rows] = pool.reshape(len(batch), -1)
+            features["spatial"][rows] = spatial[..., :_SPATIAL_CHANNELS].reshape(len(batch), -1)
+        return features
+
+    def logits(self, pool: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Class scores ``pool @ W`` of the Inception Score, without bias.
+
+        Args:
+            pool: (n, 2048) float32.
+
+        Returns:
+            (n, 1008) float32, or None where the graph has no classifier head.
+        """
+        if self._head is None:
+            return None
+        inputs, product = self._head
+        scores: NDArray[np.float32] = self._session.run(product, {inputs: pool})
+        return scores
+
+    def close(self) -> None:
+        """Free the session. The extractor cannot be used afterwards."""
+        self._session.close()
+
+    def __enter__(self) -> InceptionGraph:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _open(tensorflow: Any, path: Path) -> tuple[Any, Any, Any, tuple[Any, Any] | None]:
+    """Import the graph by its published names: session, images, (pool, spatial), and the head's ends."""
+    v1 = tensorflow.compat.v1
+    try:
+        definition = v1.GraphDef.FromString(path.read_bytes())
+        if strange := {node.op for node in definition.node} - _OPERATIONS:
+            raise ValueError(f"it has operations that are not in that graph: {', '.join(sorted(strange))}")
+        graph = tensorflow.Graph()
+        with graph.as_default():
+            images = v1.placeholder(tensorflow.float32, [None, None, None, 3])
+            outputs = v1.import_graph_def(
+                definition,
+                input_map={"ExpandDims:0": images},
+                return_elements=["pool_3:0", "mixed_6/conv:0"],
+                name="inception",
+            )
+    except Exception as error:  # TensorFlow raises of every kind
+        raise WeightsError(
+            f"{path} has the weights of the Inception network but is not the published graph: {error}. "
+            "Expected classify_image_graph_def.pb, with its nodes ExpandDims, pool_3 and mixed_6/conv."
+        ) from error
+    with graph.as_default():
+        head = None
+        with contextlib.suppress(KeyError):
+            matrix = graph.get_operation_by_name("inception/softmax/logits/MatMul").inputs[1]
+            pool = v1.placeholder(tensorflow.float32, [None, 2048])
+            head = (pool, tensorflow.matmul(pool, matrix))
+    options = v1.ConfigProto(gpu_options=v1.GPUOptions(allow_growth=True))
+    return v1.Session(graph=graph, config=options), images, outputs, head
+
+
+def _import_tensorflow() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with _quiet():
+            import tensorflow
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The TensorFlow backend needs the package tensorflow, which cannot be imported ({error}). "
+            "Run `pip install evalkit[tensorflow]`, or use the PyTorch backend."
+        ) from error
+    tensorflow.config.experimental.enable_tensor_float_32_execution(False)
+    return tensorflow
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what native code writes to standard error; TensorFlow starts loudly at any log level."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # standard error is closed, so there is nothing to hear
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

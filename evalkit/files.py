@@ -1,0 +1,65 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from evalkit.errors import OutputError
+
+__all__ = ["check_writable", "remove_stale_partials", "replace_atomically"]
+
+# A partial file that nobody has touched for this long belongs to a run that was killed.
+STALE_SECONDS = 3600.0
+
+
+@contextlib.contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; renamed to ``path`` on success, removed on any failure.
+
+    Raises:
+        OutputError: The folder is missing or not writable, or the disk is full.
+    """
+    check_writable(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.touch()
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        # HDF5 reports a full disk with the system's text and sometimes without its number.
+        full = error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        reason = "no space left on the device" if full else str(error.strerror or error)
+        raise OutputError(f"Cannot write {path}: {reason}. What was there before is unchanged.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Cheap check before long work that ``path`` can be written.
+
+    Raises:
+        OutputError: It cannot.
+    """
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"Cannot write {path}: it is a folder. Give the name of a file.")
+    if not folder.is_dir():
+        raise OutputError(f"Cannot write {path}: there is no folder {folder}. Make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"Cannot write {path}: the folder {folder} is not writable.")
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Remove what killed runs left behind in ``folder``."""
+    for partial in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+                partial.unlink()

@@ -1,0 +1,723 @@
+"""Where images come from: npz archives, folders, zips, tars, HDF5 files and arrays, all read the same way.
+
+The main path is two lines::
+
+    images = open_images("samples.npz")
+    for batch in images.batches(64):  # (n, height, width, 3), uint8, or float32 where the file holds floats
+        ...
+
+Opening makes the cheap checks (is the file there, its kind, its header, its statistics); pixels are checked
+while they stream past. No container is ever held in memory whole, except arrays in Fortran order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import math
+import os
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import cached_property
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evalkit.errors import ImageError, InputError
+
+__all__ = ["ImageSource", "SupportsArray", "open_images", "read_ahead"]
+
+T = TypeVar("T")
+
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Naming the decoders keeps Pillow's many others (some start external programs) away from untrusted files.
+_DECODERS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# One image, encoded or decoded. As RGB it is Pillow's own limit against decompression bombs, 89 megapixels.
+_MAX_IMAGE_BYTES = 2**28
+# What readers raise: RuntimeError is zipfile's answer to encryption, KeyError one of h5py's to damage.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+)
+_DECODING_THREADS = min(8, os.cpu_count() or 1)
+_STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+
+
+class SupportsArray(Protocol):
+    """Anything NumPy can turn into an array, such as a torch tensor on the CPU."""
+
+    def __array__(self) -> NDArray[Any]: ...
+
+
+class ImageSource(ABC):
+    """A sequence of equally large RGB images, in a fixed order, read in batches.
+
+    A new kind of source implements ``_read`` and, where hashing every pixel would be a waste, ``_digest``.
+
+    Attributes:
+        name: The path as it was given, or ``"<array>"``.
+        kind: ``"npz"``, ``"npy"``, ``"folder"``, ``"zip"``, ``"tar"``, ``"hdf5"`` or ``"array"``.
+        shape: ``(height, width, 3)`` of every image; None where there are statistics and no images.
+        dtype: ``uint8``, or ``float32`` for files that hold floats (in [0, 255] all the same).
+        labels: ``(n,)`` int64, one class an image (npz ``arr_1``, HDF5 ``labels`` or ``arr_1``), or None.
+        statistics: ``mu`` (2048,), ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023) of
+            the reference evaluator, finite floats as the file holds them, or None.
+        notes: What the user should know and that is no error, a sentence each.
+    """
+
+    def __init__(
+        self, name: str, kind: str, count: int, shape: tuple[int, int, int] | None, dtype: np.dtype[Any]
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.shape = shape
+        self.dtype = np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
+        self.labels: NDArray[np.int64] | None = None
+        self.statistics: Mapping[str, NDArray[Any]] | None = None
+        self.notes: tuple[str, ...] = ()
+        self._count = count
+        self._stored_dtype = dtype
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name}: {len(self)} images of shape {self.shape}, {self.dtype}>"
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex sha256 that identifies the pixels and their order within one kind of container.
+
+        An npz or zip is identified by the checksums in its directory, which takes no time and makes stored
+        and deflated the same; folders and tars by the bytes of their images; HDF5 and arrays by their values.
+        """
+        return self._digest()
+
+    def batches(self, size: int, start: int = 0) -> Generator[NDArray[Any], None, None]:
+        """Yields the images from ``start`` on, read ahead in a background thread.
+
+        May be called any number of times. Closing the generator, or dropping it, ends its threads.
+
+        Args:
+            size: Images a batch; the last batch may hold fewer.
+            start: Index of the first image.
+
+        Yields:
+            ``(n, height, width, 3)``, of type :attr:`dtype`, values in [0, 255], C order, writable.
+
+        Raises:
+            ImageError: An image is corrupt, of another size, or has values that are not finite or outside
+                [0, 255]; the message names it.
+            InputError: The container is damaged.
+            ValueError: ``size`` is not positive, or ``start`` lies outside the source.
+        """
+        if size < 1:
+            raise ValueError(f"size is {size}; expected at least 1")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start is {start}; expected 0 to {len(self)}, the number of images")
+        return read_ahead(self._checked(size, start))
+
+    @abstractmethod
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        """Yields batches as they are stored: any real dtype, values unchecked."""
+
+    def _digest(self) -> str:
+        dtype = self._stored_dtype.newbyteorder("<")
+        digest = hashlib.sha256(f"array {dtype.str} {(len(self), *(self.shape or ()))}\n".encode())
+        for batch in self._read(64, 0):
+            digest.update(np.ascontiguousarray(batch, dtype).data)
+        return digest.hexdigest()
+
+    def _checked(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        first = start
+        for batch in self._read(size, start):
+            if batch.dtype != np.uint8:
+                outside = ~((batch >= 0) & (batch <= 255))  # NaN compares false, so it is outside too
+                if outside.any():
+                    index = first + int(outside.reshape(len(batch), -1).any(axis=1).argmax())
+                    raise ImageError(
+                        f"{self.name}: image {index} (counted from 0) holds the value {batch[outside][0]}; "
+                        f"expected finite numbers from 0 to 255"
+                    )
+            yield batch.astype(self.dtype, copy=False)
+            first += len(batch)
+
+    def _take_labels(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], load: Callable[[], NDArray[Any]]
+    ) -> None:
+        """Keeps one integer an image; anything else is only noted, as the metrics do without labels."""
+        if shape == (len(self),) and dtype.kind in "ui":
+            self.labels = load().astype(np.int64)
+        else:
+            self.notes += (f"The labels are left out: expected {len(self)} integers, found {dtype} {shape}.",)
+
+    def _look_at_floats(self) -> None:
+        """Refuses floats that are scaled for a network: as pixels in [0, 255] they would all be black."""
+        if self.dtype != np.float32:
+            return
+        self.notes += ("The pixels are floats; they are used as they are, not rounded to 8 bits.",)
+        batch = next(iter(self._read(16, 0)))
+        low, high = batch.min(), batch.max()
+        if low >= -1 and high <= 1 and (low, high) != (0, 0):
+            scale, convert = ("[0, 1]", "x * 255") if low >= 0 else ("[-1, 1]", "(x + 1) * 127.5")
+            raise InputError(
+                f"{self.name}: the first images hold floats from {low:.3g} to {high:.3g}, scaled to "
+                f"{scale} it seems; expected [0, 255]. "
+                f"Convert with ({convert}).round().clip(0, 255).astype(np.uint8)"
+            )
+
+
+def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
+    """Opens images, whatever they are kept in; the kind is told from the content, not from the suffix.
+
+    - npz: ``arr_0`` as for the reference evaluator, with labels in ``arr_1`` and statistics if it has them.
+      An npz with statistics and no images is a source of length 0.
+    - folder, zip, tar (also compressed): image files (png, jpg, webp, bmp, tif, ppm) at any depth, in the
+      order of their relative POSIX paths. Hidden files are left out. Pillow decodes them to RGB; as in other
+      tools, EXIF orientation is not applied and of several frames the first counts. Nothing is extracted.
+    - HDF5: the dataset ``images`` or ``arr_0``, or the only one with four axes.
+    - npy and arrays, also torch tensors on the CPU.
+
+    Arrays are ``(n, height, width, 3)``, integers or floats, in [0, 255].
+
+    Args:
+        source: A path or an array.
+
+    Raises:
+        ImageError: The first image file is bad.
+        InputError: The file is missing, is none of the above, is damaged, has no images, or they have the
+            wrong shape, type or range; or its statistics are incomplete or not finite.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return _open_array(source)
+    path = Path(source)
+    if path.is_dir():
+        return _Folder(path)
+    with _readable(str(path)):
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or folder")
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                names = [PurePosixPath(name) for name in archive.namelist()]
+            arrays = any(name.suffix == ".npy" for name in names) and not any(map(_is_image, names))
+            return _Npz(path) if arrays else _Zip(path)
+        if head.startswith(b"\x93NUMPY"):
+            return _open_npy(path)
+        if h5py.is_hdf5(path):
+            return _Hdf5(path)
+        if tarfile.is_tarfile(path):
+            return _Tar(path)
+    raise InputError(
+        f"{path}: its content (first bytes {head!r}) is that of no known container; "
+        f"expected an npz, npy, zip, tar or HDF5 file or a folder of images"
+    )
+
+
+def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yields the same items while a background thread already produces the next ones.
+
+    An exception of the iterator is raised where its item would have come. When the generator is closed or
+    dropped, or the consumer is interrupted, the item in progress is finished, the iterator closed and the
+    thread ended.
+
+    Args:
+        iterator: Where the items come from.
+        depth: How many items may wait, besides the one that the consumer holds.
+    """
+    items, end = iter(iterator), object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
+        try:
+            waiting = deque(thread.submit(next, items, end) for _ in range(depth))
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            thread.shutdown(cancel_futures=True)
+            if isinstance(items, Generator):
+                items.close()
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what the readers raise for damaged or unreadable files into an InputError."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        raise InputError(
+            f"{name}: cannot be read ({type(error).__name__}: {error}); "
+            f"check that the file is complete and not protected, or copy it again"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------------- arrays
+
+
+def _check_layout(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int]:
+    """Returns (height, width, 3), or says what is wrong with an array of images."""
+    if dtype.kind not in "uif":
+        raise InputError(f"{name}: an array of type {dtype}; expected integers or floats in [0, 255]")
+    if len(shape) != 4:
+        raise InputError(f"{name}: an array of shape {shape}; expected four axes, (n, height, width, 3)")
+    _, height, width, channels = shape
+    if channels != 3:
+        advice = {
+            1: "repeat the grey channel with np.repeat(x, 3, axis=3)",
+            4: "flatten the alpha channel, or drop it with x[..., :3] if it is opaque",
+        }.get(channels, "expected 3 channels, last")
+        if height == 3:
+            advice = "this looks like NCHW, transpose with x.transpose(0, 2, 3, 1)"
+        raise InputError(f"{name}: an array of shape {shape}; expected (n, height, width, 3): {advice}")
+    if min(shape) < 1:
+        raise InputError(f"{name}: an array of shape {shape} is empty; expected at least one image")
+    if height * width * 3 * dtype.itemsize > _MAX_IMAGE_BYTES:
+        raise InputError(f"{name}: an array of shape {shape}; one image may have {_MAX_IMAGE_BYTES} bytes")
+    return height, width, 3
+
+
+class _Array(ImageSource):
+    """An array, possibly a memory map."""
+
+    def __init__(self, name: str, kind: str, array: NDArray[Any]) -> None:
+        super().__init__(name, kind, len(array), _check_layout(name, array.shape, array.dtype), array.dtype)
+        self._array = array
+        self._look_at_floats()
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        for first in range(start, len(self), size):
+            yield np.array(self._array[first : first + size], order="C")  # a copy: consumers may write
+
+
+def _open_array(source: SupportsArray) -> ImageSource:
+    if not hasattr(source, "__array__"):
+        raise InputError(f"cannot read images from a {type(source).__name__}; expected a path or an array")
+    try:
+        array = np.asarray(source)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch: on another device, or requires grad
+        raise InputError(f"<array>: {type(source).__name__} cannot become a NumPy array: {error}") from error
+    if array.ndim == 0:
+        raise InputError("<array>: a single number; expected four axes, (n, height, width, 3)")
+    return _Array("<array>", "array", array)
+
+
+class _NpyHeader(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    length: int
+
+
+def _read_npy_header(name: str, file: IO[bytes], size: int) -> _NpyHeader:
+    """Reads the header of an npy file of ``size`` bytes and checks it before anything is allocated."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        else:  # 3.0 exists for field names in Unicode, which images do not have
+            raise ValueError(f"npy format {version}; expected 1.0 or 2.0")
+    except _READ_ERRORS:
+        raise
+    except Exception as error:  # NumPy parses the header as Python source, and lets the parser's errors out
+        raise InputError(
+            f"{name}: no valid npy header ({error}); write it with np.save or np.savez"
+        ) from error
+    if dtype.hasobject:
+        raise InputError(
+            f"{name}: holds pickled Python objects, which could run code and are never loaded; "
+            f"save a plain array of numbers, for example np.stack(images)"
+        )
+    length = file.tell()
+    if min(shape, default=0) < 0 or length + math.prod(shape) * dtype.itemsize != size:
+        raise InputError(
+            f"{name}: {size} bytes, but its header announces shape {shape} of {dtype} after {length} bytes; "
+            f"the file is damaged or was not written completely"
+        )
+    return _NpyHeader(shape, dtype, fortran, length)
+
+
+def _open_npy(path: Path) -> ImageSource:
+    name = str(path)
+    with path.open("rb") as file:
+        header = _read_npy_header(name, file, path.stat().st_size)
+    _check_layout(name, header.shape, header.dtype)
+    return _Array(name, "npy", np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+class _Npz(ImageSource):
+    """The reference evaluator's format: arrays in a zip, streamed out of it."""
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        with _readable(name), zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            for member in members:
+                _check_member_name(name, member)
+            keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
+            statistics = _read_statistics(name, archive, keys)
+            if "arr_0" in keys:
+                header = _npz_header(name, archive, "arr_0")
+                shape = _check_layout(f"{name}, arr_0", header.shape, header.dtype)
+                super().__init__(name, "npz", header.shape[0], shape, header.dtype)
+                self._header = header
+                if "arr_1" in keys:
+                    labels = _npz_header(name, archive, "arr_1")
+                    self._take_labels(
+                        labels.shape, labels.dtype, lambda: _npz_array(archive, "arr_1", labels)
+                    )
+            elif statistics:
+                super().__init__(name, "npz", 0, None, np.dtype(np.uint8))
+                self.notes += ("The file holds statistics and no images.",)
+            else:
+                raise InputError(
+                    f"{name}: has no arr_0, the images; its keys are {', '.join(sorted(keys))}. "
+                    f"Save them with np.savez(path, images)"
+                )
+            self.statistics = statistics
+            content = ["arr_0.npy"] if self.shape else [f"{key}.npy" for key in _STATISTICS]
+            self._checksums = [(info.CRC, info.file_size) for info in map(archive.getinfo, content)]
+        if self.shape:
+            self._look_at_floats()
+            if self._header.fortran:
+                self.notes += ("The array is in Fortran order, so it is loaded into memory whole.",)
+
+    def _digest(self) -> str:
+        identity = f"npz {self._checksums}"
+        if self.shape:
+            header = self._header
+            identity += f" {header.dtype.str} {header.shape} {'F' if header.fortran else 'C'}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        if not self.shape:
+            return
+        header = self._header
+        with _readable(self.name), zipfile.ZipFile(self.name) as archive:
+            if header.fortran:
+                array = _npz_array(archive, "arr_0", header)
+                for first in range(start, len(self), size):
+                    yield np.array(array[first : first + size], order="C")
+                return
+            with archive.open("arr_0.npy") as stream:
+                stream.read(header.length)
+                if (
+                    start
+                ):  # never for the whole array: seeking may switch zipfile's comparison of checksums off
+                    stream.seek(start * math.prod(self.shape) * header.dtype.itemsize, os.SEEK_CUR)
+                for first in range(start, len(self), size):
+                    batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
+                    _fill(stream, batch)
+                    if first + size >= len(self):
+                        stream.read(
+                            1
+                        )  # lets zipfile reach the end and compare the checksum before the last batch
+                    yield batch
+
+
+def _fill(stream: IO[bytes], array: NDArray[Any]) -> None:
+    # ZipExtFile.read, and so readinto, returns fewer bytes only at the end of the member.
+    if stream.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
+        raise EOFError("the array ends early")
+
+
+def _npz_header(name: str, archive: zipfile.ZipFile, key: str) -> _NpyHeader:
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as stream:
+        return _read_npy_header(f"{name}, {key}", stream, info.file_size)
+
+
+def _npz_array(archive: zipfile.ZipFile, key: str, header: _NpyHeader) -> NDArray[Any]:
+    array = np.empty(math.prod(header.shape), header.dtype)
+    with archive.open(f"{key}.npy") as stream:
+        stream.read(header.length)
+        _fill(stream, array)
+        stream.read(1)
+    return array.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def _read_statistics(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, NDArray[Any]] | None:
+    if not _STATISTICS.keys() & set(keys):
+        return None
+    missing = [key for key in _STATISTICS if key not in keys]
+    if missing:
+        raise InputError(
+            f"{name}: has statistics without {', '.join(missing)}; expected all of {', '.join(_STATISTICS)}. "
+            f"Statistics of other tools, which have only mu and sigma, cannot stand in for these"
+        )
+    statistics = {}
+    for key, shape in _STATISTICS.items():
+        header = _npz_header(name, archive, key)
+        if header.shape != shape or header.dtype.kind != "f":
+            raise InputError(
+                f"{name}: {key} is {header.dtype} of shape {header.shape}; expected floats of shape {shape}"
+            )
+        array = _npz_array(archive, key, header)
+        if not np.isfinite(array).all():
+            raise InputError(f"{name}: {key} holds values that are not finite; compute the statistics again")
+        statistics[key] = array.astype(header.dtype.newbyteorder("="))
+    return statistics
+
+
+class _Hdf5(ImageSource):
+    """One dataset of an HDF5 file, read by slices."""
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        with _readable(name), h5py.File(path, "r") as file:
+            datasets: dict[str, Any] = {}
+            file.visititems(
+                lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})
+            )
+            with_four_axes = [key for key, dataset in datasets.items() if dataset.ndim == 4]
+            named = [key for key in ("images", "arr_0") if key in datasets]
+            if not named and len(with_four_axes) != 1:
+                found = ", ".join(f"{key} {dataset.shape}" for key, dataset in datasets.items()) or "none"
+                raise InputError(
+                    f"{name}: which dataset holds the images? "
+                    f"Expected images, arr_0 or only one with four axes; found {found}"
+                )
+            self._key = (named or with_four_axes)[0]
+            dataset = datasets[self._key]
+            shape = _check_layout(f"{name}, {self._key}", dataset.shape or (), dataset.dtype)
+            super().__init__(name, "hdf5", len(dataset), shape, dataset.dtype)
+            labels = datasets.get("labels", datasets.get("arr_1"))
+            if labels is not None:
+                self._take_labels(labels.shape, labels.dtype, lambda: labels[:])
+        self._look_at_floats()
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        with _readable(self.name), h5py.File(self.name, "r") as file:
+            dataset = file[self._key]
+            for first in range(start, len(self), size):
+                yield dataset[first : first + size]
+
+
+# ----------------------------------------------------------------------------------------- image files
+
+
+def _check_member_name(archive: str, name: str) -> None:
+    parts = name.replace("\\", "/").split("/")
+    if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
+        raise InputError(f"{archive}: refused for its member {name!r}; expected relative paths without '..'")
+
+
+def _is_image(name: PurePosixPath) -> bool:
+    return name.suffix.lower() in _SUFFIXES and not _is_hidden(name)
+
+
+def _is_hidden(name: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+
+
+class _ImageFiles(ImageSource):
+    """Image files in a folder or an archive, decoded by a pool of threads."""
+
+    def __init__(self, name: str, kind: str, members: Mapping[PurePosixPath, Any]) -> None:
+        left_out = Counter(
+            "hidden" if _is_hidden(member) else member.suffix or "without suffix"
+            for member in members
+            if not _is_image(member)
+        )
+        others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        images = sorted((str(member), value) for member, value in members.items() if _is_image(member))
+        if not images:
+            raise InputError(
+                f"{name}: no images; expected files ending in {', '.join(_SUFFIXES)}, "
+                f"found {others or 'no files'}"
+            )
+        self._members = images
+        self._first_size: tuple[int, int] | None = None
+        super().__init__(name, kind, len(images), None, np.dtype(np.uint8))
+        with closing(self._encoded(0)) as encoded:
+            height, width, _ = self._decode(next(encoded)).shape
+        self._first_size = (width, height)
+        self.shape = (height, width, 3)
+        if others:
+            self.notes += (f"Files that are not images are left out: {others}.",)
+
+    @abstractmethod
+    def _open(self) -> AbstractContextManager[Callable[[Any], bytes]]:
+        """Opens the container and gives the function that reads a member."""
+
+    @abstractmethod
+    def _size(self, member: Any) -> int:
+        """The member's size in bytes, uncompressed."""
+
+    def _encoded(self, start: int) -> Generator[tuple[str, bytes], None, None]:
+        """Yields names and file contents from the image ``start`` on."""
+        with _readable(self.name), self._open() as read:
+            for name, member in self._members[start:]:
+                with _readable(f"{self.name}, {name}"):
+                    if self._size(member) > _MAX_IMAGE_BYTES:
+                        raise ImageError(
+                            f"{self.name}, {name}: {self._size(member)} bytes; "
+                            f"one image is limited to {_MAX_IMAGE_BYTES}"
+                        )
+                    data = read(member)
+                yield name, data
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        with ThreadPoolExecutor(_DECODING_THREADS) as pool, closing(self._encoded(start)) as encoded:
+            # map takes its arguments in this thread: archives are read in order, only decoding is parallel.
+            while images := list(pool.map(self._decode, islice(encoded, size))):
+                yield np.stack(images)
+
+    def _decode(self, encoded: tuple[str, bytes]) -> NDArray[np.uint8]:
+        """Returns (height, width, 3); sizes are compared before the pixels are decoded."""
+        name, data = encoded
+        where = f"{self.name}, {name}"
+        try:
+            with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
+                width, height = image.size
+                if self._first_size not in (None, image.size):
+                    raise ImageError(
+                        f"{where}: {width}x{height} pixels, but the first image, {self._members[0][0]}, has "
+                        f"{'x'.join(map(str, self._first_size or ()))}; expected one size for all"
+                    )
+                if width * height * 3 > _MAX_IMAGE_BYTES:
+                    raise ImageError(
+                        f"{where}: {width}x{height} pixels; limited to {_MAX_IMAGE_BYTES // 3} pixels"
+                    )
+                if image.mode.startswith(("I", "F")):
+                    raise ImageError(
+                        f"{where}: Pillow mode {image.mode}, more than 8 bits a channel; convert it to 8 bits"
+                    )
+                if not image.has_transparency_data:
+                    return np.asarray(image.convert("RGB"))
+                rgba = np.asarray(image.convert("RGBA"))
+        except ImageError:
+            raise
+        except Exception as error:  # on damaged data Pillow's decoders raise almost anything
+            raise ImageError(
+                f"{where}: cannot be decoded ({type(error).__name__}: {error}); replace or remove it"
+            ) from error
+        if rgba[..., 3].min() < 255:
+            raise ImageError(f"{where}: has transparent pixels; flatten it onto the background you want")
+        return rgba[..., :3]
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(b"image files\n")
+        for _, data in self._encoded(0):
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+
+class _Folder(_ImageFiles):
+    """A folder, searched at every depth; folders that are links are not entered."""
+
+    def __init__(self, path: Path) -> None:
+        members: dict[PurePosixPath, str] = {}
+        links: list[Path] = []
+        with _readable(str(path)):
+            for folder, folders, files in os.walk(path, onerror=_raise):
+                for file in files:
+                    relative = (Path(folder) / file).relative_to(path).as_posix()
+                    members[PurePosixPath(relative)] = relative
+                links += [link for f in folders if (link := Path(folder) / f).is_symlink()]
+        super().__init__(str(path), "folder", members)
+        if links:
+            self.notes += (f"Folders that are links are not entered: {', '.join(map(str, sorted(links)))}.",)
+
+    @contextmanager
+    def _open(self) -> Iterator[Callable[[str], bytes]]:
+        yield lambda name: Path(self.name, name).read_bytes()
+
+    def _size(self, member: str) -> int:
+        return Path(self.name, member).stat().st_size
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+class _Zip(_ImageFiles):
+    """A zip of image files."""
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        with _readable(name), zipfile.ZipFile(path) as archive:
+            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+        for info in infos:
+            _check_member_name(name, info.filename)
+        super().__init__(name, "zip", {PurePosixPath(info.filename): info for info in infos})
+
+    @contextmanager
+    def _open(self) -> Iterator[Callable[[zipfile.ZipInfo], bytes]]:
+        with zipfile.ZipFile(self.name) as archive:
+            yield archive.read
+
+    def _size(self, member: zipfile.ZipInfo) -> int:
+        return member.file_size
+
+    def _digest(self) -> str:
+        checksums = [(info.CRC, info.file_size) for _, info in self._members]
+        return hashlib.sha256(f"zip {checksums}".encode()).hexdigest()
+
+
+class _Tar(_ImageFiles):
+    """A tar of image files, plain or compressed."""
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        members: dict[PurePosixPath, tarfile.TarInfo] = {}
+        with _readable(name), tarfile.open(path) as tar:
+            for info in tar:
+                _check_member_name(name, info.name)
+                member = PurePosixPath(info.name)
+                if _is_image(member) and not info.isreg() and not info.isdir():
+                    raise InputError(
+                        f"{name}: its member {info.name} is a link or device; expected regular files. "
+                        f"Write the archive again with tar --dereference --hard-dereference"
+                    )
+                if info.isreg():
+                    members[member] = info
+            # tarfile takes an archive that was cut between two members for a complete one.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise InputError(
+                    f"{name}: has no end mark after {len(members)} files; it was cut short, copy it again"
+                )
+            compressed = not isinstance(tar.fileobj, io.BufferedReader)
+        super().__init__(name, "tar", members)
+        offsets = [info.offset for _, info in self._members]
+        if compressed and offsets != sorted(offsets):
+            raise InputError(
+                f"{name}: a compressed tar can only be read in its own order, and this one is not sorted by "
+                f"name; decompress it, or write it again with tar --sort=name"
+            )
+
+    @contextmanager
+    def _open(self) -> Iterator[Callable[[tarfile.TarInfo], bytes]]:
+        with tarfile.open(self.name) as tar:
+
+            def read(info: tarfile.TarInfo) -> bytes:
+                file = tar.extractfile(info)
+                assert file is not None  # only regular files are kept
+                return file.read()
+
+            yield read
+
+    def _size(self, member: tarfile.TarInfo) -> int:
+        return member.size

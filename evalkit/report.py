@@ -1,0 +1,120 @@
+"""A comparison as text: a table to read, Markdown, or the reference evaluator's five lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from evalkit.results import Batch, Comparison, Score
+
+__all__ = ["FORMATS", "adm_lines", "markdown", "table"]
+
+TITLES = {
+    "inception_score": "Inception Score",
+    "fid": "FID",
+    "sfid": "sFID",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+# Headline first for a reader; `adm_lines` keeps the reference evaluator's order.
+READING_ORDER = ("fid", "sfid", "inception_score", "precision", "recall")
+
+
+def adm_lines(comparison: Comparison) -> str:
+    """The reference evaluator's output: five lines in its order, values in full."""
+    values = {score.name: repr(score.value) for score in comparison.scores}
+    missing = {name: f"unavailable ({reason})" for name, reason in comparison.missing.items()}
+    return "\n".join(f"{title}: {(values | missing)[name]}" for name, title in TITLES.items())
+
+
+def table(comparison: Comparison) -> str:
+    """A table for the terminal: what was compared, the scores, what is missing and why, warnings."""
+    header = [
+        ("reference", _describe_batch(comparison.reference)),
+        ("samples", _describe_batch(comparison.samples)),
+        ("protocol", f"{comparison.protocol}; {_describe_extractor(comparison)}"),
+    ]
+    lines = [f"{key:<10} {text}" for key, text in header]
+    lines += ["", f"{'metric':<16} {'value':>10}  better"]
+    for name in _names(comparison):
+        score = _score(comparison, name)
+        if score is None:
+            lines.append(f"{TITLES[name]:<16} {'-':>10}  not computed: {comparison.missing[name]}")
+        else:
+            spread = "" if score.spread is None else f"   (± {score.spread:.2f} over splits)"
+            lines.append(f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}")
+    for text in _remarks(comparison):
+        lines += ["", text]
+    return "\n".join(lines)
+
+
+def markdown(comparison: Comparison) -> str:
+    """A Markdown table with the same content."""
+    lines = ["| metric | value | better |", "|---|---|---|"]
+    for name in _names(comparison):
+        score = _score(comparison, name)
+        if score is None:
+            lines.append(f"| {TITLES[name]} | – | not computed: {comparison.missing[name]} |")
+        else:
+            lines.append(f"| {TITLES[name]} | {_rounded(score)} | {score.better} |")
+    lines += [
+        "",
+        f"Reference: {_describe_batch(comparison.reference)}. "
+        f"Samples: {_describe_batch(comparison.samples)}. "
+        f"Protocol {comparison.protocol}; {_describe_extractor(comparison)}.",
+    ]
+    for text in _remarks(comparison):
+        lines += ["", text]
+    return "\n".join(lines)
+
+
+def _names(comparison: Comparison) -> list[str]:
+    known = {score.name for score in comparison.scores} | set(comparison.missing)
+    return [name for name in READING_ORDER if name in known]
+
+
+def _score(comparison: Comparison, name: str) -> Score | None:
+    return next((score for score in comparison.scores if score.name == name), None)
+
+
+def _rounded(score: Score) -> str:
+    return f"{score.value:.4f}"
+
+
+def _describe_batch(batch: Batch) -> str:
+    parts = [batch.name]
+    if batch.images:
+        size = "" if batch.image_shape is None else f" {batch.image_shape[1]}x{batch.image_shape[0]}"
+        parts.append(f"{batch.images:,} images{size}")
+    if batch.statistics == "file":
+        parts.append("mean and covariance from the file")
+    if batch.features != "extracted" and batch.images:
+        parts.append(f"features from {'the store' if batch.features == 'stored' else 'the file'}")
+    return ", ".join(parts)
+
+
+def _describe_extractor(comparison: Comparison) -> str:
+    extractor = comparison.extractor
+    how = ", ".join(str(extractor[key]) for key in ("backend", "precision", "device") if key in extractor)
+    return f"{extractor['name']} ({how})" if how else str(extractor["name"])
+
+
+def _remarks(comparison: Comparison) -> Iterator[str]:
+    drift = comparison.drift
+    if drift:
+        precision = next(key for key in drift if key not in ("images", "float32"))
+        moved = ", ".join(
+            f"{TITLES[name]} {value - drift['float32'][name]:+.4f}"
+            for name, value in drift[precision].items()
+        )
+        first = " and ".join(map(str, drift["images"]))
+        yield f"drift: against float32, {precision} moves on the first {first} images: {moved}"
+    for warning in comparison.warnings:
+        yield f"warning: {warning}"
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "table": table,
+    "adm": adm_lines,
+    "markdown": markdown,
+    "json": lambda comparison: comparison.to_json().rstrip("\n"),
+}

@@ -1,0 +1,861 @@
+"""Every container gives the same pixels in the same order, and every bad input a message that names it."""
+
+import gzip
+import io
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import tracemalloc
+import zipfile
+from itertools import count
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evalkit.images
+from evalkit.errors import ImageError, InputError
+from evalkit.images import open_images, read_ahead
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
+NAMES = ["a.png", "a/b.PNG", "a/c/1.png", "a/c/10.png", "a/c/2.png", "b.png", "z.bmp"]  # sorted as strings
+STATISTICS = {
+    "mu": np.zeros(2048, np.float32),
+    "sigma": np.eye(2048),
+    "mu_s": np.zeros(2023, np.float32),
+    "sigma_s": np.eye(2023),
+}
+
+
+def encoded(pixels, format="PNG", **options):
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def image_files():
+    return {name: encoded(x, name[-3:].upper()) for name, x in zip(NAMES, PIXELS, strict=True)}
+
+
+def write_folder(path, files):
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def write_zip(path, files, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_npz(path, *arrays, **named):
+    np.savez(path, *arrays, **named)
+    return path
+
+
+def write_raw_npy_zip(path, header, body=b""):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return write_zip(path, {"arr_0.npy": buffer.getvalue() + body})
+
+
+def write_h5(path, **datasets):
+    with h5py.File(path, "w") as file:
+        for key, value in datasets.items():
+            file[key] = value
+    return path
+
+
+def npz_of_npy_version_2(path):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, PIXELS, version=(2, 0))
+    return write_zip(path, {"arr_0.npy": buffer.getvalue()})
+
+
+def deflated_npz(path):
+    np.savez_compressed(path, PIXELS)
+    return path
+
+
+def npy(path):
+    np.save(path, PIXELS)
+    return path
+
+
+def reverse(files):
+    return dict(reversed(files.items()))
+
+
+# Archives are written in reverse where they can be, so that only sorting gives NAMES' order.
+CONTAINERS = {
+    "npz": lambda d: write_npz(d / "x.npz", PIXELS),
+    "npz deflated": lambda d: deflated_npz(d / "x.npz"),
+    "npz of npy version 2": lambda d: npz_of_npy_version_2(d / "x.npz"),
+    "npz int64": lambda d: write_npz(d / "x.npz", PIXELS.astype(np.int64)),
+    "npz big-endian": lambda d: write_npz(d / "x.npz", PIXELS.astype(">i4")),
+    "npz Fortran order": lambda d: write_npz(d / "x.npz", np.asfortranarray(PIXELS)),
+    "npz under another suffix": lambda d: write_npz(d / "y.npz", PIXELS).rename(d / "x.dat"),
+    "npy": lambda d: npy(d / "x.npy"),
+    "folder": lambda d: write_folder(d / "x", reverse(image_files())),
+    "zip": lambda d: write_zip(d / "x.zip", reverse(image_files())),
+    "zip deflated": lambda d: write_zip(d / "x.zip", reverse(image_files()), zipfile.ZIP_DEFLATED),
+    "tar": lambda d: write_tar(d / "x.tar", reverse(image_files())),
+    "tar.gz": lambda d: write_tar(d / "x.tar.gz", image_files(), "w:gz"),
+    "tar.bz2": lambda d: write_tar(d / "x.tar.bz2", image_files(), "w:bz2"),
+    "tar.xz": lambda d: write_tar(d / "x.tar.xz", image_files(), "w:xz"),
+    "tar with ./": lambda d: write_tar(d / "x.tar", {f"./{k}": v for k, v in image_files().items()}),
+    "hdf5 images": lambda d: write_h5(d / "x.h5", images=PIXELS, other=PIXELS[:2]),
+    "hdf5 nested": lambda d: write_h5(d / "x.h5", **{"group/pictures": PIXELS, "scores": np.zeros(3)}),
+    "array": lambda d: PIXELS,
+    "array not contiguous": lambda d: np.ascontiguousarray(PIXELS[::-1])[::-1],
+    "tensor": lambda d: torch.from_numpy(PIXELS.copy()),
+}
+
+
+@pytest.fixture(params=CONTAINERS)
+def container(request, tmp_path):
+    return CONTAINERS[request.param](tmp_path)
+
+
+def test_every_container_gives_the_same_images(container):
+    source = open_images(container)
+    assert (len(source), source.shape, source.dtype) == (7, (6, 5, 3), np.uint8)
+    batches = list(source.batches(3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert all(batch.dtype == np.uint8 and batch.flags.c_contiguous for batch in batches)
+    np.testing.assert_array_equal(np.concatenate(batches), PIXELS)
+
+
+@pytest.mark.parametrize(("size", "start"), [(2, 5), (100, 1), (1, 6), (3, 3)])
+def test_start_skips(container, size, start):
+    source = open_images(container)
+    np.testing.assert_array_equal(np.concatenate(list(source.batches(size, start))), PIXELS[start:])
+    assert list(source.batches(size, 7)) == []
+
+
+def test_batches_are_writable_and_belong_to_the_consumer(container):
+    source = open_images(container)
+    for batch in source.batches(4):
+        batch[:] = 0
+    np.testing.assert_array_equal(next(source.batches(7)), PIXELS)
+
+
+def test_sources_survive_pickling(container):
+    source = open_images(container)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(next(copy.batches(7)), PIXELS)
+    assert copy.digest == source.digest
+
+
+def test_two_readers_of_one_source_do_not_disturb_each_other(container):
+    source = open_images(container)
+    pairs = zip(source.batches(1), source.batches(1), strict=True)
+    assert sum(np.array_equal(a, b) for a, b in pairs) == 7
+
+
+def test_name_and_kind(tmp_path):
+    kinds = {
+        "npz": "npz",
+        "npy": "npy",
+        "folder": "folder",
+        "zip": "zip",
+        "tar.gz": "tar",
+        "hdf5 images": "hdf5",
+    }
+    for key, kind in kinds.items():
+        (tmp_path / kind).mkdir()
+        path = CONTAINERS[key](tmp_path / kind)
+        source = open_images(str(path))
+        assert (source.name, source.kind) == (str(path), kind)
+    assert (open_images(PIXELS).name, open_images(PIXELS).kind) == ("<array>", "array")
+
+
+@pytest.mark.parametrize(("size", "start"), [(0, 0), (-1, 0), (1, -1), (1, 8)])
+def test_batches_refuses_impossible_arguments(size, start):
+    with pytest.raises(ValueError, match="expected"):
+        open_images(PIXELS).batches(size, start)
+
+
+def test_photographs_decode_as_pillow_decodes_them(tmp_path):
+    photos = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    files = {f"{i}.jpg": encoded(photo, "JPEG", quality=90) for i, photo in enumerate(photos)}
+    source = open_images(write_zip(tmp_path / "photos.zip", files))
+    expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
+    np.testing.assert_array_equal(next(source.batches(2)), expected)
+
+
+# ------------------------------------------------------------------------------------- what comes along
+
+
+def test_labels(tmp_path):
+    labels = np.arange(7, dtype=np.uint8)
+    npz = write_npz(tmp_path / "x.npz", PIXELS, labels)
+    hdf5 = write_h5(tmp_path / "x.h5", images=PIXELS, labels=labels)
+    hdf5_arr_1 = write_h5(tmp_path / "y.h5", arr_0=PIXELS, arr_1=labels)
+    for path in (npz, hdf5, hdf5_arr_1):
+        found = open_images(path).labels
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, labels)
+    assert open_images(PIXELS).labels is None
+
+
+def test_labels_of_another_length_are_left_out_and_said_so(tmp_path):
+    for path in (
+        write_npz(tmp_path / "x.npz", PIXELS, np.arange(6)),
+        write_h5(tmp_path / "x.h5", images=PIXELS, labels=np.zeros((7, 2))),
+    ):
+        source = open_images(path)
+        assert source.labels is None
+        assert "labels are left out: expected 7 integers" in source.notes[0]
+
+
+@pytest.mark.parametrize("images", [{}, {"arr_0": PIXELS}], ids=["alone", "with images"])
+def test_statistics(tmp_path, images):
+    source = open_images(write_npz(tmp_path / "x.npz", **images, **STATISTICS))
+    assert source.statistics.keys() == STATISTICS.keys()
+    for key, value in STATISTICS.items():
+        assert source.statistics[key].dtype == value.dtype
+        np.testing.assert_array_equal(source.statistics[key], value)
+    assert len(source) == (7 if images else 0)
+    assert sum(map(len, source.batches(4))) == len(source)
+
+
+def test_statistics_alone_have_a_digest_and_a_note(tmp_path):
+    source = open_images(write_npz(tmp_path / "x.npz", **STATISTICS))
+    other = open_images(write_npz(tmp_path / "y.npz", **(STATISTICS | {"mu": np.ones(2048, np.float32)})))
+    assert source.shape is None
+    assert "no images" in source.notes[0]
+    assert source.digest != other.digest
+
+
+def test_floats_are_not_rounded(tmp_path):
+    values = PIXELS.astype(np.float64) * 0.99 + 0.3
+    for path in (write_npz(tmp_path / "x.npz", values), write_h5(tmp_path / "x.h5", images=values)):
+        source = open_images(path)
+        assert source.dtype == np.float32
+        assert "floats" in source.notes[0]
+        batch = next(source.batches(7))
+        assert batch.dtype == np.float32
+        np.testing.assert_array_equal(batch, values.astype(np.float32))
+
+
+def test_black_floats_are_not_taken_for_scaled_ones():
+    assert open_images(np.zeros((2, 4, 4, 3), np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGBA", "LA"])
+def test_pillow_modes_become_rgb(tmp_path, mode):
+    image = Image.fromarray(PIXELS[0]).convert(mode)
+    path = write_folder(tmp_path / "x", {"a.tif" if mode == "CMYK" else "a.png": b""})
+    file = next(path.iterdir())
+    image.save(file)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(next(open_images(path).batches(1))[0], expected)
+
+
+def test_files_that_are_not_images_are_left_out_and_counted(tmp_path):
+    extra = {"labels.csv": b"", "README": b"", "x.gif": b"", ".hidden/a.png": b"", "__MACOSX/._a.png": b""}
+    files = image_files() | extra
+    for path in (
+        write_folder(tmp_path / "x", files),
+        write_zip(tmp_path / "x.zip", files),
+        write_tar(tmp_path / "x.tar", files),
+    ):
+        source = open_images(path)
+        assert len(source) == 7
+        assert "1 .csv, 1 .gif, 2 hidden, 1 without suffix" in source.notes[0]
+
+
+def test_linked_folders_are_not_entered_and_said_so(tmp_path):
+    folder = write_folder(tmp_path / "x", image_files())
+    (folder / "loop").symlink_to(folder)
+    source = open_images(folder)
+    assert len(source) == 7
+    assert "loop" in source.notes[0]
+
+
+# ----------------------------------------------------------------------------------------------- digest
+
+
+def test_digest_is_a_sha256_and_repeatable(container):
+    digest = open_images(container).digest
+    assert len(bytes.fromhex(digest)) == 32
+    assert open_images(container).digest == digest
+
+
+def test_stored_and_deflated_have_the_same_digest(tmp_path):
+    stored, deflated = (
+        write_npz(tmp_path / "x.npz", PIXELS),
+        deflated_npz(tmp_path / "y.npz"),
+    )
+    assert stored.read_bytes() != deflated.read_bytes()
+    assert open_images(stored).digest == open_images(deflated).digest
+    a = write_zip(tmp_path / "a.zip", image_files())
+    b = write_zip(tmp_path / "b.zip", reverse(image_files()), zipfile.ZIP_DEFLATED)
+    assert open_images(a).digest == open_images(b).digest
+
+
+def test_statistics_and_labels_do_not_change_the_digest_of_images(tmp_path):
+    plain = write_npz(tmp_path / "x.npz", PIXELS)
+    more = write_npz(tmp_path / "y.npz", PIXELS, np.arange(7), **STATISTICS)
+    assert open_images(plain).digest == open_images(more).digest
+
+
+def test_folder_and_tar_of_the_same_files_have_the_same_digest(tmp_path):
+    digests = {
+        open_images(write_folder(tmp_path / "x", image_files())).digest,
+        open_images(write_tar(tmp_path / "x.tar", image_files())).digest,
+        open_images(write_tar(tmp_path / "x.tgz", image_files(), "w:gz")).digest,
+    }
+    assert len(digests) == 1
+
+
+WRITERS = {
+    "npz": lambda d, x: write_npz(d / "x.npz", x),
+    "folder": lambda d, x: write_folder(d / "x", {f"{i}.png": encoded(p) for i, p in enumerate(x)}),
+    "zip": lambda d, x: write_zip(d / "x.zip", {f"{i}.png": encoded(p) for i, p in enumerate(x)}),
+    "tar": lambda d, x: write_tar(d / "x.tar", {f"{i}.png": encoded(p) for i, p in enumerate(x)}),
+    "hdf5": lambda d, x: write_h5(d / "x.h5", images=x),
+    "array": lambda d, x: x,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_digest_follows_pixels_order_and_number(tmp_path, kind):
+    changed = PIXELS.copy()
+    changed[3, 2, 1, 0] ^= 1
+    digests = set()
+    for i, pixels in enumerate([PIXELS, changed, PIXELS[::-1].copy(), PIXELS[:6]]):
+        (tmp_path / str(i)).mkdir()
+        digests.add(open_images(WRITERS[kind](tmp_path / str(i), pixels)).digest)
+    assert len(digests) == 4
+
+
+def test_digest_follows_the_shape_of_the_same_bytes(tmp_path):
+    turned = PIXELS.reshape(7, 5, 6, 3)
+    assert open_images(PIXELS).digest != open_images(turned).digest
+    a, b = write_npz(tmp_path / "a.npz", PIXELS), write_npz(tmp_path / "b.npz", turned)
+    assert open_images(a).digest != open_images(b).digest
+
+
+# ----------------------------------------------------------------------------------------------- memory
+
+
+def test_a_large_npz_is_streamed(tmp_path):
+    shape, path = (2000, 256, 256, 3), tmp_path / "large.npz"
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(shape[0] // 100):
+            member.write(bytes(100 * 256 * 256 * 3))
+    tracemalloc.start()
+    try:
+        source = open_images(path)
+        assert len(source.digest) == 64
+        batches = source.batches(16)
+        for _ in range(10):
+            assert next(batches).shape == (16, 256, 256, 3)
+        batches.close()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    batch_bytes = 16 * 256 * 256 * 3
+    assert batch_bytes < peak < 10 * batch_bytes  # the whole is 125 batches
+
+
+def test_image_files_are_streamed(tmp_path):
+    one = encoded(np.zeros((256, 256, 3), np.uint8))
+    source = open_images(write_zip(tmp_path / "x.zip", {f"{i:04}.png": one for i in range(640)}))
+    tracemalloc.start()
+    try:
+        batches = source.batches(8)
+        for _ in range(10):
+            next(batches)
+        batches.close()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 15 * 8 * 256 * 256 * 3  # the whole is 80 batches
+
+
+# -------------------------------------------------------------------------------------------- bad input
+
+
+def bad(path, *parts, error=InputError):
+    """Opens and reads everything; exactly this error must come, with these words in its message."""
+    with pytest.raises(error) as caught:
+        for _ in open_images(path).batches(2):
+            pass
+    message = str(caught.value)
+    assert caught.type is error
+    for part in parts:
+        assert part in message, message
+
+
+def test_missing_file(tmp_path):
+    bad(tmp_path / "none.npz", "none.npz", "no such file")
+
+
+def test_unknown_content(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"hello, world")
+    bad(tmp_path / "x.npz", "x.npz", "no known container", "b'hello, w'", "expected an npz")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    bad(tmp_path / "empty.npz", "empty.npz", "b''")
+
+
+@pytest.mark.parametrize("size", [200, -10])
+def test_truncated_zip(tmp_path, size):
+    path = write_npz(tmp_path / "x.npz", PIXELS)
+    path.write_bytes(path.read_bytes()[:size])
+    bad(path, "x.npz", "cannot be read", "complete")
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("size", [2, 7, 100])
+def test_wrong_checksum_is_seen_before_the_last_batch(tmp_path, deflate, size):
+    if deflate:
+        path = deflated_npz(tmp_path / "x.npz")
+        with zipfile.ZipFile(path) as archive:
+            crc = archive.getinfo("arr_0.npy").CRC.to_bytes(4, "little")
+        path.write_bytes(path.read_bytes().replace(crc, b"\1\2\3\4"))
+    else:
+        path, other = write_npz(tmp_path / "x.npz", PIXELS), PIXELS[-1].tobytes()
+        path.write_bytes(path.read_bytes().replace(other, other[:-1] + bytes([other[-1] ^ 1])))
+    seen = []
+    with pytest.raises(InputError, match=r"x\.npz: cannot be read \(BadZipFile: Bad CRC-32"):
+        seen.extend(open_images(path).batches(size))
+    assert sum(map(len, seen)) < 7
+
+
+def test_damaged_deflate_stream(tmp_path):
+    path = deflated_npz(tmp_path / "x.npz")
+    data = bytearray(path.read_bytes())
+    data[150:250] = bytes(100)
+    path.write_bytes(data)
+    bad(path, "x.npz", "cannot be read")
+
+
+def test_a_zip_member_without_a_name(tmp_path):
+    path = write_zip(tmp_path / "x.zip", {"a": b"", "b.png": encoded(PIXELS[0])})
+    data = path.read_bytes()
+    directory = data.index(b"PK\1\2")
+    entry = bytearray(data[directory : directory + 47])
+    entry[28:30] = bytes(2)  # the name's length
+    path.write_bytes(data[:directory] + entry[:46] + data[directory + 47 :])
+    bad(path, "x.zip")
+
+
+def test_an_npz_member_without_suffix_is_not_taken_for_an_array(tmp_path):
+    array = io.BytesIO()
+    np.save(array, PIXELS)
+    bad(
+        write_zip(tmp_path / "x.npz", {"arr_0": array.getvalue(), "b.npy": b""}),
+        "no arr_0",
+        "its keys are b.",
+    )
+
+
+def test_encrypted_zip(tmp_path):
+    path = write_npz(tmp_path / "x.npz", PIXELS)
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # flag bit 0, in the member's header and in the directory
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+    bad(path, "x.npz", "encrypted")
+
+
+def test_pickled_arrays_are_refused_and_do_not_run(tmp_path):
+    ran = []
+
+    class Trap:
+        def __reduce__(self):
+            return (ran.append, (1,))
+
+    path = write_npz(tmp_path / "x.npz", np.array([Trap(), 1], dtype=object))
+    ran.clear()
+    bad(path, "x.npz, arr_0", "pickled", "never loaded")
+    np.save(tmp_path / "x.npy", np.array([Trap()], dtype=object))
+    bad(tmp_path / "x.npy", "x.npy", "pickled")
+    labels = write_npz(tmp_path / "y.npz", PIXELS, np.array([Trap()] * 7, dtype=object))
+    bad(labels, "y.npz, arr_1", "pickled")
+    assert ran == []
+
+
+ARRAY_FORMS = {
+    "npz": (lambda d, x: write_npz(d / "x.npz", x), "x.npz, arr_0"),
+    "hdf5": (lambda d, x: write_h5(d / "x.h5", images=x), "x.h5, images"),
+    "array": (lambda d, x: x, "<array>"),
+}
+
+
+@pytest.mark.parametrize("form", ARRAY_FORMS)
+@pytest.mark.parametrize(
+    ("array", "parts"),
+    [
+        (np.zeros((5, 8, 8), np.uint8), ("(5, 8, 8)", "four axes")),
+        (np.zeros((5,), np.uint8), ("(5,)", "four axes")),
+        (np.zeros((5, 8, 8, 1), np.uint8), ("(5, 8, 8, 1)", "np.repeat")),
+        (np.zeros((5, 8, 8, 4), np.uint8), ("(5, 8, 8, 4)", "alpha")),
+        (np.zeros((5, 8, 8, 2), np.uint8), ("(5, 8, 8, 2)", "expected 3 channels")),
+        (np.zeros((5, 3, 8, 8), np.uint8), ("looks like NCHW", "transpose(0, 2, 3, 1)")),
+        (np.zeros((0, 8, 8, 3), np.uint8), ("(0, 8, 8, 3)", "at least one image")),
+        (np.zeros((2, 0, 8, 3), np.uint8), ("(2, 0, 8, 3)", "empty")),
+        (np.zeros((2, 8, 8, 3), np.bool_), ("bool", "expected integers or floats")),
+        (np.zeros((2, 8, 8, 3), np.complex64), ("complex64", "expected integers or floats")),
+    ],
+    ids=lambda value: f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else "",
+)
+def test_wrong_arrays(tmp_path, form, array, parts):
+    write, name = ARRAY_FORMS[form]
+    bad(write(tmp_path, array), name, *parts)
+
+
+@pytest.mark.parametrize("form", ARRAY_FORMS)
+@pytest.mark.parametrize(
+    ("dtype", "value", "shown"),
+    [
+        (np.float32, np.nan, "nan"),
+        (np.float32, np.inf, "inf"),
+        (np.float32, -np.inf, "-inf"),
+        (np.float16, -3.5, "-3.5"),
+        (np.float64, 255.5, "255.5"),
+        (np.int64, -1, "-1"),
+        (np.int16, 256, "256"),
+        (np.uint64, 2**63, str(2**63)),
+    ],
+)
+def test_values_out_of_range_name_the_image(tmp_path, form, dtype, value, shown):
+    array = PIXELS.astype(dtype)
+    array[5, 1, 2, 0] = value
+    write, _ = ARRAY_FORMS[form]
+    path = write(tmp_path, array)
+    bad(path, "image 5 ", f"the value {shown};", "from 0 to 255", error=ImageError)
+    with pytest.raises(ImageError, match="image 5 "):
+        list(open_images(path).batches(3, start=4))
+
+
+@pytest.mark.parametrize("form", ARRAY_FORMS)
+def test_scaled_floats_are_refused_at_once(tmp_path, form):
+    write, _ = ARRAY_FORMS[form]
+    unit = PIXELS.astype(np.float32) / 255
+    with pytest.raises(InputError, match=r"\[0, 1\].*expected \[0, 255\].*\(x \* 255\)"):
+        open_images(write(tmp_path, unit))
+    with pytest.raises(InputError, match=r"\[-1, 1\].*expected \[0, 255\].*\(\(x \+ 1\) \* 127\.5\)"):
+        open_images(write(tmp_path, unit * 2 - 1))
+
+
+def test_the_advice_for_scaled_floats_gives_the_pixels_back():
+    x = PIXELS.astype(np.float32) / 255
+    np.testing.assert_array_equal((x * 255).round().clip(0, 255).astype(np.uint8), PIXELS)
+    x = x * 2 - 1
+    np.testing.assert_array_equal(((x + 1) * 127.5).round().clip(0, 255).astype(np.uint8), PIXELS)
+
+
+def test_npz_without_images_lists_its_keys(tmp_path):
+    bad(write_npz(tmp_path / "x.npz", images=PIXELS, fid=np.zeros(1)), "no arr_0", "fid, images", "np.savez")
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape", "body"),
+    [
+        ("|u1", (10**9, 64, 64, 3), 100),
+        ("|u1", (1, 4, 4, 3), 49),
+        ("|u1", (1, 4, 4, 3), 47),
+        ("|u1", (-1, -16, 1, 3), 48),
+        ("<f8", (10**30, 4, 4, 3), 48),
+    ],
+)
+def test_a_header_that_lies_about_the_size_is_refused_before_allocation(tmp_path, descr, shape, body):
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    path = write_raw_npy_zip(tmp_path / "x.npz", header, bytes(body))
+    bad(path, "x.npz, arr_0", str(shape), "damaged")
+
+
+def test_one_gigantic_image_is_refused_before_allocation(tmp_path, monkeypatch):
+    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 89)
+    bad(write_npz(tmp_path / "x.npz", PIXELS), "(7, 6, 5, 3)", "89 bytes")
+    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 90)
+    assert len(open_images(tmp_path / "x.npz")) == 7
+
+
+def test_bad_npy_headers(tmp_path):
+    bad(
+        write_zip(tmp_path / "x.npz", {"arr_0.npy": b"not an array"}),
+        "x.npz, arr_0",
+        "npy header",
+        "np.savez",
+    )
+    header = b"{'descr': '|u1', 'shape': (1,"  # ends in the middle
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    bad(write_zip(tmp_path / "z.npz", {"arr_0.npy": data}), "z.npz, arr_0", "npy header")
+    data = b"\x93NUMPY\x03\x00" + bytes(100)
+    bad(write_zip(tmp_path / "y.npz", {"arr_0.npy": data}), "y.npz, arr_0", "(3, 0)", "1.0 or 2.0")
+
+
+@pytest.mark.parametrize("name", ["/etc/x.npy", "../x.npy", "a/../../x.npy", "a\\..\\x.npy", "C:\\x.npy"])
+def test_names_that_leave_the_archive_are_refused(tmp_path, name):
+    array = io.BytesIO()
+    np.save(array, PIXELS)
+    bad(write_zip(tmp_path / "x.npz", {"arr_0.npy": array.getvalue(), name: b""}), "refused", repr(name))
+    name = name.replace("npy", "png")
+    bad(write_zip(tmp_path / "x.zip", {name: encoded(PIXELS[0])}), "x.zip", "refused", repr(name))
+    bad(write_tar(tmp_path / "x.tar", {name: encoded(PIXELS[0])}), "x.tar", "refused", repr(name))
+
+
+@pytest.mark.parametrize("key", STATISTICS)
+def test_statistics_must_be_complete_fitting_and_finite(tmp_path, key):
+    path = tmp_path / "x.npz"
+    write_npz(path, PIXELS, **{k: v for k, v in STATISTICS.items() if k != key})
+    bad(path, f"without {key};", "mu, sigma, mu_s, sigma_s")
+    write_npz(path, PIXELS, **(STATISTICS | {key: STATISTICS[key][1:]}))
+    bad(path, f"{key} is float", str(STATISTICS[key][1:].shape), f"shape {STATISTICS[key].shape}")
+    write_npz(path, PIXELS, **(STATISTICS | {key: STATISTICS[key].astype(np.int64)}))
+    bad(path, f"{key} is int64", "expected floats")
+    broken = STATISTICS[key].copy()
+    broken[-1] = np.nan
+    write_npz(path, PIXELS, **(STATISTICS | {key: broken}))
+    bad(path, f"{key} holds values that are not finite")
+
+
+def test_mu_alone(tmp_path):
+    bad(write_npz(tmp_path / "x.npz", mu=STATISTICS["mu"]), "without sigma, mu_s, sigma_s")
+
+
+def test_folder_without_images(tmp_path):
+    bad(
+        write_folder(tmp_path / "x", {"a.txt": b"", "b.txt": b"", "c.gif": b""}),
+        "no images",
+        "1 .gif, 2 .txt",
+    )
+    (tmp_path / "y").mkdir()
+    bad(tmp_path / "y", "no images", "no files", ".png")
+    bad(write_zip(tmp_path / "x.zip", {"a.txt": b""}), "x.zip", "no images", "1 .txt")
+    bad(write_tar(tmp_path / "x.tar", {"a.txt": b""}), "x.tar", "no images", "1 .txt")
+
+
+def image_containers(directory, files):
+    return (
+        write_folder(directory / "x", files),
+        write_zip(directory / "x.zip", files),
+        write_tar(directory / "x.tar", files),
+    )
+
+
+def test_mixed_sizes_name_both_files(tmp_path):
+    files = image_files() | {"a/c/10.png": encoded(PIXELS[0, :4])}
+    for path in image_containers(tmp_path, files):
+        bad(path, path.name, "a/c/10.png: 5x4 pixels", "a.png, has 5x6", error=ImageError)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: b"no image", lambda data: b""])
+def test_a_corrupt_image_in_the_middle_is_named(tmp_path, damage):
+    files = image_files()
+    files["a/c/2.png"] = damage(files["a/c/2.png"])
+    for path in image_containers(tmp_path, files):
+        bad(path, path.name, "a/c/2.png", "cannot be decoded", error=ImageError)
+
+
+def test_a_truncated_photograph_is_not_filled_with_grey(tmp_path):
+    data = encoded(np.kron(PIXELS[0], np.ones((32, 32, 1), np.uint8)), "JPEG")
+    for path in image_containers(tmp_path, {"a.jpg": data, "b.jpg": data[: len(data) // 2]}):
+        bad(path, "b.jpg", "truncated", error=ImageError)
+
+
+def test_a_wrong_checksum_in_a_zip_of_images(tmp_path):
+    path = write_zip(tmp_path / "x.zip", image_files())
+    data = image_files()["b.png"]
+    path.write_bytes(path.read_bytes().replace(data, data[:-1] + b"\0"))
+    bad(path, "x.zip, b.png", "CRC-32")
+
+
+def test_transparency(tmp_path):
+    rgba = np.dstack([PIXELS[0], np.full((6, 5), 255, np.uint8)])
+    rgba[2, 2, 3] = 254
+    palette = Image.fromarray(PIXELS[0]).convert("P")
+    for name, image, options in (
+        ("rgba", rgba, {}),
+        ("palette", palette, {"transparency": palette.getpixel((1, 1))}),
+    ):
+        folder = write_folder(tmp_path / name, {"a.png": encoded(image, **options)})
+        bad(folder, "a.png", "transparent", "flatten", error=ImageError)
+
+
+def test_more_than_8_bits(tmp_path):
+    grey = Image.fromarray(np.full((6, 5), 40_000, np.uint16))
+    bad(write_folder(tmp_path / "x", {"a.png": encoded(grey)}), "a.png", "I;16", "8 bits", error=ImageError)
+    floats = Image.fromarray(np.zeros((6, 5), np.float32))
+    bad(write_folder(tmp_path / "y", {"a.tif": encoded(floats, "TIFF")}), "a.tif", "mode F", error=ImageError)
+
+
+def test_decompression_bomb(tmp_path, monkeypatch):
+    path = write_folder(tmp_path / "x", image_files())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    bad(path, "a.png", "DecompressionBombError", error=ImageError)
+    monkeypatch.undo()
+    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 1000)
+    bomb = write_folder(tmp_path / "y", {"a.png": encoded(np.zeros((20, 20, 3), np.uint8))})
+    bad(bomb, "a.png", "20x20 pixels", error=ImageError)
+
+
+def test_huge_members_are_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("it was read"))
+    for path in image_containers(tmp_path, {"a.png": bytes(1001)}):
+        bad(path, "a.png: 1001 bytes", "limited to 1000", error=ImageError)
+
+
+def test_only_image_decoders_are_reached(tmp_path):
+    """Pillow hands PostScript to an external program; a suffix must not be enough to get there."""
+    eps = encoded(PIXELS[0], "EPS")
+    bad(write_folder(tmp_path / "x", {"a.png": eps}), "a.png", "cannot be decoded", error=ImageError)
+
+
+def test_links_in_a_tar_are_refused(tmp_path):
+    path = write_tar(tmp_path / "x.tar", image_files())
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    bad(path, "link.png", "link", "--dereference")
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 5])
+def test_a_tar_that_was_cut_short(tmp_path, blocks):
+    path = write_tar(tmp_path / "x.tar", image_files())
+    path.write_bytes(path.read_bytes()[: 512 * blocks])  # in the first file, and between two
+    bad(path, "x.tar", "cut short" if blocks % 2 == 0 else "")
+    data = gzip.compress(write_tar(tmp_path / "y.tar", image_files()).read_bytes())
+    (tmp_path / "y.tar.gz").write_bytes(data[: len(data) // 2])
+    bad(tmp_path / "y.tar.gz", "y.tar.gz", "cannot be read")
+
+
+def test_a_compressed_tar_in_another_order_is_refused(tmp_path):
+    path = write_tar(tmp_path / "x.tar.gz", reverse(image_files()), "w:gz")
+    bad(path, "x.tar.gz", "not sorted by name", "--sort=name")
+
+
+def test_hdf5_without_a_clear_dataset_lists_them(tmp_path):
+    path = write_h5(tmp_path / "x.h5", **{"real": PIXELS, "group/fake": PIXELS, "scores": np.zeros(3)})
+    bad(path, "x.h5", "which dataset", "real (7, 6, 5, 3)", "group/fake (7, 6, 5, 3)", "scores (3,)")
+    bad(write_h5(tmp_path / "y.h5"), "found none")
+
+
+def test_truncated_hdf5(tmp_path):
+    path = write_h5(tmp_path / "x.h5", images=np.tile(PIXELS, (20, 1, 1, 1)))
+    path.write_bytes(path.read_bytes()[:-100])
+    bad(path, "x.h5", "cannot be read", "complete")
+
+
+def test_truncated_npy(tmp_path):
+    path = npy(tmp_path / "x.npy")
+    path.write_bytes(path.read_bytes()[:-1])
+    bad(path, "x.npy", "(7, 6, 5, 3)", "damaged")
+
+
+def test_objects_that_are_no_arrays():
+    bad([PIXELS], "list", "expected a path or an array")
+    bad(torch.zeros(2, 4, 4, 3, requires_grad=True), "<array>", "Tensor", "requires grad")
+    bad(np.float32(1), "<array>", "single number")
+
+
+# ------------------------------------------------------------------------------------------- read_ahead
+
+
+def read_ahead_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def test_read_ahead_keeps_the_items():
+    assert list(read_ahead(iter(range(10)))) == list(range(10))
+    assert list(read_ahead([None, False], depth=5)) == [None, False]
+    assert read_ahead_threads() == []
+
+
+def test_read_ahead_reads_ahead_and_no_further():
+    produced = []
+    numbers = read_ahead((produced.append(i) or i for i in count()), depth=2)
+    assert next(numbers) == 0
+    deadline = time.monotonic() + 10
+    while len(produced) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(produced) == 3  # the one in hand, and two that wait
+    numbers.close()
+
+
+def test_read_ahead_passes_exceptions_on_in_their_place():
+    def broken():
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    numbers = read_ahead(broken(), depth=4)
+    assert [next(numbers), next(numbers)] == [1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(numbers)
+    assert read_ahead_threads() == []
+
+
+def test_read_ahead_closed_early_leaves_nothing_behind():
+    closed = threading.Event()
+
+    def numbers():
+        try:
+            yield from count()
+        finally:
+            closed.set()
+
+    ahead = read_ahead(numbers())
+    assert next(ahead) == 0
+    assert len(read_ahead_threads()) == 1
+    ahead.close()
+    assert read_ahead_threads() == []
+    assert closed.is_set()
+
+
+def test_batches_closed_early_leave_no_thread_and_no_open_file(container):
+    before = set(threading.enumerate())
+    batches = open_images(container).batches(1)
+    next(batches)
+    del batches
+    assert set(threading.enumerate()) == before
+    descriptors = Path("/proc/self/fd")
+    if isinstance(container, Path) and descriptors.is_dir() and container.suffix != ".npy":
+        links = [link for link in descriptors.iterdir() if link.is_symlink()]
+        assert not [link for link in links if str(container) in str(link.readlink())]
+
+
+def test_an_interrupted_consumer_ends_the_process():
+    """The background thread must not keep a program alive whose main thread has failed."""
+    program = (
+        "from itertools import count\n"
+        "from evalkit.images import read_ahead\n"
+        "for number in read_ahead(count()):\n"
+        "    raise KeyboardInterrupt\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert b"KeyboardInterrupt" in done.stderr
+    assert done.returncode != 0
