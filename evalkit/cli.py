@@ -211,12 +211,13 @@ def compare(
     setup = _Setup(**options)
     if json_file:
         check_writable(json_file)
-    from evalkit.comparison import compare
+    from evalkit.comparison import compare, open_source
     from evalkit.report import FORMATS
 
+    # Before the network is set up: a mistyped name should not cost a download.
+    sides = open_source(reference), open_source(samples)
     comparison = compare(
-        reference,
-        samples,
+        *sides,
         protocol=protocol,
         extractor=setup.extractor(),
         store=setup.store,
@@ -245,9 +246,10 @@ def features(images: str, out: Path, **options: Any) -> None:
 
     setup = _Setup(**options)
     check_writable(out)
-    from evalkit.comparison import features_of
+    from evalkit.comparison import features_of, open_source
 
-    extracted = features_of(images, extractor=setup.extractor(), store=setup.store, progress=_progress())
+    side = open_source(images)
+    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=_progress())
     extracted.save(out)
     click.echo(f"{out}: features of {len(extracted):,} images of {images}")
 
@@ -271,9 +273,10 @@ def stats(images: str, out: Path, **options: Any) -> None:
     check_writable(out)
     import numpy as np
 
-    from evalkit.comparison import features_of, statistics_of
+    from evalkit.comparison import features_of, open_source, statistics_of
 
-    extracted = features_of(images, extractor=setup.extractor(), store=setup.store, progress=_progress())
+    side = open_source(images)
+    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=_progress())
     arrays = statistics_of(extracted)
     with replace_atomically(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)

@@ -31,10 +31,10 @@ from evalkit.images import ImageSource, SupportsArray, open_images
 from evalkit.metrics import PROTOCOLS, Moments, is_rank_deficient
 from evalkit.results import Batch, Comparison, Score
 
-__all__ = ["Source", "compare", "default_store", "features_of", "statistics_of"]
+__all__ = ["Source", "compare", "default_store", "features_of", "open_source", "statistics_of"]
 
-Source = str | PathLike[str] | SupportsArray | Features
-"""A path to images, statistics or features; an array of images; or features already extracted."""
+Source = str | PathLike[str] | SupportsArray | ImageSource | Features
+"""A path to images, statistics or features; an array of images; or either of these already open."""
 
 PUBLISHED_IMAGES = 50_000
 DRIFT_IMAGES = 128
@@ -81,7 +81,7 @@ def compare(
         store = default_store()
 
     # Opening makes the cheap checks of both sides before the long work on either.
-    sides = [_open(reference), _open(samples)]
+    sides = [open_source(reference), open_source(samples)]
     if extractor is None and any(isinstance(side, ImageSource) for side in sides):
         extractor = Inception()
     results: list[Features] = []
@@ -132,7 +132,7 @@ def features_of(
     progress: Progress | None = None,
 ) -> Features:
     """Features of one batch, from a features file, the store or the network; arguments as in `compare`."""
-    side = _open(source)
+    side = open_source(source)
     if extractor is None and isinstance(side, ImageSource):
         extractor = Inception()
     return _features(side, extractor, default_store() if store == "default" else store, progress)[0]
@@ -157,8 +157,13 @@ def statistics_of(features: Features) -> dict[str, Any]:
     return arrays
 
 
-def _open(source: Source) -> ImageSource | Features:
-    if isinstance(source, Features):
+def open_source(source: Source) -> ImageSource | Features:
+    """Open images or features, with the cheap checks; what is already open stays as it is.
+
+    Raises:
+        InputError: There is nothing at the path, or not what evalkit reads.
+    """
+    if isinstance(source, Features | ImageSource):
         return source
     if isinstance(source, str | PathLike) and is_features_file(Path(source)):
         return replace(Features.load(Path(source)), name=str(source))

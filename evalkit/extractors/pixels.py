@@ -32,7 +32,7 @@ class Pixels:
         return hashlib.sha256(f"pixels 1 {self.variant}".encode()).hexdigest()
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """``(n, h, w, 3)`` to ``pool`` (n, 48), a 4x4 grid, and ``spatial`` (n, 12), a 2x2 grid; in [0, 1]."""
+        """``(n, h, w, 3)`` to ``pool`` (n, 48), a 4x4 grid, and ``spatial`` (n, 12), 2x2; in [0, 1]."""
         return {"pool": self._grid(images, 4), "spatial": self._grid(images, 2)}
 
     @staticmethod

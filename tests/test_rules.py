@@ -1,0 +1,108 @@
+"""Rules of the house: who may import whom, what is public, what the command line may load."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evalkit
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("evalkit", "reference_batches", "generation")
+MODULES = sorted(
+    module.name
+    for package in PACKAGES
+    for module in pkgutil.walk_packages([str(ROOT / package)], prefix=f"{package}.")
+    if not module.name.endswith("__main__")
+)
+
+# What each room may import of ours, by prefix; evalkit.errors is open to all.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "evalkit.errors": (),
+    "evalkit.files": (),
+    "evalkit.results": (),
+    "evalkit.images": ("evalkit.files",),
+    "evalkit.metrics": ("evalkit.metrics", "evalkit.results"),
+    "evalkit.extractors": ("evalkit.extractors", "evalkit.files"),
+    "evalkit.features": ("evalkit.files", "evalkit.images", "evalkit.extractors", "evalkit.metrics"),
+    "evalkit.comparison": (
+        "evalkit.extractors",
+        "evalkit.features",
+        "evalkit.images",
+        "evalkit.metrics",
+        "evalkit.results",
+    ),
+    "evalkit.report": ("evalkit.results",),
+    "evalkit.plot": ("evalkit.results",),
+    "evalkit.demo": ("evalkit.files",),
+    "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
+    "evalkit.cli": ("evalkit",),
+    "evalkit": ("evalkit",),
+    "reference_batches": ("reference_batches", "evalkit.images", "evalkit.features", "evalkit.files"),
+    "generation": ("generation", "evalkit.images", "evalkit.files"),
+    "generation.sweep": ("generation", "evalkit"),
+}
+
+
+def imports_of(module: str) -> set[str]:
+    path = ROOT / Path(*module.split("."))
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively; the house writes absolute imports"
+            names |= {node.module or ""}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_import_directions(module: str) -> None:
+    home = max((prefix for prefix in MAY_IMPORT if within(module, prefix)), key=len)
+    allowed = ("evalkit.errors", *MAY_IMPORT[home])
+    wrong = {name for name in imports_of(module) if not any(within(name, prefix) for prefix in allowed)}
+    assert not wrong, f"{module} (rules of {home}) may not import {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_imports_a_command_line(module: str) -> None:
+    assert not {name for name in imports_of(module) if name.endswith(".cli")}
+
+
+@pytest.mark.parametrize("module", [*PACKAGES, *MODULES])
+def test_exports_are_sorted_and_exist(module: str) -> None:
+    loaded = importlib.import_module(module)
+    exported = getattr(loaded, "__all__", [])
+    assert [name for name in exported if not hasattr(loaded, name)] == []
+    classes_last = sorted(exported, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert list(exported) in (sorted(exported), classes_last)
+
+
+def test_public_names_are_documented() -> None:
+    for name in evalkit.__all__:
+        assert getattr(evalkit, name).__doc__, name
+    assert set(evalkit.__all__) <= set(dir(evalkit))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = evalkit.nonsense
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom evalkit.cli import main\nsys.argv = ['evalkit', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'tensorflow', 'numpy', 'scipy', 'h5py', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "compare" in done.stdout

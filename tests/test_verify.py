@@ -1,0 +1,110 @@
+"""`evalkit verify` and `evalkit demo`: they show what they claim, and fail when they should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Result
+from inception_graphdef import build_graph, standin_head
+from PIL import Image
+
+from evalkit import verify as verify_module
+from evalkit.comparison import compare
+from evalkit.demo import digits, write_batches
+from evalkit.extractors.inception import Inception
+from evalkit.extractors.inception_graph import InceptionGraph
+from evalkit.extractors.inception_weights import InceptionWeights
+from evalkit.extractors.pixels import Pixels
+from evalkit.verify import SIZES, pictures, verify
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def graph_file(inception_weights: InceptionWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("tensorflow")
+    path = tmp_path_factory.mktemp("graph") / "graph.pb"
+    return build_graph(path, inception_weights.convolutions, standin_head())
+
+
+def test_recorded_features_are_tensorflows(graph_file: Path) -> None:
+    """To record them anew, write ``computed`` with ``np.savez_compressed``."""
+    with InceptionGraph(graph_file) as graph:
+        computed = {
+            f"{layer}_{height}x{width}": values
+            for height, width in SIZES
+            for layer, values in graph(pictures(height, width, 1)).items()
+        }
+    with np.load(str(files("evalkit") / "verify_features.npz"), allow_pickle=False) as recorded:
+        assert set(recorded) == set(computed)
+        for name, values in computed.items():
+            np.testing.assert_allclose(recorded[name], values, rtol=0, atol=5e-5)
+
+
+@pytest.mark.usefixtures("torchvision_stand_in")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_everything_agrees(run: Run, graph_file: Path) -> None:
+    pytest.importorskip("torch_fidelity", exc_type=ImportError)
+    result = run("verify", "--graph", graph_file)
+    assert result.code == 0, result
+    lines = result.out.splitlines()
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    assert len(lines) == 9
+    assert lines[-1] == "All checks that could run passed."
+
+
+def test_a_wrong_network_is_noticed(
+    run: Run, inception_weights: InceptionWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Inception.__call__
+    monkeypatch.setattr(
+        Inception, "__call__", lambda self, images: {k: v + 0.001 for k, v in forward(self, images).items()}
+    )
+    monkeypatch.setattr(verify_module, "SIZES", SIZES[:2])
+    result = run("verify")
+    assert result.code == 2
+    assert "FAILED   features against TensorFlow's, recorded" in result.out
+    assert "does not reproduce" in result.err
+
+
+def test_a_wrong_metric_is_noticed(
+    inception_weights: InceptionWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "SIZES", SIZES[:1])
+    monkeypatch.setattr(verify_module, "frechet_distance", lambda a, b: 3.0)
+    failed = [check.name for check in verify() if check.passed is False]
+    assert failed == ["Fréchet distance against SciPy's sqrtm"]
+
+
+def test_pictures_are_the_same_everywhere() -> None:
+    images = pictures(20, 30)
+    assert images.shape == (2, 20, 30, 3)
+    assert images.dtype == np.uint8
+    assert images.std() > 40
+    assert int(images.astype(np.int64).sum()) == PICTURES_SUM
+
+
+PICTURES_SUM = 455_588
+
+
+def test_demo_batches_are_real_digits(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    reference, samples, grid = write_batches(tmp_path / "demo")
+    with np.load(reference, allow_pickle=False) as a, np.load(samples, allow_pickle=False) as b:
+        assert a["arr_0"].shape == b["arr_0"].shape == (800, 8, 8, 3)
+        assert a["arr_0"].max() == 255
+        rows = {image.tobytes() for image in a["arr_0"]}
+        assert sum(image.tobytes() in rows for image in b["arr_0"]) < 8
+    with Image.open(grid) as picture:
+        assert picture.size == (512, 512)
+    images, labels = digits()
+    assert np.bincount(labels).min() > 170
+    # Zeros are closer to zeros than to ones, even to a network of coarse pixels.
+    zeros, ones = images[labels == 0], images[labels == 1]
+    near = compare(zeros[:80], zeros[80:160], extractor=Pixels(), store=None)
+    far = compare(zeros[:80], ones[:80], extractor=Pixels(), store=None)
+    assert near["fid"] < far["fid"] / 5
