@@ -114,7 +114,7 @@ class _Setup:
                 raise InputError(
                     "--backend tensorflow runs the graph as it is: no --precision, --weights or --device."
                 )
-            return InceptionGraph(self.graph)
+            return InceptionGraph(self.graph, batch_size=self.batch_size or 64)
         from evalkit.extractors.inception import Inception
         from evalkit.extractors.inception_weights import load_weights
 
@@ -131,16 +131,21 @@ class _Setup:
 
 
 def _progress() -> Progress:
-    """Bars on a terminal, silence elsewhere."""
+    """On a terminal, what a stage will cost and then a bar with its rate and time left; silence elsewhere."""
     from tqdm import tqdm
 
     bars: dict[str, tqdm[Any]] = {}
 
     def report(stage: str, done: int, total: int) -> None:
+        if done >= total and stage not in bars:
+            return  # nothing to do, such as features that are all in the store
         if stage not in bars:
             for bar in bars.values():
                 bar.close()
             unit = "image" if stage.startswith("Inception") else "block"
+            if unit == "image" and sys.stderr.isatty():
+                gigabytes = total * (2048 + 2023) * 4 / 1e9
+                click.echo(f"{total - done:,} images to extract, {gigabytes:.2g} GB of features", err=True)
             bars[stage] = tqdm(desc=stage, total=total, initial=done, unit=unit, disable=None, leave=False)
         bar = bars[stage]
         bar.update(done - bar.n)

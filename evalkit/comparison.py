@@ -96,7 +96,7 @@ def compare(
 
     scores: list[Score] = []
     missing: dict[str, str] = {}
-    device = str(getattr(extractor, "device", resolve_device("auto")))
+    device = _algebra_device(extractor)
     for metric in PROTOCOLS[protocol]:
         names = " and ".join(metric.names)
         try:
@@ -297,9 +297,15 @@ def _drift(sides: list[ImageSource | Features], extractor: Inception, protocol: 
             score.name: score.value
             for metric in PROTOCOLS[protocol]
             if not (metric.names == ("inception_score",) and features[1].logits is None)
-            for score in metric(*features, device=extractor.device)
+            for score in metric(*features, device=_algebra_device(extractor))
         }
     return drift
+
+
+def _algebra_device(extractor: Extractor | None) -> str:
+    """Where distances are computed: beside the network, but not on MPS, which has no float64."""
+    device = extractor.device if isinstance(extractor, Inception) else str(resolve_device("auto"))
+    return "cpu" if device.startswith("mps") else device
 
 
 def _report_to(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

@@ -420,22 +420,16 @@ class _Npz(ImageSource):
                 return
             with archive.open("arr_0.npy") as stream:
                 stream.read(header.length)
-                if (
-                    start
-                ):  # never for the whole array: seeking may switch zipfile's comparison of checksums off
+                if start:  # newer Pythons compare no checksum after a seek, so the whole is read without one
                     stream.seek(start * math.prod(self.shape) * header.dtype.itemsize, os.SEEK_CUR)
                 for first in range(start, len(self), size):
                     batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
                     _fill(stream, batch)
-                    if first + size >= len(self):
-                        stream.read(
-                            1
-                        )  # lets zipfile reach the end and compare the checksum before the last batch
                     yield batch
 
 
 def _fill(stream: IO[bytes], array: NDArray[Any]) -> None:
-    # ZipExtFile.read, and so readinto, returns fewer bytes only at the end of the member.
+    # zipfile gives fewer bytes only at the end of the member, and with its last byte compares the checksum.
     if stream.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
         raise EOFError("the array ends early")
 
@@ -451,7 +445,6 @@ def _npz_array(archive: zipfile.ZipFile, key: str, header: _NpyHeader) -> NDArra
     with archive.open(f"{key}.npy") as stream:
         stream.read(header.length)
         _fill(stream, array)
-        stream.read(1)
     return array.reshape(header.shape, order="F" if header.fortran else "C")
 
 

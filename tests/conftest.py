@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from stand_ins import torchvision_modules
 
 from evalkit import cli
 from evalkit.extractors.inception_weights import InceptionWeights, load_weights
@@ -56,18 +56,9 @@ def inception_weights() -> InceptionWeights:
 
 @pytest.fixture
 def torchvision_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch-fidelity imports torchvision for things that the tests do not use."""
-
-    class Anything(types.ModuleType):
-        __path__: list[str] = []  # noqa: RUF012 - the import system wants it on the module
-
-        def __getattr__(self, name: str) -> type:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (), {})
-
-    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.models"):
-        monkeypatch.setitem(sys.modules, name, Anything(name))
+    """Lets torch-fidelity be imported without torchvision."""
+    for name, module in torchvision_modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.fixture

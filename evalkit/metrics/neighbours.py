@@ -1,13 +1,29 @@
-"""Improved precision and recall."""
+"""Improved precision and recall: how many samples lie on the reference manifold, and the other way round.
+
+Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models". A manifold
+is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
+
+Only comparisons of distances matter, and most are clear from far. So a cheap *screen* bounds all distances
+from below, by products of few columns or few bits, and the few pairs that it cannot rule out are *decided*
+one by one, in float64 or in the emulated float16 arithmetic. The margins of the screen are worst-case bounds
+of its rounding, so the result is that of deciding every pair.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.metrics.base import FeatureSet, Progress, check_features, required_features
@@ -16,6 +32,22 @@ from evalkit.results import Score
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
 
 Arithmetic: TypeAlias = Literal["float16", "exact"]
+
+# The reference evaluator's blocks; one overflow sends a whole block of them to float32.
+_REFERENCE_BLOCK = 10_000
+
+# Entries of a block of screened distances: 128 MiB of float32.
+_BLOCK_ENTRIES = 2**25
+
+# The share of pairs worth deciding one by one; where more survive a screen, the next finer one is used.
+_SURVIVORS = 0.01
+
+# The share of axes that the first screen keeps.
+_AXES = 0.5
+
+# Pairs decided in one go on a GPU, and entries of features on a CPU.
+_PAIRS_ON_DEVICE = 2**14
+_SERIAL_ENTRIES = 2**15
 
 
 def precision_recall(
@@ -27,44 +59,502 @@ def precision_recall(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[float, float]:
-    """First version: full products."""
+    """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 to 3).
+
+    A ball's squared radius is entry k of its point's sorted squared distances to all points of its set
+    (entry 0 is the point itself); points on the sphere are inside.
+
+    Args:
+        reference: (n, d) float32 features.
+        samples: (m, d) float32 features.
+        k: Which nearest neighbour a ball reaches to.
+        arithmetic: ``"exact"`` compares squared distances ``|u - v|^2`` in float64. ``"float16"`` compares
+            ``max(|u|^2 - 2uv + |v|^2, 0)`` as the reference evaluator rounds it: features, squares, sums,
+            product and differences in float16, norms summed in the order of TensorFlow's CPU kernel,
+            products accumulated in higher precision and rounded once; a block of 10,000 x 10,000 with an
+            overflow is done in float32 instead.
+        device: torch device of the computation; one without float64 is replaced by the CPU.
+        progress: Called with the rows done and the rows in total.
+
+    Returns:
+        The share of samples inside a ball of the reference, and of the reference inside one of the samples.
+
+    Raises:
+        UndefinedMetricError: A side has no more than k rows.
+        FeatureError: Dimensions differ, or features are not (n, d) finite floats.
+        InputError: `k` is not positive.
+    """
+    _check(reference, samples, k)
+    target = torch.device("cpu" if device.startswith("mps") else device)
+    r, s = (torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(target) for x in (reference, samples))
+    with torch.inference_mode(), _full_float32():
+        if arithmetic == "exact":
+            scale = _safe_scale(r, s)
+            return _screened(_Exact(r * scale), _Exact(s * scale), k, progress)
+        half_r, half_s = _Float16(r), _Float16(s)
+        if _may_overflow(half_r, half_s):
+            return _brute_force_float16(r, s, k)
+        return _screened(half_r, half_s, k, progress)
+
+
+def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:
+    if k < 1:
+        raise InputError(f"k is {k}; expected at least 1, the nearest neighbour")
     for name, features in (("reference", reference), ("samples", samples)):
         check_features(features, name)
         if len(features) <= k:
             raise UndefinedMetricError(
-                f"precision and recall with k = {k} need more than {k} images; {name} has {len(features)}"
+                f"precision and recall with k = {k} are undefined for {len(features)} images ({name}); "
+                f"give at least {k + 1}, better 10,000 images"
             )
-    if k < 1:
-        raise InputError(f"k is {k}; expected at least 1")
     if reference.shape[1] != samples.shape[1]:
         raise FeatureError(
-            f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared"
+            f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
+            "use the same layer of the same extractor for both"
         )
-    r, s = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (reference, samples))
+
+
+def _safe_scale(r: Tensor, s: Tensor) -> float:
+    """A power of two that brings the features where float32 squares neither overflow nor vanish."""
+    largest = max(float(x.abs().max()) for x in (r, s))
+    if largest == 0 or 2.0**-20 < largest < 2.0**40:
+        return 1.0
+    return 2.0 ** -max(-126, min(126, math.frexp(largest)[1]))
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Float32 products without TF32 or bfloat16, which would break the margins."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+# ---------------------------------------------------------------------------------------------- deciding
+
+
+class _Points(Protocol):
+    """The points of one side in the arithmetic that decides.
+
+    Attributes:
+        x: (n, d) points that are exactly representable in float32.
+        slack: (n,) float64; a decided distance of at most t means ``|x_i - x_j|^2 <= t (1 + 2^-9) +
+            slack_i + slack_j``.
+    """
+
+    x: Tensor
+    slack: Tensor
+
+    def distances(self, i: Tensor, other: _Points, j: Tensor) -> Tensor:
+        """(pairs,) float64 squared distances of own points i to the other's points j, in this order."""
+
+
+class _Exact:
+    """Squared distances of float32 points in float64."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.slack = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def distances(self, i: Tensor, other: _Points, j: Tensor) -> Tensor:
+        difference = self.x.index_select(0, i).double()
+        difference -= other.x.index_select(0, j)
+        return difference.square_().sum(dim=1)
+
+
+class _Float16:
+    """Squared distances as the reference evaluator's float16 graph rounds them."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.half()
+        self.norms = _float16_norms(self.x)
+        true_norms = torch.cat(
+            [b.double().square().sum(dim=1) for b in torch.split(self.x, _rows(x.shape[1]))]
+        )
+        # Product and first difference are off by at most 2^-11 of |u|^2 + |v|^2 each, the norms by what
+        # they are off; 2^-22 covers results that are subnormal.
+        self.slack = 2.1 * 2**-11 * true_norms - (self.norms.double() - true_norms) + 2**-22
+
+    def distances(self, i: Tensor, other: _Points, j: Tensor) -> Tensor:
+        assert isinstance(other, _Float16)
+        product = self.x.index_select(0, i).double()
+        product *= other.x.index_select(0, j)
+        return _float16_distance(self.norms[i], product.sum(dim=1), other.norms[j])
+
+
+def _float16_distance(u_norms: Tensor, product: Tensor, v_norms: Tensor) -> Tensor:
+    """``max(|u|^2 - 2uv + |v|^2, 0)``, rounded to float16 after every operation, from an exact product."""
+    distance: Tensor = (u_norms - 2 * product.half() + v_norms).clamp(min=0).double()
+    return distance
+
+
+def _float16_norms(x: Tensor) -> Tensor:
+    """(n,) float16 sums of squares of (n, d) float16, in the order of TensorFlow's CPU kernel.
+
+    Eigen halves more than 1600 numbers, adds each part up in four registers of eight partial sums, joins
+    the registers in float16 and their lanes in float32. Checked for d = 2048; other widths are padded.
+    """
+    if x.shape[1] > 1600:
+        left, right = x.tensor_split(2, dim=1)
+        return _float16_norms(left) + _float16_norms(right)
+    squares = torch.nn.functional.pad(x * x, (0, -x.shape[1] % 32)).view(len(x), -1, 4, 8)
+    sums = squares[:, 0]
+    for step in range(1, squares.shape[1]):
+        sums = sums + squares[:, step]
+    a, b, c, d = sums.unbind(dim=1)
+    return (((a + b) + c) + d).float().sum(dim=1).half()
+
+
+def _decide(a: _Points, i: Tensor, b: _Points, j: Tensor) -> Tensor:
+    """(pairs,) float64 squared distances of points i of `a` to points j of `b`."""
+    if i.device.type != "cpu":
+        return _distances(a, i, b, j, size=_PAIRS_ON_DEVICE)
+    # So few numbers at a time fit the cache, and torch does not spread them over threads, which would cost
+    # more than the work; the threads are ours, each with its share of the pairs.
+    size = max(1, _SERIAL_ENTRIES // a.x.shape[1])
+    workers = max(1, min(torch.get_num_threads(), len(i) // (8 * size)))
+    if workers == 1:
+        return _distances(a, i, b, j, size)
+    with ThreadPoolExecutor(workers) as pool:
+        shares = pool.map(lambda p, q: _distances(a, p, b, q, size), i.chunk(workers), j.chunk(workers))
+        return torch.cat(list(shares))
+
+
+def _distances(a: _Points, i: Tensor, b: _Points, j: Tensor, size: int) -> Tensor:
+    """The distances of :func:`_decide`, computed `size` pairs at a time."""
+    distances = torch.empty(len(i), dtype=torch.float64, device=i.device)
+    for start in range(0, len(i), size):
+        chunk = slice(start, start + size)
+        distances[chunk] = a.distances(i[chunk], b, j[chunk])
+    return distances
+
+
+# --------------------------------------------------------------------------------------------- screening
+
+
+@dataclass(frozen=True, eq=False)
+class _Screen:
+    """A map of points to few columns or few bits that (nearly) never lengthens a distance.
+
+    Attributes:
+        centre: (d,) float32 that is subtracted, against cancellation.
+        axes: (d, m) float32 with spectral norm below 1, or None to keep all columns.
+        dtype: Of the mapped points and of their products.
+    """
+
+    centre: Tensor
+    axes: Tensor | None
+    dtype: torch.dtype
+
+    def view(self, points: _Points) -> _View:
+        rows = _rows(points.x.shape[1])
+        return _View.join([self._view(block) for block in torch.split(points.x, rows)])
+
+    def _view(self, x: Tensor) -> _View:
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        centred = x.to(wide) - self.centre
+        size = centred.double().norm(dim=1)
+        displacement = size * torch.finfo(wide).eps
+        mapped = centred
+        if self.axes is not None:
+            mapped = _project(centred, self.axes)
+            displacement += size * _projection_error(*self.axes.shape)
+        q = mapped.to(self.dtype)
+        displacement += (q.double() - mapped).norm(dim=1)
+        return _View(q, q.double().square().sum(dim=1), displacement)
+
+    @functools.cached_property
+    def error(self) -> float:
+        """Bound of the error of a computed ``|p|^2 + |q|^2 - 2pq``, relative to ``|p|^2 + |q|^2``."""
+        columns = (self.axes if self.axes is not None else self.centre[None]).shape[1]
+        wide = torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps
+        return (columns + 16) * wide + (2.0**-8 if self.dtype == torch.bfloat16 else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """Points as a screen sees them.
+
+    Attributes:
+        q: (n, m) mapped points.
+        norms: (n,) float64 squared norms of `q`.
+        displacement: (n,) float64; ``|q_i - q_j| <= |x_i - x_j| + displacement_i + displacement_j``.
+    """
+
+    q: Tensor
+    norms: Tensor
+    displacement: Tensor
+
+    @classmethod
+    def join(cls, views: list[_View]) -> _View:
+        return cls(*(torch.cat([getattr(v, f) for v in views]) for f in ("q", "norms", "displacement")))
+
+
+_CHUNK = 256
+
+
+def _project(x: Tensor, axes: Tensor) -> Tensor:
+    """``x @ axes``, summed in chunks, which keeps the worst case of rounding small."""
+    result = x.new_zeros(len(x), axes.shape[1])
+    for start in range(0, len(axes), _CHUNK):
+        result.addmm_(x[:, start : start + _CHUNK], axes[start : start + _CHUNK])
+    return result
+
+
+def _projection_error(d: int, m: int) -> float:
+    """Bound of ``|_project(x, axes) - x @ axes|`` relative to ``|x|``."""
+    return (min(d, _CHUNK) + math.ceil(d / _CHUNK) + 1) * 2.0**-23 * math.sqrt(m)
+
+
+def _rows(columns: int) -> int:
+    """How many rows of so many columns make a block."""
+    return max(16, min(1024, _BLOCK_ENTRIES // columns))
+
+
+def _screens(r: _Points, s: _Points) -> list[_Screen]:
+    """From cheap to fine: few axes, all columns in float32, all columns in float64."""
+    n, d = r.x.shape
+    # The median, because one outlier would pull the mean away from all other points.
+    centre = _spread(r.x, 1024).float().median(dim=0).values
+    screens = [_Screen(centre, None, torch.float32), _Screen(centre, None, torch.float64)]
+    if d >= 256 and n >= 1024:
+        screens.insert(0, _Screen(centre, _principal_axes(r, s, centre), _fast_dtype(centre.device)))
+    return screens
+
+
+def _principal_axes(r: _Points, s: _Points, centre: Tensor) -> Tensor:
+    """(d, m) float32 that span about the leading principal axes of both sides."""
+    x = torch.cat([_spread(p.x, 1024).float() - centre for p in (r, s)])
+    m = int(x.shape[1] * _AXES)
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.randn(x.shape[1], m, generator=generator).to(x.device)
+    for _ in range(2):  # subspace iteration
+        axes = torch.linalg.qr(x.T @ (x @ axes)).Q
+    orthonormal: Tensor = torch.linalg.qr(axes.double()).Q
+    return (orthonormal * (1 - 1e-5)).float()
+
+
+def _spread(x: Tensor, n: int) -> Tensor:
+    """About `n` rows from all over `x`."""
+    return x[:: max(1, len(x) // n)][:n]
+
+
+@functools.cache
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where this processor multiplies it faster than float32, as those with AMX do."""
+    if device.type != "cpu":
+        return torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(512, 512, dtype=dtype)
+        a @ a.T
+        start = time.perf_counter()
+        for _ in range(3):
+            a @ a.T
+        seconds[dtype] = time.perf_counter() - start
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+
+
+def _grown(t: Tensor, slack: Tensor | float, displacement: Tensor | float) -> Tensor:
+    """Squared distance in a view that a decided distance of at most t cannot exceed.
+
+    The last two terms cover the rounding of scores to float32, and products that underflow.
+    """
+    root = (t * (1 + 2**-9) + slack).clamp(min=0).sqrt() + displacement
+    return root.square() * (1 + 2**-20) + 2**-100
+
+
+# --------------------------------------------------------------------------------------------- the metric
+
+
+class _Screening:
+    """The screens of one comparison, and the views of its sides, each made when first needed."""
+
+    def __init__(self, r: _Points, s: _Points) -> None:
+        self.screens = _screens(r, s)
+        self._views: dict[tuple[int, int], _View] = {}
+
+    def view(self, points: _Points, level: int) -> _View:
+        key = (id(points), level)
+        if key not in self._views:
+            self._views[key] = self.screens[level].view(points)
+        return self._views[key]
+
+
+def _screened(r: _Points, s: _Points, k: int, progress: Progress | None) -> tuple[float, float]:
+    """Precision and recall without overflow of the deciding arithmetic."""
+    done, total = 0, 2 * (len(r.x) + len(s.x))
+
+    def report(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done, total)
+
+    screening = _Screening(r, s)
+    radii_r, radii_s = (_radii(points, k, screening, report) for points in (r, s))
+    samples_inside = _covered(s, r, radii_r, screening, report, centres_first=True)
+    reference_inside = _covered(r, s, radii_s, screening, report, centres_first=False)
+    return float(samples_inside.double().mean()), float(reference_inside.double().mean())
+
+
+def _radii(points: _Points, k: int, screening: _Screening, report: Callable[[int], None]) -> Tensor:
+    """(n,) float64 squared distance of each point to its k-th nearest neighbour, as decided."""
+    n, level, radii = len(points.x), 0, []
+    for rows in torch.split(torch.arange(n, device=points.x.device), _rows(n)):
+        while True:
+            view, error = screening.view(points, level), screening.screens[level].error
+            shrunk = (1 - error) * view.norms
+            scores = _scores(view.q[rows], view.q, shrunk)
+            # Any k + 1 points bound the radius from above; the nearest in this view bound it well.
+            near = scores.topk(k + 1, largest=False).indices
+            bounds = _decide(points, rows.repeat_interleave(k + 1), points, near.flatten())
+            bound = bounds.view(-1, k + 1).amax(dim=1)
+            limit = _grown(
+                bound,
+                points.slack[rows] + points.slack.max(),
+                view.displacement[rows] + view.displacement.max(),
+            )
+            # A radius of 0 cannot shrink: duplicates need not be compared with each other.
+            limit = torch.where(bound > 0, limit - shrunk[rows], -torch.inf)
+            i, j = _not_above(scores, limit)
+            if len(i) <= _affordable(scores, k) or level + 1 == len(screening.screens):
+                break
+            level += 1
+        distances = _decide(points, rows[i], points, j)
+        bound[bound > 0] = _kth_smallest(i, distances, k)
+        radii.append(bound)
+        report(len(rows))
+    return torch.cat(radii)
+
+
+def _covered(
+    points: _Points,
+    centres: _Points,
+    radii: Tensor,
+    screening: _Screening,
+    report: Callable[[int], None],
+    *,
+    centres_first: bool,
+) -> Tensor:
+    """(n,) bool: whether each point lies in a ball around one of the centres.
+
+    `centres_first` says which side the reference evaluator puts first, which matters in float16.
+    """
+
+    def inside(i: Tensor, j: Tensor) -> Tensor:
+        distances = _decide(centres, j, points, i) if centres_first else _decide(points, i, centres, j)
+        return distances <= radii[j]
+
+    level, covered = 0, torch.zeros(len(points.x), dtype=torch.bool, device=radii.device)
+    for rows in torch.split(torch.arange(len(points.x), device=radii.device), _rows(len(centres.x))):
+        while True:
+            view, centre_view = (screening.view(side, level) for side in (points, centres))
+            error = screening.screens[level].error
+            reach = _grown(
+                radii, centres.slack + points.slack.max(), centre_view.displacement + view.displacement.max()
+            )
+            scores = _scores(view.q[rows], centre_view.q, (1 - error) * centre_view.norms - reach)
+            # Most points that are inside are inside the most promising ball.
+            covered[rows] = inside(rows, scores.argmin(dim=1))
+            unclear = (~covered[rows]).nonzero().flatten()
+            i, j = _not_above(scores[unclear], (error - 1) * view.norms[rows[unclear]])
+            if len(i) <= _affordable(scores, 1) or level + 1 == len(screening.screens):
+                break
+            level += 1
+        i = rows[unclear[i]]
+        covered[i[inside(i, j)]] = True
+        report(len(rows))
+    return covered
+
+
+def _scores(q: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
+    """(rows, n) of ``weights - 2 q centres^T`` in float32, or in float64 where the points are."""
+    if q.dtype == torch.bfloat16:
+        return torch.add(weights.float(), q @ centres.T, alpha=-2)
+    return torch.addmm(weights.to(q.dtype), q, centres.T, alpha=-2)
+
+
+def _not_above(scores: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of the scores that are not above their row's limit; NaN, from overflow, is not."""
+    flat = (scores > limits.to(scores.dtype)[:, None]).logical_not_().flatten().nonzero().flatten()
+    return flat.div(scores.shape[1], rounding_mode="floor"), flat % scores.shape[1]
+
+
+def _affordable(scores: Tensor, k: int) -> int:
+    """How many pairs of a block may be decided one by one."""
+    return max(int(_SURVIVORS * scores.numel()), 8 * (k + 1) * len(scores))
+
+
+def _kth_smallest(i: Tensor, distances: Tensor, k: int) -> Tensor:
+    """Entry k of the sorted distances of each group; `i`, ascending, names the groups."""
+    order = distances.argsort(stable=True)
+    order = order[i[order].argsort(stable=True)]
+    _, counts = torch.unique_consecutive(i, return_counts=True)
+    starts = counts.cumsum(0) - counts
+    return distances[order[starts + k]]
+
+
+# ------------------------------------------------------------------------------------- float16 overflow
+
+
+def _may_overflow(r: _Float16, s: _Float16) -> bool:
+    """Whether an operation of the float16 distance can exceed 65504."""
+    largest = torch.cat([r.norms, s.norms]).double().max()
+    # (|u| + |v|)^2 bounds every operand.
+    return not bool(4 * largest < 60_000)
+
+
+def _brute_force_float16(r: Tensor, s: Tensor, k: int) -> tuple[float, float]:
+    """Precision and recall from all distances, with the reference evaluator's blocks and their overflow."""
     radii_r, radii_s = (
-        torch.cat([_block(b, x, arithmetic).kthvalue(k + 1).values for b in x.split(1000)]) for x in (r, s)
+        torch.cat(
+            [
+                torch.cat(
+                    [_reference_block(rows, columns) for columns in torch.split(x, _REFERENCE_BLOCK)], dim=1
+                )
+                .kthvalue(k + 1, dim=1)
+                .values
+                for rows in torch.split(x, _REFERENCE_BLOCK)
+            ]
+        )
+        for x in (r, s)
     )
-    in_r, in_s = torch.zeros(len(s), dtype=torch.bool), []
-    for b, rad in zip(r.split(1000), radii_r.split(1000)):
-        d = _block(b, s, arithmetic)
-        in_r |= (d <= rad[:, None]).any(0)
-        in_s.append((d <= radii_s).any(1))
-    return float(in_r.double().mean()), float(torch.cat(in_s).double().mean())
+    samples_inside = torch.zeros(len(s), dtype=torch.bool, device=s.device)
+    reference_inside = torch.zeros(len(r), dtype=torch.bool, device=r.device)
+    for i in torch.split(torch.arange(len(r), device=r.device), _REFERENCE_BLOCK):
+        for j in torch.split(torch.arange(len(s), device=s.device), _REFERENCE_BLOCK):
+            distances = _reference_block(r[i], s[j])
+            samples_inside[j] |= (distances <= radii_r[i, None]).any(dim=0)
+            reference_inside[i] |= (distances <= radii_s[j]).any(dim=1)
+    return float(samples_inside.double().mean()), float(reference_inside.double().mean())
 
 
-def _block(u: torch.Tensor, v: torch.Tensor, arithmetic: str) -> torch.Tensor:
-    if arithmetic == "float16":
-        u, v = u.half(), v.half()
-        product = (u.float() @ v.float().T).half()
-        nu, nv = ((x * x).float().sum(1).half() for x in (u, v))
-        return (nu[:, None] - 2 * product + nv).clamp(min=0)
-    u, v = u.double(), v.double()
-    return ((u * u).sum(1)[:, None] - 2 * (u @ v.T) + (v * v).sum(1)).clamp(min=0)
+def _reference_block(u: Tensor, v: Tensor) -> Tensor:
+    """(rows, columns) float32 squared distances of one block: in float16, or in float32 on overflow."""
+    half_u, half_v = u.half(), v.half()
+    u_norms, v_norms = _float16_norms(half_u), _float16_norms(half_v)
+    wide_v = half_v.double().T
+    distances = torch.cat(
+        [
+            _float16_distance(norms[:, None], rows.double() @ wide_v, v_norms).float()
+            for rows, norms in zip(
+                torch.split(half_u, _rows(len(v))), torch.split(u_norms, _rows(len(v))), strict=True
+            )
+        ]
+    )
+    if distances.isfinite().all():
+        return distances
+    distances = torch.addmm(v.square().sum(dim=1), u, v.T, alpha=-2)
+    return distances.add_(u.square().sum(dim=1)[:, None]).clamp_(min=0)
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Improved precision and recall of the samples on pool features."""
+    """Improved precision and recall of the samples, on pool features; see :func:`precision_recall`."""
 
     names: ClassVar[tuple[str, ...]] = ("precision", "recall")
 

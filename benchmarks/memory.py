@@ -1,0 +1,94 @@
+"""Peak memory of comparing two npz files of 50,000 images of 256x256.
+
+    python benchmarks/memory.py --images 50000
+
+The whole path runs at full size: the files are read to their end, features are stored and read, and every
+metric is computed. Only the network's time is spared: after the first images it is replaced by features drawn
+around those, so its memory counts and its hours do not. Writes some 2 GB to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.comparison import compare
+from evalkit.extractors.inception import Inception
+from evalkit.features import FeatureStore
+from evalkit.verify import pictures
+
+SIZE = 256
+
+
+class Prefix(Inception):
+    """Inception for the first images; then features around theirs."""
+
+    real = 64
+
+    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Features of real images, then features drawn around them."""
+        if not hasattr(self, "seen"):
+            self.seen: list[dict[str, NDArray[np.float32]]] = []
+            self.random = np.random.default_rng(0)
+        if sum(len(features["pool"]) for features in self.seen) < self.real:
+            self.seen.append(super().__call__(images))
+            return self.seen[-1]
+        drawn = {}
+        for layer in self.dimensions:
+            known = np.concatenate([features[layer] for features in self.seen])
+            weights = self.random.dirichlet(np.full(len(known), 0.3), len(images)).astype(np.float32)
+            noise = self.random.standard_normal((len(images), known.shape[1]), np.float32)
+            drawn[layer] = np.abs(weights @ known + 0.02 * noise)
+        return drawn
+
+
+def write(path: Path, count: int, shift: int) -> None:
+    """An npz of `count` images, deflated, so that 10 GB of repeating pixels take little room."""
+    images = np.roll(pictures(SIZE, SIZE, 8), shift, axis=1)
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE, 3)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for begin in range(0, count, len(images)):
+            member.write(images[: count - begin].tobytes())
+
+
+@click.command()
+@click.option("--images", default=50_000, show_default=True, help="Images in each of the two files.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Run on files made before (used by this script)."
+)
+def main(images: int, folder: Path | None) -> None:
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            for file, shift in (("ref.npz", 0), ("samples.npz", 9)):
+                write(Path(name) / file, images, shift)
+            # In a process of its own, so that writing the files does not count.
+            subprocess.run([sys.executable, __file__, "--folder", name], check=True)
+        return
+    begin = time.perf_counter()
+    comparison = compare(
+        folder / "ref.npz", folder / "samples.npz", extractor=Prefix(), store=FeatureStore(folder / "store")
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1024**2 if sys.platform == "linux" else 1024**3
+    )
+    size = comparison.reference.images, comparison.samples.images
+    print(f"{size[0]:,} against {size[1]:,} images: peak {peak:.2f} GiB, {time.perf_counter() - begin:.0f} s")
+    print({stage: round(seconds, 1) for stage, seconds in comparison.seconds.items()})
+
+
+if __name__ == "__main__":
+    main()
