@@ -350,7 +350,14 @@ def verify(weights: str | None, graph: str | None, device: str) -> None:
 
 
 @root.command()
-@click.option("--out", default="demo", show_default=True, metavar="FOLDER", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    default="demo",
+    show_default=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the two batches and their picture go.",
+)
 def demo(out: Path) -> None:
     """Compare two halves of scikit-learn's handwritten digits: the main job on real images, in minutes."""
     from evalkit.comparison import compare

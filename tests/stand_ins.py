@@ -20,4 +20,8 @@ class _Anything(types.ModuleType):
 def torchvision_modules() -> dict[str, types.ModuleType]:
     """For ``sys.modules``: torch-fidelity imports torchvision, which has no build for every torch."""
     names = [f"torchvision{part}" for part in ("", ".datasets", ".transforms", ".transforms.functional")]
-    return {name: _Anything(name) for name in names}
+    modules = {name: _Anything(name) for name in names}
+    for name in names[1:]:
+        parent, _, child = name.rpartition(".")
+        setattr(modules[parent], child, modules[name])
+    return modules
