@@ -40,7 +40,7 @@ Float32Array = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 """Told ``(stage, done, total)`` at a stage's start and after every step of it."""
 
-SHARD = 1024
+SHARD = 512
 """Images in one file of the store: what a killed run may have to repeat."""
 
 FORMAT = "evalkit features 1"
