@@ -82,6 +82,8 @@ def compare(
 
     # Opening makes the cheap checks of both sides before the long work on either.
     sides = [open_source(reference), open_source(samples)]
+    for side in sides:
+        _check_enough(side)
     if extractor is None and any(isinstance(side, ImageSource) for side in sides):
         extractor = Inception()
     results: list[Features] = []
@@ -92,7 +94,6 @@ def compare(
         results.append(features)
         batches.append(batch)
     check_same_extractor(*results)
-    _check_enough(*results)
 
     scores: list[Score] = []
     missing: dict[str, str] = {}
@@ -103,8 +104,8 @@ def compare(
             with clock.stage(names):
                 scores += metric(*results, device=device, progress=_report_to(progress, names))
         except UndefinedMetricError as error:
-            reason = HEAD_MISSING if "inception_score" in metric.names and len(results[1]) else str(error)
-            missing |= dict.fromkeys(metric.names, reason)
+            headless = "inception_score" in metric.names and len(results[1]) and extractor is not None
+            missing |= dict.fromkeys(metric.names, HEAD_MISSING if headless else str(error))
 
     drift: dict[str, Any] = {}
     if isinstance(extractor, Inception) and extractor.precision != "float32":
@@ -213,13 +214,12 @@ def _features(
     return features, batch
 
 
-def _check_enough(reference: Features, samples: Features) -> None:
-    for features in (reference, samples):
-        if len(features) == 1 and not features.statistics:
-            raise UndefinedMetricError(
-                f"{features.name} holds one image; no metric of a batch is defined for it. Give at least 4 "
-                f"images, and {PUBLISHED_IMAGES:,} for published numbers."
-            )
+def _check_enough(side: ImageSource | Features) -> None:
+    if len(side) == 1 and not side.statistics:
+        raise UndefinedMetricError(
+            f"{side.name} holds one image; no metric of a batch is defined for it. Give at least 4 images, "
+            f"and {PUBLISHED_IMAGES:,} for published numbers."
+        )
 
 
 def _warnings(

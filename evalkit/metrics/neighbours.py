@@ -338,8 +338,9 @@ def _principal_axes(r: _Points, s: _Points, centre: Tensor) -> Tensor:
         axes = _orthonormal(x.T @ (x @ axes))
     gram = axes.double().T @ axes.double()
     # The largest row sum bounds the largest eigenvalue: whatever the axes, no distance grows.
-    shrink = float(gram.abs().sum(dim=1).max()) ** -0.5 * (1 - 2**-20)
-    return axes * min(1.0, shrink)
+    norm = math.sqrt(max(1.0, float(gram.abs().sum(dim=1).max())))
+    shrunk: Tensor = axes * ((1 - 2**-20) / norm)
+    return shrunk
 
 
 def _orthonormal(y: Tensor) -> Tensor:

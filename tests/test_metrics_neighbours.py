@@ -1,0 +1,238 @@
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.metrics import PrecisionRecall, neighbours, precision_recall
+from evalkit.metrics.base import FeatureSet
+
+batch = partial(SimpleNamespace, name="batch", pool=None, spatial=None, logits=None, statistics={})
+
+N = 1100  # enough rows for the projecting screen
+
+
+def exact_distances(u, v):
+    return np.stack([np.square(row.astype(np.float64) - v).sum(axis=1) for row in u])
+
+
+def float16_distances(u, v):
+    """The reference evaluator's arithmetic, from its definition: every result rounded to float16."""
+    half = np.float16
+    with np.errstate(over="ignore", invalid="ignore"):
+        u, v = u.astype(half), v.astype(half)
+        norms = [neighbours._float16_norms(torch.from_numpy(x)).numpy() for x in (u, v)]
+        product = (u.astype(np.float64) @ v.astype(np.float64).T).astype(half)
+        return np.maximum(norms[0][:, None] - half(2) * product + norms[1], half(0))
+
+
+DISTANCES = {"exact": exact_distances, "float16": float16_distances}
+
+
+def every_pair(r, s, k, arithmetic):
+    """Precision and recall by their definition."""
+    distances = DISTANCES[arithmetic]
+    radii_r, radii_s = (np.partition(distances(x, x), k, axis=1)[:, k] for x in (r, s))
+    cross = distances(r, s)
+    return (cross <= radii_r[:, None]).any(axis=0).mean(), (cross <= radii_s).any(axis=1).mean()
+
+
+def clouds():
+    rng = np.random.default_rng(0)
+    normal = rng.normal
+    spectrum = np.exp(-np.arange(512) / 60)
+    x, y = normal(size=(N, 256)), normal(size=(N + 37, 256))
+    few = rng.integers(0, 5, N)
+    outlier = x.copy()
+    outlier[0] *= 1e12
+    return {
+        "decaying spectrum": (normal(size=(N, 512)) * spectrum, normal(size=(N + 5, 512)) * spectrum + 0.02),
+        "isotropic, where no axis helps": (x, y),
+        "few dimensions": (x[:, :3], y[:, :3]),
+        "one dimension": (x[:, :1], y[:, :1]),
+        "non-negative, as pool features are": (np.abs(x), np.abs(y)),
+        "lattice, full of ties": (rng.integers(0, 3, (N, 6)), rng.integers(0, 3, (N, 6))),
+        "lattice in a wide space": (rng.integers(0, 2, (N, 256)), rng.integers(0, 2, (N, 256))),
+        "constant": (np.ones((N, 256)), np.ones((N, 256))),
+        "two constants": (np.ones((N, 256)), np.full((N, 256), 1.001)),
+        "all zero": (np.zeros((N, 256)), np.zeros((N, 256))),
+        "the same set": (x, x),
+        "duplicates": (x[rng.integers(0, 50, N)], x[rng.integers(0, 100, N)]),
+        "near duplicates": (x[few] + 1e-5 * normal(size=x.shape), x[few] + 1e-5 * normal(size=x.shape)),
+        "common offset": (x + 1000, y + 1000),
+        "small common offset": (x + 5, y + 5),
+        "one side far away": (x, y + 1e5),
+        "outlier": (outlier, y),
+        "near the float16 limit": (x * 7, y * 7),
+        "float16 overflow": (x * 20, y * 20),
+        "float32 squares overflow": (x * 1e30, y * 1e30),
+        "float32 squares vanish": (x * 1e-25, y * 1e-25),
+        "fewer than 16 points": (x[:4], y[:9]),
+    }
+
+
+CLOUDS = {name: tuple(np.asarray(side, np.float32) for side in pair) for name, pair in clouds().items()}
+OVERFLOWING = {
+    "common offset",
+    "one side far away",
+    "outlier",
+    "float16 overflow",
+    "float32 squares overflow",
+}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", CLOUDS)
+def test_exact_equals_every_pair(name, k):
+    r, s = CLOUDS[name]
+    assert precision_recall(r, s, k=k) == every_pair(r, s, k, "exact")
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", CLOUDS.keys() - OVERFLOWING)
+def test_float16_equals_every_pair(name, k):
+    r, s = CLOUDS[name]
+    assert precision_recall(r, s, k=k, arithmetic="float16") == every_pair(r, s, k, "float16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arithmetic", DISTANCES)
+def test_the_screens_dtype_does_not_matter(monkeypatch, dtype, arithmetic):
+    monkeypatch.setattr(neighbours, "_fast_dtype", lambda device: dtype)
+    for name in ("decaying spectrum", "non-negative, as pool features are"):
+        r, s = CLOUDS[name]
+        assert precision_recall(r, s, arithmetic=arithmetic) == every_pair(r, s, 3, arithmetic)
+
+
+@pytest.mark.parametrize("arithmetic", DISTANCES)
+def test_block_sizes_do_not_matter(monkeypatch, arithmetic):
+    r, s = CLOUDS["decaying spectrum"]
+    expected = precision_recall(r, s, arithmetic=arithmetic)
+    monkeypatch.setattr(neighbours, "_BLOCK_ENTRIES", 77 * N)
+    monkeypatch.setattr(neighbours, "_SERIAL_ENTRIES", 3 * 512)
+    assert precision_recall(r, s, arithmetic=arithmetic) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["decaying spectrum", "isotropic, where no axis helps", "small common offset"]
+)
+def test_screens_bound_every_distance(name):
+    """No screen may see a pair farther apart than its decided distance allows."""
+    r, s = (torch.from_numpy(side[:300]) for side in CLOUDS[name])
+    for kind in (neighbours._Exact, neighbours._Float16):
+        a, b = kind(r), kind(s)
+        i, j = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, (300, 300)), indexing="ij"))
+        decided = neighbours._decide(a, i, b, j).view(300, 300)
+        axes = neighbours._principal_axes(a, b, r.mean(dim=0))
+        for columns, dtype in ((axes, torch.bfloat16), (axes, torch.float32), (None, torch.float32)):
+            screen = neighbours._Screen(r.mean(dim=0), columns, dtype)
+            u, v = screen.view(a), screen.view(b)
+            norms = (1 - screen.error) * (u.norms[:, None] + v.norms)
+            seen = norms - 2 * (u.q @ v.q.T).double()
+            displacement = u.displacement[:, None] + v.displacement
+            assert (seen <= neighbours._grown(decided, a.slack[:, None] + b.slack, displacement)).all()
+
+
+def test_neighbours_agree_with_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.neighbors")
+    r, s = CLOUDS["decaying spectrum"]
+    expected = []
+    for centres, points in ((r, s), (s, r)):
+        index = sklearn.NearestNeighbors(algorithm="brute").fit(centres.astype(np.float64))
+        radii = index.kneighbors(n_neighbors=3)[0][:, 2]
+        found = index.kneighbors(points.astype(np.float64), n_neighbors=len(centres))
+        expected.append((found[0] <= radii[found[1]]).any(axis=1).mean())
+    assert precision_recall(r, s) == tuple(expected)
+
+
+def tensorflow_distances(u, v):
+    tf = pytest.importorskip("tensorflow")
+    u, v = (tf.cast(x, tf.float16) for x in (u, v))
+    u_norms = tf.reshape(tf.reduce_sum(tf.square(u), axis=1), [-1, 1])
+    v_norms = tf.reshape(tf.reduce_sum(tf.square(v), axis=1), [1, -1])
+    return tf.maximum(u_norms - 2 * tf.matmul(u, v, transpose_b=True) + v_norms, 0.0).numpy()
+
+
+@pytest.mark.parametrize("d", [64, 512, 1600, 2048])
+def test_float16_norms_equal_tensorflows(d):
+    tf = pytest.importorskip("tensorflow")
+    x = np.abs(np.random.default_rng(d).normal(size=(300, d)) * 0.4).astype(np.float16)
+    expected = tf.reduce_sum(tf.square(tf.constant(x)), axis=1).numpy()
+    np.testing.assert_array_equal(neighbours._float16_norms(torch.from_numpy(x)).numpy(), expected)
+
+
+def test_float16_distances_equal_tensorflows():
+    rng = np.random.default_rng(0)
+    u, v = (np.abs(rng.normal(size=(n, 2048)) * 0.4).astype(np.float32) for n in (200, 150))
+    ours, theirs = float16_distances(u, v), tensorflow_distances(u, v)
+    # TensorFlow accumulates the product in float32, so that one in thousands rounds the other way.
+    assert (ours == theirs).mean() > 0.998
+    np.testing.assert_allclose(ours.astype(np.float64), theirs.astype(np.float64), atol=0.5)
+
+
+def test_an_overflow_sends_its_block_to_float32(monkeypatch):
+    monkeypatch.setattr(neighbours, "_REFERENCE_BLOCK", 64)
+    rng = np.random.default_rng(0)
+    r, s = (rng.normal(size=(n, 32)).astype(np.float32) for n in (128, 64))
+    r[100] *= 200  # overflows float16 in the second block of rows only
+
+    def distances(u, v):
+        result = np.zeros((len(u), len(v)), np.float32)
+        for i in range(0, len(u), 64):
+            for j in range(0, len(v), 64):
+                block = slice(i, i + 64), slice(j, j + 64)
+                result[block] = float16_distances(u[block[0]], v[block[1]])
+                if not np.isfinite(result[block]).all():
+                    result[block] = exact_distances(u[block[0]], v[block[1]])
+        return result
+
+    radii_r, radii_s = (np.partition(distances(x, x), 3, axis=1)[:, 3] for x in (r, s))
+    cross = distances(r, s)
+    expected = (cross <= radii_r[:, None]).any(axis=0).mean(), (cross <= radii_s).any(axis=1).mean()
+    assert precision_recall(r, s, arithmetic="float16") == expected
+
+
+@pytest.mark.parametrize("arithmetic", DISTANCES)
+def test_progress_counts_every_row_once(arithmetic):
+    r, s = CLOUDS["decaying spectrum"]
+    seen = []
+    precision_recall(r, s, arithmetic=arithmetic, progress=lambda done, total: seen.append((done, total)))
+    total = 2 * (len(r) + len(s))
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+def test_global_precision_is_restored():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert precision_recall(*CLOUDS["common offset"]) == every_pair(*CLOUDS["common offset"], 3, "exact")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_bad_input_is_refused():
+    x = CLOUDS["few dimensions"][0]
+    with pytest.raises(UndefinedMetricError, match=r"3 images \(samples\)"):
+        precision_recall(x, x[:3])
+    with pytest.raises(FeatureError, match="3 and of 2"):
+        precision_recall(x, x[:, :2])
+    with pytest.raises(InputError, match="k is 0"):
+        precision_recall(x, x, k=0)
+    with pytest.raises(FeatureError, match="reference: the features of image 0"):
+        precision_recall(x * np.float32(np.nan), x)
+
+
+def test_metric_yields_both_scores():
+    r, s = CLOUDS["decaying spectrum"]
+    sides: tuple[FeatureSet, FeatureSet] = (batch(pool=r), batch(pool=s))
+    metric = PrecisionRecall(arithmetic="float16")
+    scores = metric(*sides)
+    assert tuple(score.name for score in scores) == metric.names
+    assert tuple(score.value for score in scores) == precision_recall(r, s, arithmetic="float16")
+    assert scores[0].parameters == {"k": 3, "arithmetic": "float16"}
+    with pytest.raises(UndefinedMetricError, match="give the images"):
+        metric(batch(), sides[1])
