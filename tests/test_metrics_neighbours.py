@@ -11,7 +11,7 @@ from evalkit.metrics.base import FeatureSet
 
 batch = partial(SimpleNamespace, name="batch", pool=None, spatial=None, logits=None, statistics={})
 
-N = 1100  # enough rows for the projecting screen
+N = 600  # enough that no two screens see the same
 
 
 def exact_distances(u, v):
@@ -42,14 +42,14 @@ def every_pair(r, s, k, arithmetic):
 def clouds():
     rng = np.random.default_rng(0)
     normal = rng.normal
-    spectrum = np.exp(-np.arange(512) / 60)
+    spectrum = np.exp(-np.arange(320) / 60)
     x, y = normal(size=(N, 256)), normal(size=(N + 37, 256))
     few = rng.integers(0, 5, N)
     outlier = x.copy()
     outlier[0] *= 1e12
     return {
-        "decaying spectrum": (normal(size=(N, 512)) * spectrum, normal(size=(N + 5, 512)) * spectrum + 0.02),
-        "isotropic, where no axis helps": (x, y),
+        "decaying spectrum": (normal(size=(N, 320)) * spectrum, normal(size=(N + 5, 320)) * spectrum + 0.02),
+        "isotropic": (x, y),
         "few dimensions": (x[:, :3], y[:, :3]),
         "one dimension": (x[:, :1], y[:, :1]),
         "non-negative, as pool features are": (np.abs(x), np.abs(y)),
@@ -111,13 +111,11 @@ def test_block_sizes_do_not_matter(monkeypatch, arithmetic):
     r, s = CLOUDS["decaying spectrum"]
     expected = precision_recall(r, s, arithmetic=arithmetic)
     monkeypatch.setattr(neighbours, "_BLOCK_ENTRIES", 77 * N)
-    monkeypatch.setattr(neighbours, "_SERIAL_ENTRIES", 3 * 512)
+    monkeypatch.setattr(neighbours, "_CPU_ENTRIES", 3 * 320)
     assert precision_recall(r, s, arithmetic=arithmetic) == expected
 
 
-@pytest.mark.parametrize(
-    "name", ["decaying spectrum", "isotropic, where no axis helps", "small common offset"]
-)
+@pytest.mark.parametrize("name", ["decaying spectrum", "isotropic", "small common offset"])
 def test_screens_bound_every_distance(name):
     """No screen may see a pair farther apart than its decided distance allows."""
     r, s = (torch.from_numpy(side[:300]) for side in CLOUDS[name])
@@ -125,9 +123,8 @@ def test_screens_bound_every_distance(name):
         a, b = kind(r), kind(s)
         i, j = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, (300, 300)), indexing="ij"))
         decided = neighbours._decide(a, i, b, j).view(300, 300)
-        axes = neighbours._principal_axes(a, b, r.mean(dim=0))
-        for columns, dtype in ((axes, torch.bfloat16), (axes, torch.float32), (None, torch.float32)):
-            screen = neighbours._Screen(r.mean(dim=0), columns, dtype)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            screen = neighbours._Screen(r.mean(dim=0), dtype)
             u, v = screen.view(a), screen.view(b)
             norms = (1 - screen.error) * (u.norms[:, None] + v.norms)
             seen = norms - 2 * (u.q @ v.q.T).double()

@@ -119,10 +119,12 @@ class Moments:
             )
         check_features(batch, "batch")
         for start in range(0, len(batch), _ROWS):
-            block = batch[start : start + _ROWS].astype(np.float64)
-            mean = block.mean(axis=0)
-            block -= mean
-            self._add(len(block), mean, block)
+            block = batch[start : start + _ROWS]
+            rows = np.empty((len(block) + 1, self._mean.size))
+            rows[:-1] = block
+            mean = rows[:-1].mean(axis=0)
+            rows[:-1] -= mean
+            self._add(len(block), mean, rows)
 
     def merge(self, other: Moments) -> None:
         """Add the rows that `other` has seen; `other` stays as it is.
@@ -137,14 +139,14 @@ class Moments:
             )
         if other.n:
             self._scatter += other._scatter
-            self._add(other.n, other._mean, np.empty((0, self._mean.size)))
+            self._add(other.n, other._mean, np.empty((1, self._mean.size)))
 
-    def _add(self, n: int, mean: NDArray[np.float64], centred: NDArray[np.float64]) -> None:
-        """Add `n` rows with the given mean; `centred` holds those whose scatter is not yet counted."""
+    def _add(self, n: int, mean: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
+        """Add `n` rows of that mean; `rows` holds those not yet counted, centred, and a free last row."""
         total = self.n + n
         shift = mean - self._mean
-        # One more row accounts for the distance of the means, so that one rank-k update does it all.
-        rows = np.vstack([centred, shift * np.sqrt(self.n * n / total)])
+        # The last row accounts for the distance of the means, so that one rank-k update does it all.
+        rows[-1] = shift * np.sqrt(self.n * n / total)
         self._scatter = linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
         self._mean = self._mean + shift * (n / total)
         self.n = total

@@ -57,7 +57,7 @@ def inception_score(
     check_features(logits, "logits")
     splits = np.array(
         [
-            _split_score(logits[start : start + split_size].astype(dtype))
+            _split_score(logits[start : start + split_size].astype(dtype, copy=False))
             for start in range(0, len(logits), split_size)
         ]
     )
@@ -66,9 +66,12 @@ def inception_score(
 
 
 def _split_score(logits: NDArray[np.floating]) -> np.floating:
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = logits - logits.max(axis=1, keepdims=True)
+    np.exp(p, out=p)
     p /= p.sum(axis=1, keepdims=True)
-    divergence = p * (_log(p) - _log(p.mean(axis=0, keepdims=True)))
+    divergence = _log(p)
+    divergence -= _log(p.mean(axis=0, keepdims=True))
+    divergence *= p
     score: np.floating = np.exp(divergence.sum(axis=1).mean())
     return score
 

@@ -3,10 +3,10 @@
 Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models". A manifold
 is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
 
-Only comparisons of distances matter, and most are clear from far. So a cheap *screen* bounds all distances
-from below, by products of few columns or few bits, and the few pairs that it cannot rule out are *decided*
-one by one, in float64 or in the emulated float16 arithmetic. The margins of the screen are worst-case bounds
-of its rounding, so the result is that of deciding every pair.
+Only comparisons of distances matter, and most are clear at a glance. So a cheap *screen* bounds all
+distances from below, by products in few bits, and the few pairs that it cannot rule out are *decided* one by
+one, in float64 or in the emulated float16 arithmetic. The margins of the screen are worst-case bounds of its
+rounding, so the result is that of deciding every pair.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal, Protocol, TypeAlias
@@ -36,21 +35,17 @@ Arithmetic: TypeAlias = Literal["float16", "exact"]
 # The reference evaluator's blocks; one overflow sends a whole block of them to float32.
 _REFERENCE_BLOCK = 10_000
 
-# Entries of a block of screened distances: 64 MiB of float32.
-_BLOCK_ENTRIES = 2**24
+# Entries of a block of screened distances: 16 MiB of float32, or 256 rows where those are more.
+_BLOCK_ENTRIES = 2**22
 
 # The share of pairs worth deciding one by one; where more survive a screen, the next finer one is used.
 _SURVIVORS = 0.01
 
-# The share of axes that the first screen keeps.
-_AXES = 0.5
-
 # Columns of a block whose scores are looked at through their minimum.
 _GROUP = 16
 
-# Pairs decided in one go on a GPU, and entries of features on a CPU.
-_PAIRS_ON_DEVICE = 2**14
-_SERIAL_ENTRIES = 2**15
+# Entries of the features of pairs that are decided in one go on a CPU; torch uses threads from 2^15 on.
+_CPU_ENTRIES = 2**15 - 1
 
 
 def precision_recall(
@@ -93,7 +88,9 @@ def precision_recall(
     with torch.inference_mode(), _full_float32():
         if arithmetic == "exact":
             scale = _safe_scale(r, s)
-            return _screened(_Exact(r * scale), _Exact(s * scale), k, progress)
+            if scale != 1:
+                r, s = r * scale, s * scale
+            return _screened(_Exact(r), _Exact(s), k, progress)
         half_r, half_s = _Float16(r), _Float16(s)
         if _may_overflow(half_r, half_s):
             return _brute_force_float16(r, s, k)
@@ -213,21 +210,10 @@ def _float16_norms(x: Tensor) -> Tensor:
 
 def _decide(a: _Points, i: Tensor, b: _Points, j: Tensor) -> Tensor:
     """(pairs,) float64 squared distances of points i of `a` to points j of `b`."""
-    if i.device.type != "cpu":
-        return _distances(a, i, b, j, size=_PAIRS_ON_DEVICE)
-    # So few numbers at a time fit the cache, and torch does not spread them over threads, which would cost
-    # more than the work; the threads are ours, each with its share of the pairs.
-    size = max(1, _SERIAL_ENTRIES // a.x.shape[1])
-    workers = max(1, min(torch.get_num_threads(), len(i) // (8 * size)))
-    if workers == 1:
-        return _distances(a, i, b, j, size)
-    with ThreadPoolExecutor(workers) as pool:
-        shares = pool.map(lambda p, q: _distances(a, p, b, q, size), i.chunk(workers), j.chunk(workers))
-        return torch.cat(list(shares))
-
-
-def _distances(a: _Points, i: Tensor, b: _Points, j: Tensor, size: int) -> Tensor:
-    """The distances of :func:`_decide`, computed `size` pairs at a time."""
+    # Few numbers at a time fit the cache, and stay below what torch spreads over threads: waking threads for
+    # every chunk costs more than the work, and much more where other processes hold the cores.
+    entries = _CPU_ENTRIES if i.is_cpu else _BLOCK_ENTRIES
+    size = max(1, entries // a.x.shape[1])
     distances = torch.empty(len(i), dtype=torch.float64, device=i.device)
     for start in range(0, len(i), size):
         chunk = slice(start, start + size)
@@ -240,41 +226,39 @@ def _distances(a: _Points, i: Tensor, b: _Points, j: Tensor, size: int) -> Tenso
 
 @dataclass(frozen=True, eq=False)
 class _Screen:
-    """A map of points to few columns or few bits that (nearly) never lengthens a distance.
+    """A way to see all distances cheaply, and how wrong it can be.
 
     Attributes:
         centre: (d,) float32 that is subtracted, against cancellation.
-        axes: (d, m) float32 with spectral norm below 1, or None to keep all columns.
-        dtype: Of the mapped points and of their products.
+        dtype: Of the points and of their products, which are accumulated in float32 or float64.
     """
 
     centre: Tensor
-    axes: Tensor | None
     dtype: torch.dtype
 
-    def view(self, points: _Points) -> _View:
-        rows = _rows(points.x.shape[1])
-        return _View.join([self._view(block) for block in torch.split(points.x, rows)])
+    @property
+    def wide(self) -> torch.dtype:
+        """Of centred points, of accumulated products and of scores."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    def _view(self, x: Tensor) -> _View:
-        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        centred = x.to(wide) - self.centre
-        size = centred.double().norm(dim=1)
-        displacement = size * torch.finfo(wide).eps
-        mapped = centred
-        if self.axes is not None:
-            mapped = _project(centred, self.axes)
-            displacement += size * _projection_error(*self.axes.shape)
-        q = mapped.to(self.dtype)
-        displacement += (q.double() - mapped).norm(dim=1)
-        return _View(q, q.double().square().sum(dim=1), displacement)
-
-    @functools.cached_property
+    @property
     def error(self) -> float:
         """Bound of the error of a computed ``|p|^2 + |q|^2 - 2pq``, relative to ``|p|^2 + |q|^2``."""
-        columns = (self.axes if self.axes is not None else self.centre[None]).shape[1]
-        wide = torch.finfo(torch.float64 if self.dtype == torch.float64 else torch.float32).eps
-        return (columns + 16) * wide + (2.0**-8 if self.dtype == torch.bfloat16 else 0.0)
+        accumulation = (len(self.centre) + 16) * torch.finfo(self.wide).eps
+        return accumulation + (0.0 if self.dtype == self.wide else torch.finfo(self.dtype).eps / 2)
+
+    def view(self, points: _Points) -> _View:
+        n, d = points.x.shape
+        epsilon = torch.finfo(self.wide).eps
+        q = torch.empty(n, d, dtype=self.dtype, device=points.x.device)
+        norms, displacement = (torch.empty(n, dtype=torch.float64, device=q.device) for _ in range(2))
+        for rows in torch.split(torch.arange(n, device=q.device), _rows(d)):
+            centred = points.x[rows].to(self.wide) - self.centre
+            q[rows] = centred.to(self.dtype)
+            seen = q[rows].double()
+            norms[rows] = seen.square().sum(dim=1)
+            displacement[rows] = (seen - centred).norm(dim=1) + epsilon * norms[rows].sqrt()
+        return _View(q, norms, displacement)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +266,7 @@ class _View:
     """Points as a screen sees them.
 
     Attributes:
-        q: (n, m) mapped points.
+        q: (n, d) centred points in the screen's dtype.
         norms: (n,) float64 squared norms of `q`.
         displacement: (n,) float64; ``|q_i - q_j| <= |x_i - x_j| + displacement_i + displacement_j``.
     """
@@ -291,79 +275,24 @@ class _View:
     norms: Tensor
     displacement: Tensor
 
-    @classmethod
-    def join(cls, views: list[_View]) -> _View:
-        return cls(*(torch.cat([getattr(v, f) for v in views]) for f in ("q", "norms", "displacement")))
-
-
-_CHUNK = 256
-
-
-def _project(x: Tensor, axes: Tensor) -> Tensor:
-    """``x @ axes``, summed in chunks, which keeps the worst case of rounding small."""
-    result = x.new_zeros(len(x), axes.shape[1])
-    for start in range(0, len(axes), _CHUNK):
-        result.addmm_(x[:, start : start + _CHUNK], axes[start : start + _CHUNK])
-    return result
-
-
-def _projection_error(d: int, m: int) -> float:
-    """Bound of ``|_project(x, axes) - x @ axes|`` relative to ``|x|``."""
-    return (min(d, _CHUNK) + math.ceil(d / _CHUNK) + 1) * 2.0**-23 * math.sqrt(m)
-
 
 def _rows(columns: int) -> int:
     """How many rows of so many columns make a block."""
-    return max(16, min(1024, _BLOCK_ENTRIES // columns))
+    return max(256, min(1024, _BLOCK_ENTRIES // columns))
 
 
-def _screens(r: _Points, s: _Points) -> list[_Screen]:
-    """From cheap to fine: few axes, all columns in float32, all columns in float64."""
-    n, d = r.x.shape
+def _screens(reference: _Points) -> list[_Screen]:
+    """From fast to fine."""
     # The median, because one outlier would pull the mean away from all other points.
-    centre = _spread(r.x, 1024).float().median(dim=0).values
-    screens = [_Screen(centre, None, torch.float32), _Screen(centre, None, torch.float64)]
-    if d >= 256 and n >= 1024:
-        screens.insert(0, _Screen(centre, _principal_axes(r, s, centre), _fast_dtype(centre.device)))
-    return screens
-
-
-def _principal_axes(r: _Points, s: _Points, centre: Tensor) -> Tensor:
-    """(d, m) float32 that span about the leading principal axes of both sides."""
-    x = torch.cat([_spread(p.x, 1024).float() - centre for p in (r, s)])
-    m = int(x.shape[1] * _AXES)
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.randn(x.shape[1], m, generator=generator).to(x.device)
-    for _ in range(2):  # subspace iteration
-        axes = _orthonormal(x.T @ (x @ axes))
-    gram = axes.double().T @ axes.double()
-    # The largest row sum bounds the largest eigenvalue: whatever the axes, no distance grows.
-    norm = math.sqrt(max(1.0, float(gram.abs().sum(dim=1).max())))
-    shrunk: Tensor = axes * ((1 - 2**-20) / norm)
-    return shrunk
-
-
-def _orthonormal(y: Tensor) -> Tensor:
-    """Float32 columns that span those of `y`, orthonormal but for directions that are lost in rounding.
-
-    By Cholesky factors: a Householder QR synchronises threads at every column, which stalls on busy machines.
-    """
-    y = y.double()
-    gram = y.T @ y
-    gram.diagonal().add_(1e-12 * gram.trace() + 2**-200)
-    factor = torch.linalg.cholesky(gram)
-    basis: Tensor = torch.linalg.solve_triangular(factor, y.T, upper=False).T
-    return basis.float()
-
-
-def _spread(x: Tensor, n: int) -> Tensor:
-    """About `n` rows from all over `x`."""
-    return x[:: max(1, len(x) // n)][:n]
+    x = reference.x
+    centre = x[:: max(1, len(x) // 1024)].float().median(dim=0).values
+    dtypes = dict.fromkeys([_fast_dtype(centre.device), torch.float32, torch.float64])
+    return [_Screen(centre, dtype) for dtype in dtypes]
 
 
 @functools.cache
 def _fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where this processor multiplies it faster than float32, as those with AMX do."""
+    """The dtype of the first screen: bfloat16 where this processor multiplies it faster, as AMX does."""
     if device.type != "cpu":
         return torch.float32
     seconds = {}
@@ -392,8 +321,8 @@ def _grown(t: Tensor, slack: Tensor | float, displacement: Tensor | float) -> Te
 class _Screening:
     """The screens of one comparison, and the views of its sides, each made when first needed."""
 
-    def __init__(self, r: _Points, s: _Points) -> None:
-        self.screens = _screens(r, s)
+    def __init__(self, reference: _Points) -> None:
+        self.screens = _screens(reference)
         self._views: dict[tuple[int, int], _View] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
 
@@ -436,7 +365,7 @@ def _screened(r: _Points, s: _Points, k: int, progress: Progress | None) -> tupl
         if progress is not None:
             progress(done, total)
 
-    screening = _Screening(r, s)
+    screening = _Screening(r)
     radii_r, radii_s = (_radii(points, k, screening, report) for points in (r, s))
     samples_inside = _covered(s, r, radii_r, screening, report, centres_first=True)
     reference_inside = _covered(r, s, radii_s, screening, report, centres_first=False)
