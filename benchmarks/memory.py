@@ -48,7 +48,7 @@ class Prefix(Inception):
             known = np.concatenate([features[layer] for features in self.seen])
             weights = self.random.dirichlet(np.full(len(known), 0.3), len(images)).astype(np.float32)
             noise = self.random.standard_normal((len(images), known.shape[1]), np.float32)
-            drawn[layer] = np.abs(weights @ known + 0.02 * noise)
+            drawn[layer] = np.abs(weights @ known + 0.2 * noise)
         return drawn
 
 

@@ -86,25 +86,29 @@ def compare(
         _check_enough(side)
     if extractor is None and any(isinstance(side, ImageSource) for side in sides):
         extractor = Inception()
-    results: list[Features] = []
-    batches: list[Batch] = []
-    for role, side in zip(("reference", "samples"), sides, strict=True):
-        with clock.stage(f"features of {role}"):
-            features, batch = _features(side, extractor, store, progress)
-        results.append(features)
-        batches.append(batch)
+
+    def both() -> Iterator[tuple[Features, Batch]]:
+        for role, side in zip(("reference", "samples"), sides, strict=True):
+            with clock.stage(f"features of {role}"):
+                yield _features(side, extractor, store, progress)
+
+    results, batches = map(list, zip(*both(), strict=True))
     check_same_extractor(*results)
 
     scores: list[Score] = []
     missing: dict[str, str] = {}
     device = _algebra_device(extractor)
-    for metric in PROTOCOLS[protocol]:
+    metrics = PROTOCOLS[protocol]
+    for index, metric in enumerate(metrics):
         names = " and ".join(metric.names)
+        # A layer that no later metric reads need not stay: at 50,000 images each is 0.4 GB a side.
+        needed = {layer for later in metrics[index:] for layer in later.layers}
+        results = [features.keeping(needed) for features in results]
         try:
             with clock.stage(names):
                 scores += metric(*results, device=device, progress=_report_to(progress, names))
         except UndefinedMetricError as error:
-            headless = "inception_score" in metric.names and len(results[1]) and extractor is not None
+            headless = "logits" in metric.layers and len(results[1]) and extractor is not None
             missing |= dict.fromkeys(metric.names, HEAD_MISSING if headless else str(error))
 
     drift: dict[str, Any] = {}
@@ -258,8 +262,8 @@ def _warnings(
 
 
 def _has_singular_covariance(features: Features) -> bool:
-    layers = [layer for layer in (features.pool, features.spatial) if layer is not None]
-    return not features.statistics and any(is_rank_deficient(*layer.shape) for layer in layers)
+    pool = features.pool
+    return not features.statistics and pool is not None and is_rank_deficient(*pool.shape)
 
 
 def _label_warning(features: Features) -> Iterator[str]:

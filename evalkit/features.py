@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +104,13 @@ class Features:
 
     def __len__(self) -> int:
         return 0 if self.pool is None else len(self.pool)
+
+    def keeping(self, layers: Container[str]) -> Features:
+        """The same batch with no other arrays than ``pool``, ``spatial`` and ``logits`` in ``layers``."""
+        dropped: dict[str, Any] = {
+            layer: None for layer in ("pool", "spatial", "logits") if layer not in layers
+        }
+        return replace(self, **dropped)
 
     def save(self, path: Path) -> None:
         """Write one HDF5 file, atomically. Logits are not kept: they follow from ``pool``.

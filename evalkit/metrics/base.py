@@ -52,11 +52,15 @@ class FeatureSet(Protocol):
 class Metric(Protocol):
     """A frozen dataclass whose fields are its parameters; calling it yields one score for each of `names`.
 
+    It reads the features of `layers` alone, so that others need not stay in memory.
+
     Raises :class:`~evalkit.errors.UndefinedMetricError` where the input gives the metric no value.
     """
 
     @property
     def names(self) -> tuple[str, ...]: ...  # noqa: D102 - described above
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...  # noqa: D102
 
     def __call__(  # noqa: D102 - described above
         self,

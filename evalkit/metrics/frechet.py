@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from evalkit.errors import FeatureError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Progress, check_features, required_features
+from evalkit.metrics.base import FeatureSet, Layer, Progress, check_features, required_features
 from evalkit.results import Score
 
 __all__ = ["FrechetDistance", "Moments", "Statistics", "frechet_distance", "is_rank_deficient"]
@@ -269,6 +269,11 @@ class FrechetDistance:
 
     layer: Literal["pool", "spatial"] = "pool"
     mean_dtype: Literal["float32", "float64"] = "float64"
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The one layer."""
+        return (self.layer,)
 
     @property
     def names(self) -> tuple[str, ...]:

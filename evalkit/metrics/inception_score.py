@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Progress, check_features, required_features
+from evalkit.metrics.base import FeatureSet, Layer, Progress, check_features, required_features
 from evalkit.results import Score
 
 __all__ = ["InceptionScore", "SplitScores", "inception_score"]
@@ -87,6 +87,7 @@ class InceptionScore:
     """The Inception Score of the samples; the reference is not looked at."""
 
     names: ClassVar[tuple[str, ...]] = ("inception_score",)
+    layers: ClassVar[tuple[Layer, ...]] = ("logits",)
 
     split_size: int = 5000
     dtype: Literal["float32", "float64"] = "float32"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Progress, check_features, required_features
+from evalkit.metrics.base import FeatureSet, Layer, Progress, check_features, required_features
 from evalkit.results import Score
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
@@ -551,6 +551,7 @@ class PrecisionRecall:
     """Improved precision and recall of the samples, on pool features; see :func:`precision_recall`."""
 
     names: ClassVar[tuple[str, ...]] = ("precision", "recall")
+    layers: ClassVar[tuple[Layer, ...]] = ("pool",)
 
     k: int = 3
     arithmetic: Arithmetic = "exact"
