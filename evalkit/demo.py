@@ -55,8 +55,12 @@ def write_batches(folder: Path) -> tuple[Path, Path, Path]:
     for path, part in zip(paths[:2], (slice(0, IMAGES), slice(IMAGES, 2 * IMAGES)), strict=True):
         with replace_atomically(path) as partial, partial.open("wb") as file:
             np.savez(file, arr_0=images[part], arr_1=labels[part])
-    grid = images[IMAGES : IMAGES + GRID * GRID].reshape(GRID, GRID, 8, 8, 3).swapaxes(1, 2)
+    # A frame around each digit, or they run into one another.
+    cells = np.pad(
+        images[IMAGES : IMAGES + GRID * GRID], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=48
+    )
+    grid = cells.reshape(GRID, GRID, 10, 10, 3).swapaxes(1, 2).reshape(GRID * 10, GRID * 10, 3)
     with replace_atomically(paths[2]) as partial, partial.open("wb") as file:
-        picture = Image.fromarray(grid.reshape(GRID * 8, GRID * 8, 3))
-        picture.resize((GRID * 32, GRID * 32), Image.Resampling.NEAREST).save(file, format="PNG")
+        picture = Image.fromarray(grid)
+        picture.resize((GRID * 40, GRID * 40), Image.Resampling.NEAREST).save(file, format="PNG")
     return paths

@@ -100,7 +100,7 @@ def test_demo_batches_are_real_digits(tmp_path: Path) -> None:
         rows = {image.tobytes() for image in a["arr_0"]}
         assert sum(image.tobytes() in rows for image in b["arr_0"]) < 8
     with Image.open(grid) as picture:
-        assert picture.size == (512, 512)
+        assert picture.size == (640, 640)
     images, labels = digits()
     assert np.bincount(labels).min() > 170
     # Zeros are closer to zeros than to ones, even to a network of coarse pixels.
