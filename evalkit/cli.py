@@ -202,7 +202,7 @@ def _bytes_progress() -> Callable[[int, int], None]:
 def compare(
     reference: str, samples: str, protocol: str, format_: str, json_file: Path | None, **options: Any
 ) -> None:
-    r"""FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
+    """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
 
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
     images, an HDF5 file, or features kept by `evalkit features`.
@@ -241,7 +241,7 @@ def compare(
 )
 @_extractor_options
 def features(images: str, out: Path, **options: Any) -> None:
-    r"""Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
+    """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
 
     \b
     Example:
@@ -266,7 +266,7 @@ def features(images: str, out: Path, **options: Any) -> None:
 )
 @_extractor_options
 def stats(images: str, out: Path, **options: Any) -> None:
-    r"""Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
+    """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
     \b
     Example:
@@ -294,7 +294,7 @@ def stats(images: str, out: Path, **options: Any) -> None:
 )
 @click.option("--weights", metavar="FILE", help="Look at this file instead.")
 def weights(fetch: bool, weights: str | None) -> None:
-    r"""Which Inception weights are found, where, and whether they are the published ones.
+    """Which Inception weights are found, where, and whether they are the published ones.
 
     \b
     Example:
@@ -332,7 +332,7 @@ def weights(fetch: bool, weights: str | None) -> None:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 def verify(weights: str | None, graph: str | None, device: str) -> None:
-    r"""Show that this installation reproduces the reference implementations, with the largest differences.
+    """Show that this installation reproduces the reference implementations, with the largest differences.
 
     \b
     Example:

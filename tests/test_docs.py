@@ -49,6 +49,7 @@ def test_every_python_name_exists() -> None:
 def test_help_has_an_example(command: str) -> None:
     text = cli.root.commands[command].help or ""
     assert f"evalkit {command}" in text or command == "demo"
+    assert "\\b" not in text  # the two characters, which click would print
     for parameter in cli.root.commands[command].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{command} {parameter.name} has no help"
