@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-to-test
 	$(BIN)/python -m pytest -m "not slow"
 
-# The golden values at full size: some 15 minutes of network time; needs EVALKIT_TEST_DATA.
+# The golden values at full size: some minutes of network time; needs EVALKIT_TEST_DATA.
 test-slow: $(VENV)/ready-to-test
 	$(BIN)/python -m pytest -m slow
 

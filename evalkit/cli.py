@@ -362,13 +362,11 @@ def demo(out: Path) -> None:
     """Compare two halves of scikit-learn's handwritten digits: the main job on real images, in minutes."""
     from evalkit.comparison import compare
     from evalkit.demo import write_batches
-    from evalkit.extractors.inception import Inception
     from evalkit.report import table
 
     paths = write_batches(out)
     click.echo(f"wrote {', '.join(map(str, paths))}\n$ evalkit compare {paths[0]} {paths[1]}\n")
-    extractor = Inception()
-    click.echo(table(compare(paths[0], paths[1], extractor=extractor, progress=_progress())))
+    click.echo(table(compare(paths[0], paths[1], progress=_progress())))
     click.echo(
         "\nBoth batches are real digits: no generator of digits can look better with so few images.\n"
         f"See {paths[2]}. Next: evalkit compare YOUR_REFERENCE YOUR_SAMPLES"
