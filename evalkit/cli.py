@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
+from evalkit.console import ExtractorSetup, bytes_bar, extractor_options, progress_bars
 from evalkit.errors import EvalkitError, InputError
 
-if TYPE_CHECKING:
-    from evalkit.features import Extractor, FeatureStore, Progress
-
 __all__ = ["main", "root"]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+# Verbs of the other packages, whose command lines are loaded when they are asked for.
+ELSEWHERE: dict[str, str] = {
+    "reference": "reference_batches.cli",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _Root(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in ELSEWHERE:
+            command: click.Command = getattr(import_module(ELSEWHERE[name]), name)
+            return command
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="evalkit")
 def root() -> None:
     """FID, sFID, Inception Score, precision and recall of generated images, exactly as ADM reports them."""
@@ -42,139 +54,6 @@ def main() -> NoReturn:
         click.echo("Interrupted. What was stored stays; run the same command again to go on.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
-
-
-def _extractor_options(command: F) -> F:
-    """The options that choose and set up the network; one home for all verbs that extract."""
-    options = [
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-        click.option(
-            "--batch-size",
-            default="auto",
-            show_default=True,
-            help="Images a forward pass, or auto. Not a result.",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
-            default="float32",
-            show_default=True,
-            help="float32 alone is for published numbers; the others print how far they drift from it.",
-        ),
-        click.option(
-            "--backend",
-            type=click.Choice(["torch", "tensorflow"]),
-            default="torch",
-            show_default=True,
-            help="tensorflow runs the reference's own frozen graph; it needs --graph.",
-        ),
-        click.option(
-            "--weights", metavar="FILE", help="Inception weights; by default what `evalkit weights` shows."
-        ),
-        click.option(
-            "--graph", metavar="FILE", help="classify_image_graph_def.pb, for --backend tensorflow."
-        ),
-        click.option("--no-store", is_flag=True, help="Neither read nor keep features between runs."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-class _Setup:
-    """The extractor and store that the options of :func:`_extractor_options` ask for."""
-
-    def __init__(
-        self,
-        *,
-        device: str,
-        batch_size: str,
-        precision: str,
-        backend: str,
-        weights: str | None,
-        graph: str | None,
-        no_store: bool,
-    ):
-        if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
-            raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
-        if (graph is None) != (backend == "torch"):
-            raise InputError("--backend tensorflow and --graph FILE belong together: give both or neither.")
-        self.device = device
-        self.batch_size = None if batch_size == "auto" else int(batch_size)
-        self.precision = precision
-        self.weights = weights
-        self.graph = graph
-        self.no_store = no_store
-
-    def extractor(self) -> Extractor:
-        if self.graph is not None:
-            from evalkit.extractors.inception_graph import InceptionGraph
-
-            if self.precision != "float32" or self.weights or self.device not in ("auto", "cpu"):
-                raise InputError(
-                    "--backend tensorflow runs the graph as it is: no --precision, --weights or --device."
-                )
-            return InceptionGraph(self.graph, batch_size=self.batch_size or 64)
-        from evalkit.extractors.inception import Inception
-        from evalkit.extractors.inception_weights import load_weights
-
-        return Inception(
-            load_weights(self.weights, progress=_bytes_progress()),
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.batch_size,
-        )
-
-    @property
-    def store(self) -> FeatureStore | Literal["default"] | None:
-        return None if self.no_store else "default"
-
-
-def _progress() -> Progress:
-    """On a terminal, what a stage will cost and then a bar with its rate and time left; silence elsewhere."""
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm[Any]] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if done >= total and stage not in bars:
-            return  # nothing to do, such as features that are all in the store
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            unit = "image" if stage.startswith("Inception") else "block"
-            if unit == "image" and sys.stderr.isatty():
-                gigabytes = total * (2048 + 2023) * 4 / 1e9
-                click.echo(f"{total - done:,} images to extract, {gigabytes:.2g} GB of features", err=True)
-            bars[stage] = tqdm(desc=stage, total=total, initial=done, unit=unit, disable=None, leave=False)
-        bar = bars[stage]
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return report
-
-
-def _bytes_progress() -> Callable[[int, int], None]:
-    from tqdm import tqdm
-
-    bar: list[tqdm[Any]] = []
-
-    def report(done: int, total: int) -> None:
-        if not bar:
-            bar.append(
-                tqdm(
-                    desc="Inception weights",
-                    total=total,
-                    unit="B",
-                    unit_scale=True,
-                    disable=None,
-                    leave=False,
-                )
-            )
-        bar[0].update(done - bar[0].n)
-
-    return report
 
 
 @root.command()
@@ -198,7 +77,7 @@ def _bytes_progress() -> Callable[[int, int], None]:
 @click.option(
     "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the whole record."
 )
-@_extractor_options
+@extractor_options
 def compare(
     reference: str, samples: str, protocol: str, format_: str, json_file: Path | None, **options: Any
 ) -> None:
@@ -213,7 +92,7 @@ def compare(
     """
     from evalkit.files import check_writable, replace_atomically
 
-    setup = _Setup(**options)
+    setup = ExtractorSetup(**options)
     if json_file:
         check_writable(json_file)
     from evalkit.comparison import compare, open_source
@@ -226,7 +105,7 @@ def compare(
         protocol=protocol,
         extractor=setup.extractor(),
         store=setup.store,
-        progress=_progress(),
+        progress=progress_bars(),
     )
     click.echo(FORMATS[format_](comparison))
     if json_file:
@@ -239,7 +118,7 @@ def compare(
 @click.option(
     "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="HDF5 file to write."
 )
-@_extractor_options
+@extractor_options
 def features(images: str, out: Path, **options: Any) -> None:
     """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
 
@@ -249,12 +128,12 @@ def features(images: str, out: Path, **options: Any) -> None:
     """
     from evalkit.files import check_writable
 
-    setup = _Setup(**options)
+    setup = ExtractorSetup(**options)
     check_writable(out)
     from evalkit.comparison import features_of, open_source
 
     side = open_source(images)
-    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=_progress())
+    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     extracted.save(out)
     click.echo(f"{out}: features of {len(extracted):,} images of {images}")
 
@@ -264,7 +143,7 @@ def features(images: str, out: Path, **options: Any) -> None:
 @click.option(
     "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
 )
-@_extractor_options
+@extractor_options
 def stats(images: str, out: Path, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
@@ -274,14 +153,14 @@ def stats(images: str, out: Path, **options: Any) -> None:
     """
     from evalkit.files import check_writable, replace_atomically
 
-    setup = _Setup(**options)
+    setup = ExtractorSetup(**options)
     check_writable(out)
     import numpy as np
 
     from evalkit.comparison import features_of, open_source, statistics_of
 
     side = open_source(images)
-    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=_progress())
+    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     arrays = statistics_of(extracted)
     with replace_atomically(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
@@ -303,7 +182,7 @@ def weights(fetch: bool, weights: str | None) -> None:
     from evalkit.extractors.inception_weights import describe_weights, fetch_weights
 
     if fetch:
-        click.echo(f"fetched {fetch_weights(progress=_bytes_progress())}")
+        click.echo(f"fetched {fetch_weights(progress=bytes_bar('Inception weights'))}")
     rows = describe_weights(weights)
     for row in rows:
         if row.weights is not None:
@@ -366,7 +245,7 @@ def demo(out: Path) -> None:
 
     paths = write_batches(out)
     click.echo(f"wrote {', '.join(map(str, paths))}\n$ evalkit compare {paths[0]} {paths[1]}\n")
-    click.echo(table(compare(paths[0], paths[1], progress=_progress())))
+    click.echo(table(compare(paths[0], paths[1], progress=progress_bars())))
     click.echo(
         "\nBoth batches are real digits: no generator of digits can look better with so few images.\n"
         f"See {paths[2]}. Next: evalkit compare YOUR_REFERENCE YOUR_SAMPLES"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stand_ins import torchvision_modules
 
 from evalkit import cli
+from evalkit.console import ExtractorSetup
 from evalkit.extractors.inception_weights import InceptionWeights, load_weights
 from evalkit.extractors.pixels import Pixels
 from evalkit.verify import pictures
@@ -79,7 +80,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def pixels(monkeypatch: pytest.MonkeyPatch) -> Pixels:
     """The command line extracts pixels instead of Inception features: the same path, no minutes."""
     extractor = Pixels()
-    monkeypatch.setattr(cli._Setup, "extractor", lambda self: extractor)
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: extractor)
     return extractor
 
 

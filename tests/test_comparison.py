@@ -16,8 +16,8 @@ from conftest import Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from evalkit import cli
 from evalkit.comparison import compare, features_of, statistics_of
+from evalkit.console import ExtractorSetup
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.pixels import Pixels
 from evalkit.features import FeatureStore, extract
@@ -426,7 +426,7 @@ def test_a_bug_keeps_its_traceback(
     def bug(self: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli._Setup, "extractor", bug)
+    monkeypatch.setattr(ExtractorSetup, "extractor", bug)
     with pytest.raises(ZeroDivisionError):
         run("compare", *batches)
 

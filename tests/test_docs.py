@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,9 +16,23 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def all_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command under its full name, such as ``reference list``."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{prefix}{name}", command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, f"{prefix}{name} ")
+
+
+COMMANDS = dict(all_commands(cli.root))
+
+
 def test_every_command_is_described() -> None:
     mentioned = set(re.findall(r"evalkit ([a-z]+)\b", README))
-    described = set(cli.root.commands)
+    described = {name.split()[0] for name in COMMANDS}
     assert described <= mentioned
     assert mentioned & described == described
 
@@ -25,7 +40,7 @@ def test_every_command_is_described() -> None:
 def test_every_option_exists() -> None:
     options = {
         name
-        for command in cli.root.commands.values()
+        for command in COMMANDS.values()
         for parameter in command.params
         for name in (*parameter.opts, *parameter.secondary_opts)
         if name.startswith("-")
@@ -45,11 +60,11 @@ def test_every_python_name_exists() -> None:
         assert hasattr(evalkit, name), name
 
 
-@pytest.mark.parametrize("command", cli.root.commands)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
-    text = cli.root.commands[command].help or ""
-    assert f"evalkit {command}" in text or command == "demo"
+    text = COMMANDS[command].help or ""
+    assert f"evalkit {command}" in text or command == "demo" or isinstance(COMMANDS[command], click.Group)
     assert "\\b" not in text  # the two characters, which click would print
-    for parameter in cli.root.commands[command].params:
+    for parameter in COMMANDS[command].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{command} {parameter.name} has no help"

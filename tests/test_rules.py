@@ -26,10 +26,11 @@ MODULES = sorted(
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.errors": (),
     "evalkit.files": (),
+    "evalkit.download": ("evalkit.files",),
     "evalkit.results": (),
     "evalkit.images": ("evalkit.files",),
     "evalkit.metrics": ("evalkit.metrics", "evalkit.results"),
-    "evalkit.extractors": ("evalkit.extractors", "evalkit.files"),
+    "evalkit.extractors": ("evalkit.extractors", "evalkit.files", "evalkit.download"),
     "evalkit.features": ("evalkit.files", "evalkit.images", "evalkit.extractors", "evalkit.metrics"),
     "evalkit.comparison": (
         "evalkit.extractors",
@@ -42,10 +43,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.plot": ("evalkit.results",),
     "evalkit.demo": ("evalkit.files",),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
-    "evalkit.cli": ("evalkit",),
+    "evalkit.console": ("evalkit.extractors", "evalkit.features"),
+    # The root command knows where the verbs of the other packages are, and what a batch's name stands for.
+    "evalkit.cli": ("evalkit", "reference_batches.catalog", "reference_batches.fetch"),
     "evalkit": ("evalkit",),
-    "reference_batches": ("reference_batches", "evalkit.images", "evalkit.features", "evalkit.files"),
-    "generation": ("generation", "evalkit.images", "evalkit.files"),
+    "reference_batches": (
+        "reference_batches",
+        "evalkit.download",
+        "evalkit.features",
+        "evalkit.files",
+        "evalkit.images",
+        "evalkit.metrics",
+    ),
+    "reference_batches.cli": ("reference_batches", "evalkit.console"),
+    "generation": ("generation", "evalkit.download", "evalkit.files", "evalkit.images"),
+    "generation.cli": ("generation", "evalkit.console"),
     "generation.sweep": ("generation", "evalkit"),
 }
 

@@ -1,0 +1,154 @@
+"""What the command lines of all packages share: the options that choose the network, and progress bars."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from evalkit.errors import InputError
+
+if TYPE_CHECKING:
+    from evalkit.features import Extractor, FeatureStore, Progress
+
+__all__ = ["ExtractorSetup", "bytes_bar", "extractor_options", "progress_bars"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def extractor_options(command: F) -> F:
+    """The options that choose and set up the network; one home for all verbs that extract."""
+    options = [
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+        click.option(
+            "--batch-size",
+            default="auto",
+            show_default=True,
+            help="Images a forward pass, or auto. Not a result.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+            default="float32",
+            show_default=True,
+            help="float32 alone is for published numbers; the others print how far they drift from it.",
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["torch", "tensorflow"]),
+            default="torch",
+            show_default=True,
+            help="tensorflow runs the reference's own frozen graph; it needs --graph.",
+        ),
+        click.option(
+            "--weights", metavar="FILE", help="Inception weights; by default what `evalkit weights` shows."
+        ),
+        click.option(
+            "--graph", metavar="FILE", help="classify_image_graph_def.pb, for --backend tensorflow."
+        ),
+        click.option("--no-store", is_flag=True, help="Neither read nor keep features between runs."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+class ExtractorSetup:
+    """The extractor and store that the options of :func:`extractor_options` ask for."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        batch_size: str,
+        precision: str,
+        backend: str,
+        weights: str | None,
+        graph: str | None,
+        no_store: bool,
+    ):
+        if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
+            raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
+        if (graph is None) != (backend == "torch"):
+            raise InputError("--backend tensorflow and --graph FILE belong together: give both or neither.")
+        self.device = device
+        self.batch_size = None if batch_size == "auto" else int(batch_size)
+        self.precision = precision
+        self.weights = weights
+        self.graph = graph
+        self.no_store = no_store
+
+    def extractor(self) -> Extractor:
+        """The network, its weights loaded."""
+        if self.graph is not None:
+            from evalkit.extractors.inception_graph import InceptionGraph
+
+            if self.precision != "float32" or self.weights or self.device not in ("auto", "cpu"):
+                raise InputError(
+                    "--backend tensorflow runs the graph as it is: no --precision, --weights or --device."
+                )
+            return InceptionGraph(self.graph, batch_size=self.batch_size or 64)
+        from evalkit.extractors.inception import Inception
+        from evalkit.extractors.inception_weights import load_weights
+
+        return Inception(
+            load_weights(self.weights, progress=bytes_bar("Inception weights")),
+            device=self.device,
+            precision=self.precision,
+            batch_size=self.batch_size,
+        )
+
+    @property
+    def store(self) -> FeatureStore | Literal["default"] | None:
+        """Where features are kept between runs."""
+        return None if self.no_store else "default"
+
+
+def progress_bars() -> Progress:
+    """On a terminal, what a stage will cost and then a bar with its rate and time left; silence elsewhere."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm[Any]] = {}
+
+    def report(stage: str, done: int, total: int) -> None:
+        if done >= total and stage not in bars:
+            return  # nothing to do, such as features that are all in the store
+        if stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            unit = "image" if stage.startswith("Inception") else "block"
+            if unit == "image" and sys.stderr.isatty():
+                gigabytes = total * (2048 + 2023) * 4 / 1e9
+                click.echo(f"{total - done:,} images to extract, {gigabytes:.2g} GB of features", err=True)
+            bars[stage] = tqdm(desc=stage, total=total, initial=done, unit=unit, disable=None, leave=False)
+        bar = bars[stage]
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return report
+
+
+def bytes_bar(title: str) -> Callable[[int, int], None]:
+    """A bar for a download of ``title``: told bytes so far and bytes in all."""
+    from tqdm import tqdm
+
+    bar: list[tqdm[Any]] = []
+
+    def report(done: int, total: int) -> None:
+        if not bar:
+            bar.append(
+                tqdm(
+                    desc=title,
+                    total=total,
+                    unit="B",
+                    unit_scale=True,
+                    disable=None,
+                    leave=False,
+                )
+            )
+        bar[0].update(done - bar[0].n)
+
+    return report
