@@ -14,17 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
 import math
 import os
-import tarfile
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -37,27 +34,21 @@ from PIL import Image
 
 from evalkit.errors import ImageError, InputError
 from evalkit.files import replace_atomically
+from evalkit.image_files import (
+    DECODERS,
+    MAX_IMAGE_BYTES,
+    READ_ERRORS,
+    ImageFiles,
+    check_member_name,
+    is_image,
+    open_image_files,
+    readable,
+)
 
 __all__ = ["ImageSource", "NpzWriter", "SupportsArray", "open_images", "read_ahead"]
 
 T = TypeVar("T")
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Naming the decoders keeps Pillow's many others (some start external programs) away from untrusted files.
-_DECODERS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# One image, encoded or decoded. As RGB it is Pillow's own limit against decompression bombs, 89 megapixels.
-_MAX_IMAGE_BYTES = 2**28
-# What readers raise: RuntimeError is zipfile's answer to encryption, KeyError one of h5py's to damage.
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-)
 _DECODING_THREADS = min(8, os.cpu_count() or 1)
 _STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
 
@@ -191,7 +182,7 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
 
     - npz: ``arr_0`` as for the reference evaluator, with labels in ``arr_1`` and statistics if it has them.
       An npz with statistics and no images is a source of length 0.
-    - folder, zip, tar (also compressed): image files (png, jpg, webp, bmp, tif, ppm) at any depth, in the
+    - folder, zip, tar (also compressed), parquet: image files (png, jpg, webp, bmp, tif, ppm) at any depth, in the
       order of their relative POSIX paths. Hidden files are left out. Pillow decodes them to RGB; as in other
       tools, EXIF orientation is not applied and of several frames the first counts. Nothing is extracted.
     - HDF5: the dataset ``images`` or ``arr_0``, or the only one with four axes.
@@ -210,28 +201,30 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
     if not isinstance(source, str | os.PathLike):
         return _open_array(source)
     path = Path(source)
-    if path.is_dir():
-        return _Folder(path)
-    with _readable(str(path)):
+    with readable(str(path)):
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder")
-        with path.open("rb") as file:
-            head = file.read(8)
-        if head.startswith(b"PK"):
-            with zipfile.ZipFile(path) as archive:
-                names = [PurePosixPath(name) for name in archive.namelist()]
-            arrays = any(name.suffix == ".npy" for name in names) and not any(map(_is_image, names))
-            return _Npz(path) if arrays else _Zip(path)
-        if head.startswith(b"\x93NUMPY"):
-            return _open_npy(path)
-        if h5py.is_hdf5(path):
-            return _Hdf5(path)
-        if tarfile.is_tarfile(path):
-            return _Tar(path)
+        if not path.is_dir():
+            with path.open("rb") as file:
+                head = file.read(8)
+            if head.startswith(b"PK") and _holds_arrays(path):
+                return _Npz(path)
+            if head.startswith(b"\x93NUMPY"):
+                return _open_npy(path)
+            if h5py.is_hdf5(path):
+                return _Hdf5(path)
+        if files := open_image_files(path):
+            return _Decoded(files)
     raise InputError(
         f"{path}: its content (first bytes {head!r}) is that of no known container; "
         f"expected an npz, npy, zip, tar or HDF5 file or a folder of images"
     )
+
+
+def _holds_arrays(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        names = [PurePosixPath(name) for name in archive.namelist()]
+    return any(name.suffix == ".npy" for name in names) and not any(map(is_image, names))
 
 
 def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
@@ -256,18 +249,6 @@ def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None
             thread.shutdown(cancel_futures=True)
             if isinstance(items, Generator):
                 items.close()
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turns what the readers raise for damaged or unreadable files into an InputError."""
-    try:
-        yield
-    except _READ_ERRORS as error:
-        raise InputError(
-            f"{name}: cannot be read ({type(error).__name__}: {error}); "
-            f"check that the file is complete and not protected, or copy it again"
-        ) from error
 
 
 # --------------------------------------------------------------------------------------------- writing
@@ -356,8 +337,8 @@ def _check_layout(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tu
         raise InputError(f"{name}: an array of shape {shape}; expected (n, height, width, 3): {advice}")
     if min(shape) < 1:
         raise InputError(f"{name}: an array of shape {shape} is empty; expected at least one image")
-    if height * width * 3 * dtype.itemsize > _MAX_IMAGE_BYTES:
-        raise InputError(f"{name}: an array of shape {shape}; one image may have {_MAX_IMAGE_BYTES} bytes")
+    if height * width * 3 * dtype.itemsize > MAX_IMAGE_BYTES:
+        raise InputError(f"{name}: an array of shape {shape}; one image may have {MAX_IMAGE_BYTES} bytes")
     return height, width, 3
 
 
@@ -403,7 +384,7 @@ def _read_npy_header(name: str, file: IO[bytes], size: int) -> _NpyHeader:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
         else:  # 3.0 exists for field names in Unicode, which images do not have
             raise ValueError(f"npy format {version}; expected 1.0 or 2.0")
-    except _READ_ERRORS:
+    except READ_ERRORS:
         raise
     except Exception as error:  # NumPy parses the header as Python source, and lets the parser's errors out
         raise InputError(
@@ -436,10 +417,10 @@ class _Npz(ImageSource):
 
     def __init__(self, path: Path) -> None:
         name = str(path)
-        with _readable(name), zipfile.ZipFile(path) as archive:
+        with readable(name), zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             for member in members:
-                _check_member_name(name, member)
+                check_member_name(name, member)
             keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
             statistics = _read_statistics(name, archive, keys)
             if "arr_0" in keys:
@@ -479,7 +460,7 @@ class _Npz(ImageSource):
         if not self.shape:
             return
         header = self._header
-        with _readable(self.name), zipfile.ZipFile(self.name) as archive:
+        with readable(self.name), zipfile.ZipFile(self.name) as archive:
             if header.fortran:
                 array = _npz_array(archive, "arr_0", header)
                 for first in range(start, len(self), size):
@@ -543,7 +524,7 @@ class _Hdf5(ImageSource):
 
     def __init__(self, path: Path) -> None:
         name = str(path)
-        with _readable(name), h5py.File(path, "r") as file:
+        with readable(name), h5py.File(path, "r") as file:
             datasets: dict[str, Any] = {}
             file.visititems(
                 lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})
@@ -566,7 +547,7 @@ class _Hdf5(ImageSource):
         self._look_at_floats()
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
-        with _readable(self.name), h5py.File(self.name, "r") as file:
+        with readable(self.name), h5py.File(self.name, "r") as file:
             dataset = file[self._key]
             for first in range(start, len(self), size):
                 yield dataset[first : first + size]
@@ -575,88 +556,44 @@ class _Hdf5(ImageSource):
 # ----------------------------------------------------------------------------------------- image files
 
 
-def _check_member_name(archive: str, name: str) -> None:
-    parts = name.replace("\\", "/").split("/")
-    if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
-        raise InputError(f"{archive}: refused for its member {name!r}; expected relative paths without '..'")
+class _Decoded(ImageSource):
+    """Image files that all have one size, decoded by a pool of threads."""
 
-
-def _is_image(name: PurePosixPath) -> bool:
-    return name.suffix.lower() in _SUFFIXES and not _is_hidden(name)
-
-
-def _is_hidden(name: PurePosixPath) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
-
-
-class _ImageFiles(ImageSource):
-    """Image files in a folder or an archive, decoded by a pool of threads."""
-
-    def __init__(self, name: str, kind: str, members: Mapping[PurePosixPath, Any]) -> None:
-        left_out = Counter(
-            "hidden" if _is_hidden(member) else member.suffix or "without suffix"
-            for member in members
-            if not _is_image(member)
-        )
-        others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
-        images = sorted((str(member), value) for member, value in members.items() if _is_image(member))
-        if not images:
-            raise InputError(
-                f"{name}: no images; expected files ending in {', '.join(_SUFFIXES)}, "
-                f"found {others or 'no files'}"
-            )
-        self._members = images
+    def __init__(self, files: ImageFiles) -> None:
+        super().__init__(files.name, files.kind, len(files), None, np.dtype(np.uint8))
+        self._files = files
         self._first_size: tuple[int, int] | None = None
-        super().__init__(name, kind, len(images), None, np.dtype(np.uint8))
-        with closing(self._encoded(0)) as encoded:
-            height, width, _ = self._decode(next(encoded)).shape
+        with closing(files.read([0])) as first:
+            height, width, _ = self._decode(next(first)).shape
         self._first_size = (width, height)
         self.shape = (height, width, 3)
-        if others:
-            self.notes += (f"Files that are not images are left out: {others}.",)
-
-    @abstractmethod
-    def _open(self) -> AbstractContextManager[Callable[[Any], bytes]]:
-        """Opens the container and gives the function that reads a member."""
-
-    @abstractmethod
-    def _size(self, member: Any) -> int:
-        """The member's size in bytes, uncompressed."""
-
-    def _encoded(self, start: int) -> Generator[tuple[str, bytes], None, None]:
-        """Yields names and file contents from the image ``start`` on."""
-        with _readable(self.name), self._open() as read:
-            for name, member in self._members[start:]:
-                with _readable(f"{self.name}, {name}"):
-                    if self._size(member) > _MAX_IMAGE_BYTES:
-                        raise ImageError(
-                            f"{self.name}, {name}: {self._size(member)} bytes; "
-                            f"one image is limited to {_MAX_IMAGE_BYTES}"
-                        )
-                    data = read(member)
-                yield name, data
+        self.labels = files.labels
+        self.notes += files.notes
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
-        with ThreadPoolExecutor(_DECODING_THREADS) as pool, closing(self._encoded(start)) as encoded:
+        indices = range(start, len(self))
+        with ThreadPoolExecutor(_DECODING_THREADS) as pool, closing(self._files.read(indices)) as encoded:
             # map takes its arguments in this thread: archives are read in order, only decoding is parallel.
             while images := list(pool.map(self._decode, islice(encoded, size))):
                 yield np.stack(images)
 
-    def _decode(self, encoded: tuple[str, bytes]) -> NDArray[np.uint8]:
+    def _decode(self, encoded: tuple[str, bytes | InputError]) -> NDArray[np.uint8]:
         """Returns (height, width, 3); sizes are compared before the pixels are decoded."""
         name, data = encoded
+        if isinstance(data, InputError):
+            raise data
         where = f"{self.name}, {name}"
         try:
-            with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
+            with Image.open(io.BytesIO(data), formats=DECODERS) as image:
                 width, height = image.size
                 if self._first_size not in (None, image.size):
                     raise ImageError(
-                        f"{where}: {width}x{height} pixels, but the first image, {self._members[0][0]}, has "
+                        f"{where}: {width}x{height} pixels, but the first image, {self._files.names[0]}, has "
                         f"{'x'.join(map(str, self._first_size or ()))}; expected one size for all"
                     )
-                if width * height * 3 > _MAX_IMAGE_BYTES:
+                if width * height * 3 > MAX_IMAGE_BYTES:
                     raise ImageError(
-                        f"{where}: {width}x{height} pixels; limited to {_MAX_IMAGE_BYTES // 3} pixels"
+                        f"{where}: {width}x{height} pixels; limited to {MAX_IMAGE_BYTES // 3} pixels"
                     )
                 if image.mode.startswith(("I", "F")):
                     raise ImageError(
@@ -676,108 +613,4 @@ class _ImageFiles(ImageSource):
         return rgba[..., :3]
 
     def _digest(self) -> str:
-        digest = hashlib.sha256(b"image files\n")
-        for _, data in self._encoded(0):
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
-        return digest.hexdigest()
-
-
-class _Folder(_ImageFiles):
-    """A folder, searched at every depth; folders that are links are not entered."""
-
-    def __init__(self, path: Path) -> None:
-        members: dict[PurePosixPath, str] = {}
-        links: list[Path] = []
-        with _readable(str(path)):
-            for folder, folders, files in os.walk(path, onerror=_raise):
-                for file in files:
-                    relative = (Path(folder) / file).relative_to(path).as_posix()
-                    members[PurePosixPath(relative)] = relative
-                links += [link for f in folders if (link := Path(folder) / f).is_symlink()]
-        super().__init__(str(path), "folder", members)
-        if links:
-            self.notes += (f"Folders that are links are not entered: {', '.join(map(str, sorted(links)))}.",)
-
-    @contextmanager
-    def _open(self) -> Iterator[Callable[[str], bytes]]:
-        yield lambda name: Path(self.name, name).read_bytes()
-
-    def _size(self, member: str) -> int:
-        return Path(self.name, member).stat().st_size
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-class _Zip(_ImageFiles):
-    """A zip of image files."""
-
-    def __init__(self, path: Path) -> None:
-        name = str(path)
-        with _readable(name), zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
-        for info in infos:
-            _check_member_name(name, info.filename)
-        super().__init__(name, "zip", {PurePosixPath(info.filename): info for info in infos})
-
-    @contextmanager
-    def _open(self) -> Iterator[Callable[[zipfile.ZipInfo], bytes]]:
-        with zipfile.ZipFile(self.name) as archive:
-            yield archive.read
-
-    def _size(self, member: zipfile.ZipInfo) -> int:
-        return member.file_size
-
-    def _digest(self) -> str:
-        checksums = [(info.CRC, info.file_size) for _, info in self._members]
-        return hashlib.sha256(f"zip {checksums}".encode()).hexdigest()
-
-
-class _Tar(_ImageFiles):
-    """A tar of image files, plain or compressed."""
-
-    def __init__(self, path: Path) -> None:
-        name = str(path)
-        members: dict[PurePosixPath, tarfile.TarInfo] = {}
-        with _readable(name), tarfile.open(path) as tar:
-            for info in tar:
-                _check_member_name(name, info.name)
-                member = PurePosixPath(info.name)
-                if _is_image(member) and not info.isreg() and not info.isdir():
-                    raise InputError(
-                        f"{name}: its member {info.name} is a link or device; expected regular files. "
-                        f"Write the archive again with tar --dereference --hard-dereference"
-                    )
-                if info.isreg():
-                    members[member] = info
-            # tarfile takes an archive that was cut between two members for a complete one.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise InputError(
-                    f"{name}: has no end mark after {len(members)} files; it was cut short, copy it again"
-                )
-            compressed = not isinstance(tar.fileobj, io.BufferedReader)
-        super().__init__(name, "tar", members)
-        offsets = [info.offset for _, info in self._members]
-        if compressed and offsets != sorted(offsets):
-            raise InputError(
-                f"{name}: a compressed tar can only be read in its own order, and this one is not sorted by "
-                f"name; decompress it, or write it again with tar --sort=name"
-            )
-
-    @contextmanager
-    def _open(self) -> Iterator[Callable[[tarfile.TarInfo], bytes]]:
-        with tarfile.open(self.name) as tar:
-
-            def read(info: tarfile.TarInfo) -> bytes:
-                file = tar.extractfile(info)
-                assert file is not None  # only regular files are kept
-                return file.read()
-
-            yield read
-
-    def _size(self, member: tarfile.TarInfo) -> int:
-        return member.size
+        return self._files.digest()

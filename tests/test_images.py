@@ -16,12 +16,15 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 
+import evalkit.image_files
 import evalkit.images
-from evalkit.errors import ImageError, InputError
+from evalkit.errors import ImageError, InputError, MissingDependencyError
 from evalkit.images import NpzWriter, open_images, read_ahead
 
 RNG = np.random.default_rng(0)
@@ -33,6 +36,11 @@ STATISTICS = {
     "mu_s": np.zeros(2023, np.float32),
     "sigma_s": np.eye(2023),
 }
+
+
+def limit_images_to(size, monkeypatch):
+    for module in (evalkit.images, evalkit.image_files):
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", size)
 
 
 def encoded(pixels, format="PNG", **options):
@@ -87,6 +95,23 @@ def write_h5(path, **datasets):
     return path
 
 
+def write_parquet(path, contents, as_bytes=False, **columns):
+    values = contents if as_bytes else [{"bytes": x, "path": f"{i}.png"} for i, x in enumerate(contents)]
+    table = pyarrow.table({"image": values, **columns})
+    pyarrow.parquet.write_table(table, path, row_group_size=3)
+    return path
+
+
+def parquet_folder(path):
+    """Files whose rows, in the order of the files' names, are the pictures; written in reverse."""
+    path.mkdir()
+    contents = [encoded(x) for x in PIXELS]
+    write_parquet(path / "train-00001-of-00002.parquet", contents[4:], label=list(range(4, 7)))
+    write_parquet(path / "train-00000-of-00002.parquet", contents[:4], label=list(range(4)))
+    (path / "README.md").touch()
+    return path
+
+
 def npz_of_npy_version_2(path):
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, PIXELS, version=(2, 0))
@@ -126,6 +151,9 @@ CONTAINERS = {
     "tar.bz2": lambda d: write_tar(d / "x.tar.bz2", image_files(), "w:bz2"),
     "tar.xz": lambda d: write_tar(d / "x.tar.xz", image_files(), "w:xz"),
     "tar with ./": lambda d: write_tar(d / "x.tar", {f"./{k}": v for k, v in image_files().items()}),
+    "parquet": lambda d: write_parquet(d / "x.parquet", [encoded(x) for x in PIXELS]),
+    "parquet of bytes": lambda d: write_parquet(d / "x.parquet", [encoded(x) for x in PIXELS], as_bytes=True),
+    "parquet folder": lambda d: parquet_folder(d / "x"),
     "hdf5 images": lambda d: write_h5(d / "x.h5", images=PIXELS, other=PIXELS[:2]),
     "hdf5 nested": lambda d: write_h5(d / "x.h5", **{"group/pictures": PIXELS, "scores": np.zeros(3)}),
     "array": lambda d: PIXELS,
@@ -619,9 +647,9 @@ def test_a_header_that_lies_about_the_size_is_refused_before_allocation(tmp_path
 
 
 def test_one_gigantic_image_is_refused_before_allocation(tmp_path, monkeypatch):
-    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 89)
+    limit_images_to(89, monkeypatch)
     bad(write_npz(tmp_path / "x.npz", PIXELS), "(7, 6, 5, 3)", "89 bytes")
-    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 90)
+    limit_images_to(90, monkeypatch)
     assert len(open_images(tmp_path / "x.npz")) == 7
 
 
@@ -739,13 +767,13 @@ def test_decompression_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     bad(path, "a.png", "DecompressionBombError", error=ImageError)
     monkeypatch.undo()
-    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 1000)
+    limit_images_to(1000, monkeypatch)
     bomb = write_folder(tmp_path / "y", {"a.png": encoded(np.zeros((20, 20, 3), np.uint8))})
     bad(bomb, "a.png", "20x20 pixels", error=ImageError)
 
 
 def test_huge_members_are_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(evalkit.images, "_MAX_IMAGE_BYTES", 1000)
+    limit_images_to(1000, monkeypatch)
     monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("it was read"))
     for path in image_containers(tmp_path, {"a.png": bytes(1001)}):
         bad(path, "a.png: 1001 bytes", "limited to 1000", error=ImageError)
@@ -963,3 +991,58 @@ def test_a_broken_writer_leaves_the_old_file(tmp_path):
     with pytest.raises(ZeroDivisionError), NpzWriter.create(tmp_path / "a.npz", PIXELS.shape) as writer:
         writer.append(1 / 0)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.npz", b"old")]
+
+
+# --------------------------------------------------------------------------------------------- parquet
+
+
+def test_parquet_labels(tmp_path):
+    source = open_images(parquet_folder(tmp_path / "x"))
+    np.testing.assert_array_equal(source.labels, np.arange(7))
+    assert open_images(write_parquet(tmp_path / "y.parquet", [encoded(PIXELS[0])])).labels is None
+
+
+def test_parquet_reads_the_rows_that_are_asked_for(tmp_path):
+    files = evalkit.image_files.open_image_files(parquet_folder(tmp_path / "x"))
+    assert [name for name, _ in files.read([1, 3, 4, 6])] == [
+        "train-00000-of-00002.parquet/00000001",
+        "train-00000-of-00002.parquet/00000003",
+        "train-00001-of-00002.parquet/00000000",
+        "train-00001-of-00002.parquet/00000002",
+    ]
+    assert [data for _, data in files.read([0, 5])] == [encoded(PIXELS[0]), encoded(PIXELS[5])]
+    assert list(files.read([])) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"picture": [b"x"], "mask": [b"y"]}, "picture, mask of"),
+        ({"text": ["x"]}, "none of the columns text"),
+    ],
+)
+def test_parquet_without_a_clear_image_column(tmp_path, columns, found):
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    bad(tmp_path / "x.parquet", "which column holds the images", found)
+
+
+def test_parquet_of_paths_alone(tmp_path):
+    table = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": "b.png"}]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    bad(tmp_path / "x.parquet", "x.parquet/00000000", "has no bytes", error=ImageError)
+
+
+def test_parquet_of_no_rows_and_damaged(tmp_path):
+    none = pyarrow.array([], pyarrow.binary())
+    bad(write_parquet(tmp_path / "x.parquet", none, as_bytes=True), "no rows")
+    data = write_parquet(tmp_path / "y.parquet", [encoded(x) for x in PIXELS]).read_bytes()
+    (tmp_path / "y.parquet").write_bytes(data[: len(data) // 2])
+    bad(tmp_path / "y.parquet", "y.parquet", "copy it again")
+
+
+def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
+    path = write_parquet(tmp_path / "x.parquet", [encoded(PIXELS[0])])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'evalkit\[parquet\]'"):
+        open_images(path)
