@@ -16,7 +16,6 @@ import numpy as np
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import Inception, resolve_device
-from evalkit.extractors.inception_weights import cache_directory
 from evalkit.features import (
     Extractor,
     Features,
@@ -26,6 +25,7 @@ from evalkit.features import (
     extract,
     is_features_file,
 )
+from evalkit.files import cache_directory
 from evalkit.images import ImageSource, SupportsArray, open_images
 from evalkit.metrics import PROTOCOLS, Moments, is_rank_deficient
 from evalkit.results import Batch, Comparison, Score

@@ -1,17 +1,24 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the folder where evalkit keeps its own."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from evalkit.errors import OutputError
 
-__all__ = ["check_writable", "remove_stale_partials", "replace_atomically"]
+__all__ = [
+    "cache_directory",
+    "check_writable",
+    "remove_stale_partials",
+    "replace_atomically",
+    "xdg_cache_home",
+]
 
 # A partial file that nobody has touched for this long belongs to a run that was killed.
 STALE_SECONDS = 3600.0
@@ -63,3 +70,24 @@ def remove_stale_partials(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                 partial.unlink()
+
+
+def cache_directory() -> Path:
+    """The directory where evalkit keeps what it may fetch or compute again; it may not exist yet.
+
+    Returns:
+        ``$EVALKIT_CACHE`` where set, else ``evalkit`` in the platform's place for caches:
+        ``$XDG_CACHE_HOME`` or ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
+    """
+    if chosen := os.environ.get("EVALKIT_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "evalkit"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "evalkit"
+    return xdg_cache_home() / "evalkit"
+
+
+def xdg_cache_home() -> Path:
+    """``$XDG_CACHE_HOME``, or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.comparison": (
         "evalkit.extractors",
         "evalkit.features",
+        "evalkit.files",
         "evalkit.images",
         "evalkit.metrics",
         "evalkit.results",

