@@ -1,0 +1,1 @@
+"""The ADM networks: diffusion UNet, noisy-image classifier, upsampler."""
