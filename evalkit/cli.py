@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from evalkit.console import ExtractorSetup, bytes_bar, extractor_options, progress_bars
+from evalkit.console import ExtractorSetup, bytes_bar, extractor_options, no_store_option, progress_bars
 from evalkit.errors import EvalkitError, InputError
 
 __all__ = ["main", "root"]
@@ -78,6 +78,7 @@ def main() -> NoReturn:
     "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the whole record."
 )
 @extractor_options
+@no_store_option
 def compare(
     reference: str, samples: str, protocol: str, format_: str, json_file: Path | None, **options: Any
 ) -> None:
@@ -119,6 +120,7 @@ def compare(
     "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="HDF5 file to write."
 )
 @extractor_options
+@no_store_option
 def features(images: str, out: Path, **options: Any) -> None:
     """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
 
@@ -144,6 +146,7 @@ def features(images: str, out: Path, **options: Any) -> None:
     "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
 )
 @extractor_options
+@no_store_option
 def stats(images: str, out: Path, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 

@@ -13,7 +13,7 @@ from evalkit.errors import InputError
 if TYPE_CHECKING:
     from evalkit.features import Extractor, FeatureStore, Progress
 
-__all__ = ["ExtractorSetup", "bytes_bar", "extractor_options", "progress_bars"]
+__all__ = ["ExtractorSetup", "bytes_bar", "extractor_options", "no_store_option", "progress_bars"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,11 +48,16 @@ def extractor_options(command: F) -> F:
         click.option(
             "--graph", metavar="FILE", help="classify_image_graph_def.pb, for --backend tensorflow."
         ),
-        click.option("--no-store", is_flag=True, help="Neither read nor keep features between runs."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+no_store_option = click.option(
+    "--no-store", is_flag=True, help="Neither read nor keep features between runs."
+)
+"""For verbs that extract from whole batches and can keep the features."""
 
 
 class ExtractorSetup:
@@ -67,7 +72,7 @@ class ExtractorSetup:
         backend: str,
         weights: str | None,
         graph: str | None,
-        no_store: bool,
+        no_store: bool = False,
     ):
         if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
             raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
@@ -118,8 +123,8 @@ def progress_bars() -> Progress:
         if stage not in bars:
             for bar in bars.values():
                 bar.close()
-            unit = "image" if stage.startswith("Inception") else "block"
-            if unit == "image" and sys.stderr.isatty():
+            unit = "image" if "images" in stage or stage.startswith("Inception") else "block"
+            if stage.startswith("Inception") and sys.stderr.isatty():
                 gigabytes = total * (2048 + 2023) * 4 / 1e9
                 click.echo(f"{total - done:,} images to extract, {gigabytes:.2g} GB of features", err=True)
             bars[stage] = tqdm(desc=stage, total=total, initial=done, unit=unit, disable=None, leave=False)

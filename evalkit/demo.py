@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from evalkit.errors import MissingDependencyError, OutputError
 from evalkit.files import replace_atomically
+from evalkit.sheet import write_sheet
 
 __all__ = ["digits", "write_batches"]
 
@@ -55,12 +55,5 @@ def write_batches(folder: Path) -> tuple[Path, Path, Path]:
     for path, part in zip(paths[:2], (slice(0, IMAGES), slice(IMAGES, 2 * IMAGES)), strict=True):
         with replace_atomically(path) as partial, partial.open("wb") as file:
             np.savez(file, arr_0=images[part], arr_1=labels[part])
-    # A frame around each digit, or they run into one another.
-    cells = np.pad(
-        images[IMAGES : IMAGES + GRID * GRID], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=48
-    )
-    grid = cells.reshape(GRID, GRID, 10, 10, 3).swapaxes(1, 2).reshape(GRID * 10, GRID * 10, 3)
-    with replace_atomically(paths[2]) as partial, partial.open("wb") as file:
-        picture = Image.fromarray(grid)
-        picture.resize((GRID * 40, GRID * 40), Image.Resampling.NEAREST).save(file, format="PNG")
+    write_sheet(paths[2], images[IMAGES : IMAGES + GRID * GRID])
     return paths

@@ -182,9 +182,10 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
 
     - npz: ``arr_0`` as for the reference evaluator, with labels in ``arr_1`` and statistics if it has them.
       An npz with statistics and no images is a source of length 0.
-    - folder, zip, tar (also compressed), parquet: image files (png, jpg, webp, bmp, tif, ppm) at any depth, in the
+    - folder, zip, tar (also compressed): image files (png, jpg, webp, bmp, tif, ppm) at any depth, in the
       order of their relative POSIX paths. Hidden files are left out. Pillow decodes them to RGB; as in other
       tools, EXIF orientation is not applied and of several frames the first counts. Nothing is extracted.
+    - parquet, one file or a folder of them: a column of encoded images, with labels in ``label``.
     - HDF5: the dataset ``images`` or ``arr_0``, or the only one with four axes.
     - npy and arrays, also torch tensors on the CPU.
 

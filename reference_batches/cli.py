@@ -2,11 +2,86 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
+
+from evalkit.console import ExtractorSetup, extractor_options, progress_bars
 
 __all__ = ["reference"]
 
 
 @click.group()
 def reference() -> None:
-    """Fetch, build and look at reference batches."""
+    """Fetch, build, look at and convert reference batches."""
+
+
+@reference.command()
+@click.argument("source")
+@click.option(
+    "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
+)
+@click.option("--size", required=True, type=int, metavar="PIXELS", help="Side of the square images.")
+@click.option("--images", type=int, metavar="N", help="Images to keep, drawn at random; all by default.")
+@click.option("--seed", default=0, show_default=True, help="Of the drawing.")
+@click.option(
+    "--statistics",
+    type=click.Choice(["all", "kept", "none"]),
+    default="all",
+    show_default=True,
+    help="Whose mean and covariance: of all images of SOURCE, of those kept, or none.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["auto", "folders", "names", "none"]),
+    default="auto",
+    show_default=True,
+    help="Classes: from folders, from what precedes _ in file names, none; auto: SOURCE's own, or folders.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, and name them.")
+@click.option("--workers", type=click.IntRange(1), help="Decoding threads; one a core by default.")
+@extractor_options
+def build(
+    source: str,
+    out: Path,
+    size: int,
+    images: int | None,
+    seed: int,
+    statistics: Any,
+    labels: Any,
+    skip_bad: bool,
+    workers: int | None,
+    **options: Any,
+) -> None:
+    """Build a reference batch of the images in SOURCE, with ADM's crop, as its evaluator reads it.
+
+    SOURCE is a folder (class folders give labels), zip or tar of images of any size, a parquet file or a folder
+    of them, or an npz, npy or HDF5 file. An interrupted build goes on when the same command is repeated.
+
+    \b
+    Example:
+      evalkit reference build imagenet/train -o ref256.npz --size 256 --images 10000
+    """
+    from reference_batches.build import Settings, build
+
+    settings = Settings(size=size, images=images, seed=seed, statistics=statistics, labels=labels)
+    setup = ExtractorSetup(**options)
+    report = build(
+        source,
+        out,
+        settings,
+        extractor=None if statistics == "none" else setup.extractor(),
+        skip_bad=skip_bad,
+        workers=workers,
+        progress=progress_bars(),
+    )
+    classes = "no labels" if report.classes is None else f"{report.classes:,} classes"
+    counted = f"statistics of {report.counted:,} images" if report.counted else "no statistics"
+    click.echo(f"{out}: {report.kept:,} images of {size}x{size}, {classes}, {counted}")
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    if report.bad:
+        click.echo(f"{len(report.bad):,} images were left out:")
+    for reason in report.bad:
+        click.echo(f"  {reason}")

@@ -6,8 +6,9 @@ equation 6; Nash et al. 2021, "Generating Images with Sparse Representations", f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +141,16 @@ class Moments:
         if other.n:
             self._scatter += other._scatter
             self._add(other.n, other._mean, np.empty((1, self._mean.size)))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Arrays from which :meth:`restore` makes an equal object."""
+        return {"n": np.array(self.n), "mean": self._mean, "scatter": self._scatter}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes what :meth:`state` was taken of; adding the same rows then gives the same bits."""
+        self.n = int(state["n"])
+        self._mean = np.array(state["mean"], np.float64)
+        self._scatter = np.array(state["scatter"], np.float64, order="F")
 
     def _add(self, n: int, mean: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
         """Add `n` rows of that mean; `rows` holds those not yet counted, centred, and a free last row."""

@@ -1,0 +1,51 @@
+"""A sheet of images: many small ones on one picture, a frame around each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evalkit.files import replace_atomically
+
+__all__ = ["sheet", "write_sheet"]
+
+FRAME = 1
+GREY = 48
+# Images smaller than this are enlarged by a whole factor, so that their pixels can be seen.
+LEGIBLE_SIDE = 40
+
+
+def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Images in rows, from left to right.
+
+    Args:
+        images: (n, height, width, 3) uint8.
+        columns: Images a row; by default such that the sheet is about square.
+
+    Returns:
+        (rows * height', columns * width', 3) uint8, where small images are enlarged without smoothing and each
+        has a dark frame. Cells that are left over are dark too.
+    """
+    n, height, width, _ = images.shape
+    columns = min(n, columns or round((n * height / width) ** 0.5) or 1)
+    rows = -(-n // columns)
+    factor = max(1, LEGIBLE_SIDE // min(height, width))
+    cells = np.full(
+        (rows * columns, height * factor + 2 * FRAME, width * factor + 2 * FRAME, 3), GREY, np.uint8
+    )
+    cells[:n, FRAME:-FRAME, FRAME:-FRAME] = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    _, height, width, _ = cells.shape
+    return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
+
+
+def write_sheet(path: Path, images: NDArray[np.uint8], columns: int | None = None) -> None:
+    """Write :func:`sheet` as a PNG, atomically.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with replace_atomically(path) as partial, partial.open("wb") as file:
+        Image.fromarray(sheet(images, columns)).save(file, format="PNG")

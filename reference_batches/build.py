@@ -1,0 +1,507 @@
+"""A reference batch from your own images: ADM's preprocessing, a seeded choice, statistics of all of them.
+
+The main path is :func:`build`. Images are decoded on all cores and stream past once: features go into
+running moments, and the pixels of the chosen images into a file beside the result. Every half minute what has
+been done is written down there, so that the same command goes on after an interruption and gives the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError
+from evalkit.features import Extractor
+from evalkit.files import check_writable, replace_atomically
+from evalkit.image_files import DECODERS, MAX_IMAGE_BYTES, ImageFiles, open_image_files
+from evalkit.images import ImageSource, NpzWriter, SupportsArray, open_images, read_ahead
+from evalkit.metrics import Moments
+
+__all__ = ["Report", "Settings", "build", "center_crop", "decode_rgb", "labels_of"]
+
+Pixels = NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]
+
+FORMAT = "evalkit reference 1"
+DECODED_AT_A_TIME = 64
+SAVE_SECONDS = 30.0
+LAYERS = {"pool": "", "spatial": "_s"}
+"""Layers of the statistics, and what their keys end in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the content of a reference batch, besides its source.
+
+    Attributes:
+        size: Side of the square images, pixels.
+        images: How many images to keep, drawn without replacement in random order; None keeps all, in the
+            order of their names.
+        seed: Of the drawing.
+        statistics: Whose mean and covariance go into the file: of ``all`` images of the source, as in the
+            published references, of those ``kept``, or of ``none``.
+        labels: Where classes come from: ``folders`` (the first folder that is not common to all; classes are
+            numbered in the order of their sorted names), ``names`` (what stands before the first underscore
+            of the file's name), ``none``, or ``auto``: the container's labels, else folders if there are any.
+    """
+
+    size: int
+    images: int | None = None
+    seed: int = 0
+    statistics: Literal["all", "kept", "none"] = "all"
+    labels: Literal["auto", "folders", "names", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"Size {self.size}: expected the side of the images in pixels, at least 1.")
+        if self.images is not None and self.images < 1:
+            raise InputError(f"{self.images} images to keep: expected at least 1.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"Seed {self.seed}: expected 0 to {2**32 - 1}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What :func:`build` did.
+
+    Attributes:
+        path: The npz.
+        kept: Images in it.
+        classes: Their classes, or None where there are no labels.
+        counted: Images that the statistics are of; 0 where there are none.
+        bad: Names of images that were left out because they cannot be decoded.
+        notes: What the user should know and that is no error, a sentence each.
+    """
+
+    path: Path
+    kept: int
+    classes: int | None
+    counted: int
+    bad: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def build(
+    source: str | os.PathLike[str] | SupportsArray,
+    out: Path,
+    settings: Settings,
+    *,
+    extractor: Extractor | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a reference batch that the ADM reference evaluator reads as it is.
+
+    The npz has ``arr_0`` (n, size, size, 3) uint8, ``arr_1`` (n,) int64 labels where there are any, ``mu,
+    sigma, mu_s, sigma_s`` unless asked otherwise, and two keys that the evaluator ignores: ``indices`` (n,)
+    int64, the place of each image in the source, and ``provenance``, JSON. The same source and settings give
+    the same bytes, whatever the number of workers and interruptions.
+
+    Args:
+        source: A folder, zip, tar or parquet file of images of any size, or equally large images as
+            :func:`evalkit.images.open_images` takes them.
+        out: The npz. What is there is replaced at the end; until then ``<out>.building`` holds the work.
+        settings: See :class:`Settings`.
+        extractor: The network of the statistics; not needed without statistics.
+        skip_bad: Leave out images that cannot be decoded, drawing others in their place, and do not stop.
+        workers: Decoding threads; None is one a core. Not part of the result.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        ImageError: An image cannot be decoded; the message names it.
+        InputError: The source is none, has too few images, or another unfinished build is in the way.
+        OutputError: The file cannot be written, or there is too little space.
+        UndefinedMetricError: Statistics of fewer than two images.
+    """
+    check_writable(out)
+    items = _open(source)
+    if settings.statistics == "none":
+        extractor = None
+    elif extractor is None:
+        raise ValueError("statistics need an extractor")
+    builder = _Builder(items, settings, extractor, out)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        builder.read(pool, skip_bad, progress)
+        builder.replace_bad(pool)
+    return builder.finish()
+
+
+def decode_rgb(where: str, data: bytes) -> Image.Image:
+    """An image file as 8-bit RGB, as the reference preprocessing has it: Pillow's ``convert("RGB")``.
+
+    So EXIF orientation is not applied, transparency is dropped and not blended, CMYK is converted without a
+    colour profile, and the first of several frames counts. Grey of 16 bits keeps its upper 8, as Pillow does
+    with colours of 16 bits; ``convert`` alone would turn nearly all of it white.
+
+    Args:
+        where: What to call the image in a message.
+        data: The file's content.
+
+    Raises:
+        ImageError: It cannot be decoded, is cut short, too large, or has 32 bits a channel.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            if image.width * image.height * 3 > MAX_IMAGE_BYTES:
+                raise ImageError(
+                    f"{where}: {image.width}x{image.height} pixels; limited to {MAX_IMAGE_BYTES // 3} pixels"
+                )
+            if image.mode.startswith("I;16"):
+                upper = (np.asarray(image) >> 8).astype(np.uint8)
+                return Image.fromarray(upper).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ImageError(
+                    f"{where}: Pillow mode {image.mode}, 32 bits a channel; convert it to 8 or 16 bits"
+                )
+            # By way of RGBA, because Pillow warns of transparency in palettes; the colours are the same.
+            return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:  # on damaged data Pillow's decoders raise almost anything
+        raise ImageError(
+            f"{where}: cannot be decoded ({type(error).__name__}: {error}); replace or remove it"
+        ) from error
+
+
+def center_crop(where: str, image: Image.Image, size: int) -> Pixels:
+    """The crop of ADM's training and reference images.
+
+    While the shorter side is at least twice ``size``, both sides are halved with a box filter; then the
+    shorter side is brought to ``size`` with a bicubic filter, and the centre is cut out.
+
+    Args:
+        where: What to call the image in a message.
+        image: RGB.
+        size: Side of the square, pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+
+    Raises:
+        ImageError: The image is so narrow that its longer side would need hundreds of megabytes.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height * 3 > MAX_IMAGE_BYTES:
+        raise ImageError(f"{where}: {image.width}x{image.height} pixels, too narrow to be scaled to {size}")
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def labels_of(
+    items: ImageFiles | ImageSource, how: Literal["auto", "folders", "names", "none"]
+) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+    """Class of each image, and the names of the classes where it was read from names; see :class:`Settings`.
+
+    Raises:
+        InputError: The names show no classes, and they were asked for.
+    """
+    if how == "none" or (how == "auto" and items.labels is not None):
+        return (None if how == "none" else items.labels), None
+    if isinstance(items, ImageSource):
+        if how != "auto":
+            raise InputError(f"{items.name}: a {items.kind} has no file names to take classes from.")
+        return None, None
+    paths = [name.split("/") for name in items.names]
+    if how == "names":
+        found = [path[-1].split("_")[0] if "_" in path[-1] else "" for path in paths]
+        expected = "names such as n01440764_10026.JPEG, the class before the first underscore"
+    else:
+        depths = zip(*(path[:-1] for path in paths), strict=False)
+        common = sum(1 for _ in takewhile(lambda folders: len(set(folders)) == 1, depths))
+        found = [path[common] if len(path) > common + 1 else "" for path in paths]
+        expected = "a folder for each class"
+    if not all(found):
+        if how == "auto":
+            return None, None
+        outside = items.names[found.index("")]
+        raise InputError(f"{items.name}: {outside} has no class; expected {expected}.")
+    names, labels = np.unique(found, return_inverse=True)
+    return labels.astype(np.int64), names.tolist()
+
+
+def _open(source: str | os.PathLike[str] | SupportsArray) -> ImageFiles | ImageSource:
+    """Files of any size where there are files, else images of one size."""
+    if isinstance(source, str | os.PathLike) and Path(source).exists():
+        try:
+            files = open_image_files(Path(source))
+        except InputError:
+            files = None  # for example an npz, which is a zip without images: what it is will be said there
+        if files:
+            return files
+    images = open_images(source)
+    if images.shape is None:
+        raise InputError(f"{images.name}: holds statistics and no images; expected images.")
+    return images
+
+
+def _draw(n: int, settings: Settings) -> NDArray[np.int64]:
+    """Every index, in the order in which images are kept."""
+    if settings.images is None:
+        return np.arange(n)
+    if settings.images > n:
+        raise InputError(f"{settings.images:,} images to keep of {n:,}: give at most the number there is.")
+    # RandomState, because NumPy promises that its numbers never change.
+    return np.random.RandomState(settings.seed).permutation(n).astype(np.int64)
+
+
+class _Crop(NamedTuple):
+    place: int
+    digest: bytes  # of the file, or of the pixels
+    pixels: Pixels | ImageError
+
+
+class _Builder:
+    """One build: what is known of the source, what has been done, and the folder where that is kept."""
+
+    def __init__(
+        self, items: ImageFiles | ImageSource, settings: Settings, extractor: Extractor | None, out: Path
+    ) -> None:
+        self.items, self.settings, self.extractor, self.out = items, settings, extractor, out
+        self.labels, self.classes = labels_of(items, settings.labels)
+        drawn = _draw(len(items), settings)
+        self.order, self.spare = np.split(drawn, [settings.images or len(drawn)])
+        self.slots = {int(index): slot for slot, index in enumerate(self.order)}
+        everything = extractor is not None and settings.statistics == "all"
+        self.wanted = np.arange(len(items)) if everything else np.sort(self.order)
+        if extractor and len(self.wanted) < 2:
+            raise UndefinedMetricError(
+                f"{items.name}: statistics of one image; a covariance needs two, and thousands to mean "
+                "something. Give more images, or ask for no statistics."
+            )
+        # What has been done, of `wanted`, in its order.
+        self.position = 0
+        self.digest = hashlib.sha256(FORMAT.encode()).digest()
+        self.bad: dict[int, str] = {}
+        self.moments = {layer: Moments(d) for layer, d in extractor.dimensions.items()} if extractor else {}
+        self._saved = time.monotonic()
+        self._open_folder()
+
+    # -------------------------------------------------------------------------------------- the work
+
+    def read(self, pool: ThreadPoolExecutor, skip_bad: bool, progress: Progress | None) -> None:
+        """Take every wanted image that is not done: features into the moments, pixels into their slots."""
+        stage = f"images of {self.items.name}"
+        if progress:
+            progress(stage, self.position, len(self.wanted))
+        with closing(read_ahead(self._crops(self.wanted[self.position :], pool))) as stream:
+            for crops in stream:
+                bad = next((crop.pixels for crop in crops if isinstance(crop.pixels, ImageError)), None)
+                if bad and not skip_bad:
+                    self.save()
+                    raise ImageError(f"{bad}. Or leave such images out: --skip-bad goes on from here.")
+                self._take(crops)
+                self.position += len(crops)
+                if time.monotonic() - self._saved > SAVE_SECONDS:
+                    self.save()
+                if progress:
+                    progress(stage, self.position, len(self.wanted))
+
+    def replace_bad(self, pool: ThreadPoolExecutor) -> None:
+        """Put the next images drawn in the place of chosen ones that are bad; of all, leave them out."""
+        if self.settings.images is None:
+            self.order = np.array([index for index in self.order.tolist() if index not in self.bad])
+        spare = iter(self.spare.tolist())
+        while gaps := [slot for slot, index in enumerate(self.order.tolist()) if index in self.bad]:
+            drawn = list(islice(spare, len(gaps)))
+            if not drawn:
+                break
+            for slot, index in zip(gaps, drawn, strict=False):
+                self.order[slot] = index
+                self.slots[index] = slot
+            fresh = np.sort([index for index in drawn if index not in self.bad]).astype(np.int64)
+            for crops in self._crops(fresh, pool):
+                self._take(crops, counted=self.settings.statistics == "all")
+        left = sum(index not in self.bad for index in self.order.tolist())
+        if left < (self.settings.images or 1):
+            raise ImageError(
+                f"{self.items.name}: {len(self.bad):,} of {len(self.items):,} images cannot be decoded and "
+                f"{left:,} are left. Keep fewer, or repair them. The first: {self.bad[min(self.bad)]}"
+            )
+
+    def finish(self) -> Report:
+        """Write the npz, and remove the folder."""
+        labels = None if self.labels is None else self.labels[self.order]
+        size = self.settings.size
+        with NpzWriter.create(self.out, (len(self.order), size, size, 3)) as writer:
+            slots = [self.slots[index] for index in self.order.tolist()]
+            for first in range(0, len(slots), DECODED_AT_A_TIME):
+                writer.append(self.pixels[slots[first : first + DECODED_AT_A_TIME]])
+            if labels is not None:
+                writer.add("arr_1", labels)
+            for layer, suffix in LAYERS.items():
+                if layer in self.moments:
+                    writer.add(f"mu{suffix}", self.moments[layer].mean)
+                    writer.add(f"sigma{suffix}", self.moments[layer].covariance)
+            writer.add("indices", self.order)
+            writer.add("provenance", np.array(json.dumps(self._provenance())))
+        shutil.rmtree(self.folder)
+        return Report(
+            path=self.out,
+            kept=len(self.order),
+            classes=None if labels is None else len(np.unique(labels)),
+            counted=self.moments["pool"].n if self.moments else 0,
+            bad=tuple(self.bad[index] for index in sorted(self.bad)),
+            notes=self.items.notes,
+        )
+
+    def _take(self, crops: list[_Crop], *, counted: bool = False) -> None:
+        good = []
+        for crop in crops:
+            self.digest = hashlib.sha256(self.digest + crop.digest).digest()
+            if isinstance(crop.pixels, ImageError):
+                self.bad[crop.place] = str(crop.pixels)
+                continue
+            good.append(crop.pixels)
+            if (slot := self.slots.get(crop.place)) is not None:
+                self.pixels[slot] = crop.pixels
+        if good and self.extractor and not counted:
+            for layer, features in self.extractor(np.stack(good)).items():
+                self.moments[layer].update(features)
+
+    def _crops(self, indices: NDArray[np.int64], pool: ThreadPoolExecutor) -> Iterator[list[_Crop]]:
+        """The images with these ascending indices, cropped; as many at a time as the network likes."""
+        count = self.extractor.batch_size if self.extractor else DECODED_AT_A_TIME
+        with closing(_contents(self.items, indices)) as contents:
+            while batch := list(islice(contents, count)):
+                yield list(pool.map(self._crop, batch))
+
+    def _crop(self, item: tuple[int, str, bytes | Image.Image | InputError]) -> _Crop:
+        index, where, content = item
+        if isinstance(content, InputError):
+            return _Crop(index, b"", ImageError(str(content)))
+        digest = hashlib.sha256(content if isinstance(content, bytes) else content.tobytes()).digest()
+        try:
+            image = decode_rgb(where, content) if isinstance(content, bytes) else content
+            return _Crop(index, digest, center_crop(where, image, self.settings.size))
+        except ImageError as error:
+            return _Crop(index, digest, error)
+
+    # ------------------------------------------------------------------------- what outlives the process
+
+    def _open_folder(self) -> None:
+        size = self.settings.size
+        self.folder = self.out.with_name(f"{self.out.name}.building")
+        identity = json.dumps(self._identity(), indent=1)
+        settings, state = self.folder / "settings.json", self.folder / "state.npz"
+        if settings.exists() and settings.read_text() != identity:
+            raise InputError(
+                f"{self.folder} holds an unfinished build of another source or with other settings. "
+                f"Repeat that command to finish it, delete the folder to give it up, or name another output."
+            )
+        need = 2 * len(self.order) * size * size * 3 + 2**28
+        free = shutil.disk_usage(self.out.parent).free
+        if need > free and not state.exists():
+            raise OutputError(
+                f"{self.out} takes {need / 1e9:.2f} GB while it is built, and {free / 1e9:.2f} GB are free. "
+                "Free some space, keep fewer images or name an output elsewhere."
+            )
+        self.folder.mkdir(exist_ok=True)
+        with replace_atomically(settings) as partial:
+            partial.write_text(identity)
+        shape = (len(self.order), size, size, 3)
+        if state.exists():
+            self._load(state)
+        pixels = self.folder / "pixels"
+        self.pixels = np.memmap(pixels, np.uint8, "r+" if pixels.exists() else "w+", shape=shape)
+
+    def save(self) -> None:
+        """Write down what has been done, pixels first."""
+        self.pixels.flush()
+        arrays: dict[str, Any] = {
+            "position": np.array(self.position),
+            "digest": np.frombuffer(self.digest, np.uint8),
+            "bad": np.array(json.dumps(sorted(self.bad.items()))),
+        }
+        for layer, moments in self.moments.items():
+            arrays |= {f"{layer}_{key}": value for key, value in moments.state().items()}
+        with replace_atomically(self.folder / "state.npz") as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
+        self._saved = time.monotonic()
+
+    def _load(self, state: Path) -> None:
+        with np.load(state, allow_pickle=False) as arrays:
+            self.position = int(arrays["position"])
+            self.digest = arrays["digest"].tobytes()
+            self.bad = dict(json.loads(str(arrays["bad"])))
+            for layer, moments in self.moments.items():
+                moments.restore({key: arrays[f"{layer}_{key}"] for key in moments.state()})
+
+    def _identity(self) -> dict[str, Any]:
+        """What an unfinished build must share with the one that goes on with it."""
+        items = self.items
+        if isinstance(items, ImageFiles):
+            listing = hashlib.sha256(json.dumps([items.names, items.sizes()]).encode()).hexdigest()
+        else:
+            listing = items.digest
+        return {
+            "format": FORMAT,
+            "source": listing,
+            "settings": asdict(self.settings),
+            "extractor": self.extractor.fingerprint if self.extractor else None,
+            "versions": {package: version(package) for package in ("evalkit", "numpy", "pillow")},
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        items, extractor = self.items, self.extractor
+        return {
+            "format": FORMAT,
+            "source": {
+                "name": Path(items.name).name,
+                "kind": items.kind,
+                "images": len(items),
+                "images_read": len(self.wanted),
+                "digest_of_images_read": self.digest.hex(),
+            },
+            "settings": asdict(self.settings),
+            "statistics": extractor
+            and {
+                "images": self.moments["pool"].n,
+                "extractor": extractor.name,
+                "fingerprint": extractor.fingerprint,
+                "precision": getattr(extractor, "precision", "float32"),
+            },
+            "left_out": [self.bad[index] for index in sorted(self.bad)],
+            "classes": self.classes,
+            "versions": self._identity()["versions"],
+        }
+
+
+def _contents(
+    items: ImageFiles | ImageSource, indices: NDArray[np.int64]
+) -> Generator[tuple[int, str, Any], None, None]:
+    """Yields (index, name for messages, file content or image) of these ascending indices."""
+    if isinstance(items, ImageFiles):
+        with closing(items.read(indices.tolist())) as contents:
+            for index, (name, content) in zip(indices.tolist(), contents, strict=True):
+                yield index, f"{items.name}, {name}", content
+        return
+    wanted = set(indices.tolist())
+    first = min(wanted, default=0)
+    with closing(items.batches(DECODED_AT_A_TIME, start=first)) as batches:
+        for batch in batches:
+            for index, pixels in enumerate(np.rint(batch).astype(np.uint8), first):
+                if index in wanted:
+                    yield index, f"{items.name}, image {index}", Image.fromarray(pixels)
+            first += len(batch)
