@@ -83,18 +83,24 @@ def respace(respacing: str, steps: int) -> NDArray[np.int64]:
             "section (90,60,60,20,20) or ddim and a number (ddim25)."
         )
     counts = [int(part) for part in sections]
-    if respacing.startswith("ddim"):
-        for stride in range(1, steps + 1):
-            if len(counts) == 1 and len(range(0, steps, stride)) == counts[0]:
-                return np.arange(0, steps, stride)
-        raise InputError(f"Respacing {respacing!r}: no whole stride takes so many of {steps} steps.")
+    if sum(counts) < 2:
+        raise InputError(f"Respacing {respacing!r} keeps one step; expected at least 2.")
+    if not respacing.startswith("ddim"):
+        return _sections(counts, steps)
+    for stride in range(1, steps):
+        if [len(range(0, steps, stride))] == counts:
+            return np.arange(0, steps, stride)
+    raise InputError(f"Respacing {respacing!r}: no whole stride takes so many of {steps} steps.")
+
+
+def _sections(counts: list[int], steps: int) -> NDArray[np.int64]:
     kept: list[int] = []
     start, (size, longer) = 0, divmod(steps, len(counts))
     for section, count in enumerate(counts):
         length = size + (section < longer)
         if count > length:
             raise InputError(
-                f"Respacing {respacing!r} asks for {count} steps of a section that has {length} (of {steps})."
+                f"Respacing asks for {count} steps of section {section + 1}, which has {length} of {steps}."
             )
         gap = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
@@ -162,12 +168,19 @@ class Schedule:
     @cached_property
     def posterior_log_variance_clipped(self) -> Float64Array:
         """Its logarithm, that of the last step replaced by its neighbour's."""
-        return np.log(np.append(self.posterior_variance[1:2], self.posterior_variance[1:]))
+        variance = self.posterior_variance
+        clipped: Float64Array = np.log(np.append(variance[1], variance[1:]))
+        return clipped
 
     @cached_property
     def log_betas(self) -> Float64Array:
         """log(beta_t), the upper bound of a learned log variance."""
         return np.log(self.betas)
+
+    @cached_property
+    def fixed_log_variances(self) -> Float64Array:
+        """The log variance where the network has none: that of beta_t, at the last step the clipped one."""
+        return np.append(self.posterior_log_variance_clipped[0], np.log(self.betas[1:]))
 
     @cached_property
     def posterior_mean_coef1(self) -> Float64Array:

@@ -57,10 +57,12 @@ def test_respacing_keeps_what_the_forward_process_is() -> None:
         ("ddim", "not understood"),
         ("fast27", "not understood"),
         ("10,,10", "not understood"),
-        ("1001", "asks for 1001 steps of a section that has 1000"),
-        ("90,300,60,20", "asks for 300 steps of a section that has 250"),
+        ("1001", "asks for 1001 steps of section 1, which has 1000 of 1000"),
+        ("90,300,60,20", "asks for 300 steps of section 2, which has 250 of 1000"),
         ("ddim300", "no whole stride"),
         ("ddim5,5", "no whole stride"),
+        ("1", "at least 2"),
+        ("ddim1", "at least 2"),
     ],
 )
 def test_bad_respacing_is_named(respacing: str, message: str) -> None:
