@@ -20,7 +20,7 @@ from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
 
-__all__ = ["MODELS", "SAMPLING", "ModelPreset", "SamplingPreset", "find_model", "find_sampling"]
+__all__ = ["MODELS", "SAMPLING", "Kind", "ModelPreset", "SamplingPreset", "find_model", "find_sampling"]
 
 P = TypeVar("P")
 Kind = Literal["diffusion", "classifier", "upsampler"]

@@ -1,0 +1,415 @@
+"""Files of network weights: which model they are, strict loading, conversion to safetensors.
+
+Files are read as data (``weights_only=True``, safetensors): nothing in them is ever run. They are mapped into
+memory, so that a network takes its size once and not twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from evalkit.errors import InputError
+from evalkit.files import replace_atomically
+from generation.networks.unet import Trunk
+from generation.presets import MODELS, Kind, ModelPreset
+
+__all__ = [
+    "Difference",
+    "Inspection",
+    "Loaded",
+    "convert",
+    "identify",
+    "inspect",
+    "layout_digest",
+    "load_network",
+    "save_network",
+    "weights_digest",
+]
+
+Content: TypeAlias = Literal["network", "averaged network (EMA)", "optimiser state", "no named tensors"]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+ALIGNMENT = 64
+PRESET_KEY = "evalkit_preset"
+TRAINING_SUFFIXES = "ema_*.pt holds averaged weights, model*.pt the last ones, opt*.pt the optimiser's state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A network and where it came from.
+
+    Attributes:
+        network: In eval mode, its parameters without gradients.
+        preset: What its weights do not say.
+        digest: :func:`weights_digest` of its parameters.
+        path: The file.
+    """
+
+    network: Trunk
+    preset: ModelPreset
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How the tensors of a file differ from those of a network.
+
+    Attributes:
+        missing: Names of the network's tensors that the file lacks.
+        unexpected: Names in the file that the network lacks.
+        reshaped: Names in both, of another shape.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what} (the first is {names[0]})"
+            for names, what in (
+                (self.missing, "missing"),
+                (self.unexpected, "unexpected"),
+                (self.reshaped, "of another shape"),
+            )
+            if names
+        ]
+        return ", ".join(parts) or "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        container: How it was written.
+        content: What it seems to be; that weights are an average (EMA) only the file's name can say.
+        kind: Of an ADM network, by its keys; None for anything else.
+        tensors: Number of named tensors.
+        parameters: Number of their elements.
+        dtypes: Their types.
+        digest: :func:`weights_digest`; None where there are no named tensors.
+        preset: What its metadata says; None where it says nothing.
+        fits: The published checkpoints with just these keys and shapes.
+        nearest: The published checkpoint of that kind that shares most of them.
+        difference: Between the file and ``nearest``.
+    """
+
+    path: Path
+    container: Literal["PyTorch", "safetensors"]
+    content: Content
+    kind: Kind | None
+    tensors: int
+    parameters: int
+    dtypes: tuple[str, ...]
+    digest: str | None
+    preset: ModelPreset | None
+    fits: tuple[ModelPreset, ...]
+    nearest: ModelPreset | None
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file as read: its tensors by name, or else the object it holds."""
+
+    path: Path
+    container: Literal["PyTorch", "safetensors"]
+    content: Any
+    preset: ModelPreset | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The named tensors.
+
+        Raises:
+            InputError: It holds something else.
+        """
+        if _is_state_dict(self.content):
+            state: dict[str, Tensor] = self.content
+            return state
+        what = "an optimiser's state" if _is_optimiser(self.content) else _describe(self.content)
+        raise InputError(
+            f"{self.path} holds {what}, not the named tensors of a network. Of a training run, "
+            f"{TRAINING_SUFFIXES}."
+        )
+
+
+def layout_digest(state: Mapping[str, Tensor]) -> str:
+    """Digest of the names and shapes of tensors in their order, which tells architectures apart.
+
+    Returns:
+        Hex sha256 of the lines ``<name> <shape as a Python tuple>``, joined by newlines.
+    """
+    lines = "\n".join(f"{name} {shape}" for name, shape in _shapes(state).items())
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Digest of named tensors that does not depend on the file they came in.
+
+    Returns:
+        Hex sha256 over the tensors sorted by name: for each its name, its shape written as a Python tuple,
+        and its values as little-endian float32 in C order.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().float().contiguous().numpy().astype("<f4", copy=False)
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+def identify(shapes: Shapes) -> list[ModelPreset]:
+    """The published checkpoints whose keys and shapes these are.
+
+    Several may share one layout: what else is known of the file must decide between them.
+    """
+    return [preset for preset in MODELS.values() if _expected(preset) == dict(shapes)]
+
+
+def load_network(
+    path: str | Path, preset: ModelPreset | None = None, *, device: str | torch.device = "cpu"
+) -> Loaded:
+    """Read a network's weights. Strict: every tensor must be there, and no other.
+
+    Args:
+        path: A state dict as PyTorch writes it, or safetensors.
+        preset: What the network is; None takes what a converted file says of itself.
+        device: Where the network goes.
+
+    Returns:
+        The network in eval mode, its parameters float32 and without gradients.
+
+    Raises:
+        InputError: There is no such file, or it is damaged or something else; the preset is missing, or is
+            not that of the file.
+    """
+    file = _read(Path(path))
+    state = file.tensors()
+    preset = _agreed_preset(file, preset, state)
+    network = preset.build("meta")
+    if difference := _difference(_expected(preset), _shapes(state)):
+        raise InputError(
+            f"{path} is no {preset.name}: of its tensors, {difference}. {_which(identify(_shapes(state)))}"
+        )
+    if wrong := next((name for name, tensor in state.items() if not tensor.is_floating_point()), None):
+        raise InputError(f"{path}: {wrong} is of type {state[wrong].dtype}, expected floating point.")
+    network.load_state_dict({name: _aligned(tensor.float()) for name, tensor in state.items()}, assign=True)
+    network.to(device).eval().requires_grad_(False)
+    return Loaded(network=network, preset=preset, digest=weights_digest(state), path=Path(path))
+
+
+def save_network(state: Mapping[str, Tensor], preset: ModelPreset, path: str | Path) -> None:
+    """Write weights as safetensors with the preset in its metadata: :func:`load_network` needs no other.
+
+    Args:
+        state: The network's state dict.
+        preset: What its weights do not say.
+        path: The file to write; appears whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in state.items()}
+    with replace_atomically(Path(path)) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata={PRESET_KEY: preset.to_json()})
+
+
+def convert(path: str | Path, out: str | Path, preset: ModelPreset | None = None) -> Loaded:
+    """Write the weights of ``path`` as safetensors that say what they are.
+
+    Args:
+        path: As for :func:`load_network`.
+        out: The file to write.
+        preset: As for :func:`load_network`.
+
+    Returns:
+        What was read and written.
+
+    Raises:
+        InputError: As :func:`load_network`.
+        OutputError: The file cannot be written.
+    """
+    loaded = load_network(path, preset)
+    save_network(loaded.network.state_dict(), loaded.preset, out)
+    return loaded
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look into a file of weights.
+
+    Raises:
+        InputError: There is no such file, or it is damaged or no container of weights.
+    """
+    file = _read(Path(path))
+    state: dict[str, Tensor] = file.content if _is_state_dict(file.content) else {}
+    shapes = _shapes(state)
+    kind = _kind(shapes)
+    alike = {
+        preset: _likeness(_expected(preset), shapes) for preset in MODELS.values() if preset.kind == kind
+    }
+    nearest = max(alike, key=alike.__getitem__) if alike else None
+    return Inspection(
+        path=file.path,
+        container=file.container,
+        content=_content(file),
+        kind=kind,
+        tensors=len(state),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})),
+        digest=weights_digest(state) if state else None,
+        preset=file.preset,
+        fits=tuple(identify(shapes)),
+        nearest=nearest,
+        difference=_difference(_expected(nearest), shapes) if nearest else None,
+    )
+
+
+def _content(file: _File) -> Content:
+    if _is_optimiser(file.content):
+        return "optimiser state"
+    if not _is_state_dict(file.content):
+        return "no named tensors"
+    return "averaged network (EMA)" if file.path.name.startswith("ema") else "network"
+
+
+def _kind(shapes: Shapes) -> Kind | None:
+    """The ADM network that these are the tensors of, if any."""
+    if FIRST_CONVOLUTION not in shapes:
+        return None
+    if not any(name.startswith("output_blocks.") for name in shapes):
+        return "classifier"
+    return "upsampler" if shapes[FIRST_CONVOLUTION][1] == 6 else "diffusion"
+
+
+def _agreed_preset(file: _File, preset: ModelPreset | None, state: Mapping[str, Tensor]) -> ModelPreset:
+    """The preset that was asked for, or that the file names; they may not contradict each other."""
+    if preset is None and file.preset is None:
+        raise InputError(
+            f"{file.path} does not say what it is. {_which(identify(_shapes(state)))} Give the preset, or "
+            "write it into the file once with `evalkit checkpoint convert`."
+        )
+    if preset is not None and file.preset not in (None, preset):
+        raise InputError(f"{file.path} says that it is {file.preset.name}, but {preset.name} was asked for.")
+    return preset or file.preset  # type: ignore[return-value]
+
+
+def _which(fits: Iterable[ModelPreset]) -> str:
+    names = [preset.name for preset in fits]
+    if not names:
+        return "Its layout is that of no published checkpoint; `evalkit checkpoint inspect` says more."
+    return f"Its layout is that of {' or '.join(names)}."
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+@cache
+def _expected(preset: ModelPreset) -> dict[str, tuple[int, ...]]:
+    return _shapes(preset.build("meta").state_dict())
+
+
+def _difference(expected: Shapes, found: Shapes) -> Difference:
+    return Difference(
+        missing=tuple(name for name in expected if name not in found),
+        unexpected=tuple(name for name in found if name not in expected),
+        reshaped=tuple(name for name in expected if name in found and found[name] != expected[name]),
+    )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Copied where a file's mapping does not start it as torch would: some kernels would round otherwise."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+
+
+def _likeness(expected: Shapes, found: Shapes) -> float:
+    """Share of the tensors of either side that both have, 0 to 1."""
+    common = len(expected.items() & found.items())
+    return common / (len(expected) + len(found) - common)
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
+
+
+def _is_optimiser(content: Any) -> bool:
+    return isinstance(content, dict) and {"state", "param_groups"} <= set(content)
+
+
+def _describe(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"a dictionary with the keys {', '.join(map(str, list(content)[:8])) or '(none)'}"
+    return f"a {type(content).__name__}"
+
+
+def _read(path: Path) -> _File:
+    """Recognise the container by its content and map it into memory.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}. Give a file of weights."
+        ) from error
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return _File(path, "PyTorch", _read_pytorch(path), None)
+    raise InputError(
+        f"{path} is no file of weights: expected a PyTorch state dict (.pt) or safetensors. "
+        "A published checkpoint is had by `evalkit checkpoint fetch`."
+    )
+
+
+def _read_safetensors(path: Path) -> _File:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as safetensors: {error}. Fetch or convert it again."
+        ) from error
+    stated = metadata.get(PRESET_KEY)
+    return _File(path, "safetensors", content, stated and ModelPreset.from_json(stated))
+
+
+def _read_pytorch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message advises to load the file unsafely.
+        raise InputError(
+            f"{path} holds more than tensors, and a file of weights never gets to run code. Save the "
+            "network's state_dict() alone."
+        ) from error
+    except Exception as error:  # damaged bytes end in any exception
+        why = str(error).partition("\n")[0] or "it ends early"
+        raise InputError(f"{path} cannot be read as a PyTorch file: {why}. Fetch it again.") from error

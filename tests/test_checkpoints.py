@@ -1,0 +1,281 @@
+"""Files of weights: recognised, loaded strictly, converted, refused with what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evalkit.errors import EvalkitError, InputError, OutputError
+from generation.checkpoints import (
+    convert,
+    identify,
+    inspect,
+    layout_digest,
+    load_network,
+    save_network,
+    weights_digest,
+)
+from generation.networks.unet import UNetSettings
+from generation.presets import MODELS, ModelPreset
+
+TINY = ModelPreset(
+    name="tiny",
+    kind="diffusion",
+    network=UNetSettings(
+        image_size=8,
+        model_channels=32,
+        out_channels=6,
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        channel_mult=(1, 2),
+        num_classes=4,
+    ),
+    noise_schedule="cosine",
+)
+LARGE = ["256x256_diffusion", "128_512_upsampler"]
+
+
+def random_state(preset: ModelPreset) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = preset.build("meta").state_dict()
+    return {name: torch.randn(shape.shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.pt"
+    torch.save(random_state(TINY), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "128x128_classifier",
+        "64x64_classifier",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE),
+    ],
+)
+def test_published_layout_loads(name: str, tmp_path: Path) -> None:
+    state = random_state(MODELS[name])
+    path = tmp_path / MODELS[name].file
+    torch.save(state, path)
+    loaded = load_network(path, MODELS[name])
+    assert loaded.preset is MODELS[name]
+    assert list(loaded.network.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.network.state_dict().items())
+    assert not loaded.network.training
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    assert inspect(path).fits == (MODELS[name],)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
+def test_loading_maps_the_file(tiny: Path) -> None:
+    """Nothing is copied, and writing to a parameter leaves the file alone."""
+    before = tiny.read_bytes()
+    network = load_network(tiny, TINY).network
+    (mapping,) = (line for line in Path("/proc/self/maps").read_text().splitlines() if str(tiny) in line)
+    start, end = (int(address, 16) for address in mapping.split()[0].split("-"))
+    assert all(start <= parameter.data_ptr() < end for parameter in network.parameters())
+    with torch.no_grad():
+        next(network.parameters()).zero_()
+    assert tiny.read_bytes() == before
+
+
+def test_every_container_gives_the_same(tiny: Path, tmp_path: Path) -> None:
+    state = torch.load(tiny, weights_only=True)
+    legacy, tensors = tmp_path / "legacy.pt", tmp_path / "plain.safetensors"
+    torch.save(state, legacy, _use_new_zipfile_serialization=False)
+    save_file(state, tensors)
+    loaded = [load_network(path, TINY) for path in (tiny, legacy, tensors)]
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    outputs = [entry.network(x, torch.tensor([7]), torch.tensor([2])) for entry in loaded]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    assert len({entry.digest for entry in loaded}) == 1
+
+
+def test_weights_digest() -> None:
+    values = torch.arange(6.0).reshape(2, 3)
+    expected = hashlib.sha256(
+        b"a(3, 2)" + np.arange(6, dtype="<f4").reshape(2, 3).T.tobytes() + b"b(1,)" + b"\0\0\0\0"
+    ).hexdigest()
+    assert weights_digest({"b": torch.zeros(1), "a": values.T}) == expected
+    assert weights_digest({"a": values.T.half(), "b": torch.zeros(1)}) == expected
+    assert weights_digest({"a": values.reshape(3, 2), "b": torch.zeros(1)}) != expected
+    assert weights_digest({"c": values.T, "b": torch.zeros(1)}) != expected
+
+
+def test_half_precision_files_load_as_float32(tiny: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.pt"
+    torch.save({name: value.half() for name, value in torch.load(tiny, weights_only=True).items()}, half)
+    loaded = load_network(half, TINY)
+    assert {parameter.dtype for parameter in loaded.network.parameters()} == {torch.float32}
+    assert inspect(half).dtypes == ("float16",)
+    assert inspect(half).digest == loaded.digest
+
+
+def test_convert(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.safetensors"
+    written = convert(tiny, out, TINY)
+    again = load_network(out)
+    assert again.preset == TINY
+    assert again.digest == written.digest == load_network(tiny, TINY).digest
+    for name, value in load_file(out).items():
+        assert torch.equal(value, written.network.state_dict()[name])
+    assert inspect(out).preset == TINY
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
+def test_what_a_file_says_of_itself_is_not_overruled(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.safetensors"
+    convert(tiny, out, TINY)
+    with pytest.raises(InputError, match="says that it is tiny, but 64x64_diffusion was asked for"):
+        load_network(out, MODELS["64x64_diffusion"])
+    with pytest.raises(InputError, match=r"does not say what it is.*no published checkpoint"):
+        load_network(tiny)
+    save_file(torch.load(tiny, weights_only=True), out, metadata={"evalkit_preset": '{"kind": 3}'})
+    with pytest.raises(InputError, match="model preset"):
+        load_network(out)
+
+
+def test_one_layout_of_five_checkpoints() -> None:
+    shapes = {name: tuple(value.shape) for name, value in MODELS["lsun_cat"].build().state_dict().items()}
+    assert [preset.name for preset in identify(shapes)] == [
+        "256x256_diffusion_uncond",
+        "lsun_bedroom",
+        "lsun_cat",
+        "lsun_horse",
+        "lsun_horse_nodropout",
+    ]
+    assert layout_digest(MODELS["lsun_cat"].build().state_dict()) == MODELS["lsun_cat"].layout_sha256
+
+
+def test_wrong_preset_says_which_fits(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    torch.save(random_state(MODELS["128x128_classifier"]), path)
+    with pytest.raises(
+        InputError, match=r"is no 256x256_classifier: of its tensors, .* missing .*128x128_class"
+    ):
+        load_network(path, MODELS["256x256_classifier"])
+    with pytest.raises(
+        InputError, match=r"does not say what it is\. Its layout is that of 128x128_classifier"
+    ):
+        load_network(path)
+
+
+def test_strict(tiny: Path, tmp_path: Path) -> None:
+    state = torch.load(tiny, weights_only=True)
+    cases = {
+        r"1 missing \(the first is out\.2\.bias\)": {k: v for k, v in state.items() if k != "out.2.bias"},
+        r"1 unexpected \(the first is extra\)": {**state, "extra": torch.zeros(1)},
+        r"1 of another shape \(the first is label_emb\.weight\)": {
+            **state,
+            "label_emb.weight": torch.zeros(5, 128),
+        },
+        "out.2.bias is of type torch.int64": {**state, "out.2.bias": torch.zeros(6, dtype=torch.int64)},
+    }
+    for message, changed in cases.items():
+        path = tmp_path / "changed.pt"
+        torch.save(changed, path)
+        with pytest.raises(InputError, match=message):
+            load_network(path, TINY)
+
+
+def test_inspect_tells_files_of_a_training_run_apart(tiny: Path, tmp_path: Path) -> None:
+    state = torch.load(tiny, weights_only=True)
+    classifier = random_state(MODELS["128x128_classifier"])
+    first = "input_blocks.0.0.weight"
+    network = TINY.build("cpu")
+    optimiser = torch.optim.AdamW(network.parameters())
+    network(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.tensor([0])).sum().backward()
+    optimiser.step()
+    contents = {
+        "model010000.pt": (state, "network", "diffusion"),
+        "ema_0.9999_010000.pt": (state, "averaged network (EMA)", "diffusion"),
+        "opt010000.pt": (optimiser.state_dict(), "optimiser state", None),
+        "classifier.pt": (classifier, "network", "classifier"),
+        "upsampler.pt": ({**state, first: torch.zeros(32, 6, 3, 3)}, "network", "upsampler"),
+        "nested.pt": ({"ema": state, "step": 3}, "no named tensors", None),
+        "list.pt": ([1, 2], "no named tensors", None),
+    }
+    for name, (content, *expected) in contents.items():
+        torch.save(content, tmp_path / name)
+        found = inspect(tmp_path / name)
+        assert [found.content, found.kind] == expected, name
+    found = inspect(tmp_path / "model010000.pt")
+    assert found.tensors == len(state)
+    assert found.parameters == sum(value.numel() for value in state.values())
+    assert found.fits == ()
+    for name, what in (("opt010000.pt", "an optimiser's state"), ("nested.pt", "keys ema, step")):
+        with pytest.raises(InputError, match=rf"{what}.*ema_\*\.pt holds averaged weights"):
+            load_network(tmp_path / name, TINY)
+
+
+def test_inspect_names_the_nearest(tmp_path: Path) -> None:
+    state = random_state(MODELS["128x128_classifier"])
+    del state["out.2.c_proj.bias"]
+    state["head.bias"] = torch.zeros(1)
+    state["out.2.c_proj.weight"] = torch.zeros(10, 512, 1)
+    torch.save(state, tmp_path / "c.pt")
+    found = inspect(tmp_path / "c.pt")
+    assert found.nearest is MODELS["128x128_classifier"]
+    assert found.fits == ()
+    assert found.difference is not None
+    assert found.difference.missing == ("out.2.c_proj.bias",)
+    assert found.difference.unexpected == ("head.bias",)
+    assert found.difference.reshaped == ("out.2.c_proj.weight",)
+    torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
+    assert inspect(tmp_path / "other.pt").nearest is None
+
+
+def test_no_file_runs_code(tmp_path: Path) -> None:
+    target = tmp_path / "touched"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (target,)
+
+    for path, save in ((tmp_path / "zip.pt", torch.save), (tmp_path / "bare.pt", dump)):
+        save({"a": Trap()}, path)
+        with pytest.raises(InputError, match="never gets to run code"):
+            load_network(path, TINY)
+    assert not target.exists()
+
+
+def dump(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def test_damaged_and_other_files(tiny: Path, tmp_path: Path) -> None:
+    whole = tiny.read_bytes()
+    convert(tiny, tmp_path / "tiny.safetensors", TINY)
+    tensors = (tmp_path / "tiny.safetensors").read_bytes()
+    cases = {
+        "cut.pt": whole[: len(whole) // 2],
+        "cut.safetensors": tensors[: len(tensors) // 2],
+        "header.safetensors": tensors[:40],
+        "empty.pt": b"",
+        "page.pt": b"<!DOCTYPE html><title>403</title>",
+        "lfs.pt": b"version https://git-lfs.github.com/spec/v1\n",
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        for read in (inspect, lambda path: load_network(path, TINY)):
+            with pytest.raises(InputError, match=name):
+                read(tmp_path / name)
+    for path in (tmp_path / "absent.pt", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_network(path, TINY)
+
+
+def test_save_failure_leaves_what_was_there(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no folder"):
+        save_network(torch.load(tiny, weights_only=True), TINY, tmp_path / "absent" / "x.safetensors")
+    assert issubclass(OutputError, EvalkitError)
