@@ -5,6 +5,7 @@
     EvalkitError                  anything a user can act on
     ├── InputError                a file or array is not what it is said to be
     │   └── ImageError            one image of a batch is bad; the message names it
+    ├── DownloadError             a file could not be fetched: no connection, not there, not the file
     ├── WeightsError              Inception weights are missing, damaged or not the published ones
     ├── FeatureError              features of another extractor, or of another size, were mixed
     ├── UndefinedMetricError      the metric has no value for this input (for example one image)
@@ -16,6 +17,7 @@ as one line and exits with 2; anything else that escapes is a bug and shows its 
 """
 
 __all__ = [
+    "DownloadError",
     "EvalkitError",
     "FeatureError",
     "ImageError",
@@ -37,6 +39,10 @@ class InputError(EvalkitError):
 
 class ImageError(InputError):
     """One image of a batch is bad: corrupt, of another size, out of range."""
+
+
+class DownloadError(EvalkitError):
+    """A file could not be fetched from any of its addresses."""
 
 
 class WeightsError(EvalkitError):

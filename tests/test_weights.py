@@ -9,20 +9,18 @@ import pickle
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from file_server import serving
 
 from evalkit.errors import OutputError, WeightsError
 from evalkit.extractors import inception_weights
@@ -605,63 +603,6 @@ def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 # The download --------------------------------------------------------------------------------------
 
 
-class Server:
-    """A file server on loopback whose next answers can be made to fail."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.ranges: list[str | None] = []
-        self.drop_after: list[int] = []  # one entry a connection: bytes sent before it is lost
-        self.stall = False  # a lost connection stays open and silent
-        self.honours_range = True
-        self.status = 200
-        self.released = threading.Event()
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers["Range"]
-        self.ranges.append(asked)
-        if self.status != 200:
-            handler.send_error(self.status)
-            return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.honours_range else 0
-        if start >= len(self.content):
-            handler.send_error(416)
-            return
-        body = self.content[start:]
-        handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        if not self.drop_after:
-            handler.wfile.write(body)
-            return
-        handler.wfile.write(body[: self.drop_after.pop(0)])
-        if self.stall:
-            handler.wfile.flush()
-            self.released.wait(10)
-
-
-@contextmanager
-def serving(content: bytes) -> Iterator[tuple[Server, str]]:
-    server = Server(content)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            server.answer(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server, f"http://127.0.0.1:{http.server_address[1]}/weights.pth"
-        finally:
-            server.released.set()
-            http.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
     """A state dict of the right shapes but of a few kilobytes, and the digest of its convolutions."""
@@ -673,6 +614,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, str]:
 def content(small_file: tuple[bytes, str], monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The small file, taken for the published one: so that every check runs, at a thousandth of the size."""
     content, digest = small_file
+    monkeypatch.delenv("EVALKIT_OFFLINE")
     monkeypatch.setattr(inception_weights, "GENUINE_DIGEST", digest)
     return content
 
@@ -681,7 +623,10 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_fetch_the_genuine_file(genuine: InceptionWeights, big_files: Path) -> None:
+def test_fetch_the_genuine_file(
+    genuine: InceptionWeights, big_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EVALKIT_OFFLINE")
     published = saved(state_dict(genuine), big_files / "published.pth").read_bytes()
     steps: list[tuple[int, int]] = []
     with serving(published) as (_, url):
@@ -709,46 +654,20 @@ def test_fetch_goes_to_the_cache_and_is_found_there(content: bytes, no_wheel: No
     assert path.read_bytes() == content
 
 
-def test_fetch_resumes_a_dropped_connection(content: bytes, tmp_path: Path) -> None:
-    with serving(content) as (server, url):
-        server.drop_after = [1000, 500]
-        path = fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
-    assert server.ranges == [None, "bytes=1000-", "bytes=1500-"]
-    assert path.read_bytes() == content
-    assert list(tmp_path.glob("*.part")) == []
-
-
 def test_fetch_resumes_an_earlier_run(content: bytes, tmp_path: Path) -> None:
     with serving(content) as (server, url):
         server.drop_after = [700, 0]
         with pytest.raises(WeightsError, match=f"broke off after 700 of {len(content):,} bytes"):
-            fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
+            fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content), attempts=1)
         assert not (tmp_path / "weights.pth").exists()
         path = fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
     assert server.ranges == [None, "bytes=700-", "bytes=700-"]
     assert path.read_bytes() == content
 
 
-def test_fetch_from_a_server_that_ignores_range(content: bytes, tmp_path: Path) -> None:
-    with serving(content) as (server, url):
-        server.honours_range = False
-        server.drop_after = [1000]
-        path = fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
-    assert server.ranges == [None, "bytes=1000-"]
-    assert path.read_bytes() == content
-
-
-def test_fetch_after_a_whole_part_that_was_not_renamed(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "weights.pth.part").write_bytes(content)
-    with serving(content) as (server, url):
-        path = fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
-    assert server.ranges == [f"bytes={len(content)}-", None]
-    assert path.read_bytes() == content
-
-
 def test_fetch_takes_the_mirror(content: bytes, tmp_path: Path) -> None:
     with serving(content) as (missing, first), serving(content) as (_, second):
-        missing.status = 404
+        missing.statuses = [404]
         path = fetch_weights(tmp_path / "weights.pth", urls=[first, second], sha256=sha256(content))
     assert path.read_bytes() == content
 
@@ -756,9 +675,11 @@ def test_fetch_takes_the_mirror(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("status", [403, 404, 500])
 def test_fetch_error_of_the_server(content: bytes, tmp_path: Path, status: int) -> None:
     with serving(content) as (server, url):
-        server.status = status
-        with pytest.raises(WeightsError, match=f"{url}: the server answered {status}"):
-            fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
+        server.statuses = [status]
+        with pytest.raises(WeightsError, match=f"{url}: the server answered {status}") as caught:
+            fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content), attempts=1)
+    for way_out in (f"save it as {tmp_path / 'weights.pth'}", "evalkit weights --fetch", "EVALKIT_WEIGHTS"):
+        assert way_out in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -770,19 +691,14 @@ def test_fetch_of_other_content_leaves_nothing(content: bytes, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fetch_checks_the_weights_and_not_the_sum_alone(tmp_path: Path) -> None:
+def test_fetch_checks_the_weights_and_not_the_sum_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EVALKIT_OFFLINE")
     page = b"<html>sign in</html>"
     with serving(page) as (_, url), pytest.raises(WeightsError, match="a web page"):
         fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(page))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fetch_gives_up_on_a_stalled_server(content: bytes, tmp_path: Path) -> None:
-    with serving(content) as (server, url):
-        server.stall, server.drop_after = True, [600, 0]
-        with pytest.raises(WeightsError, match="broke off after 600 of"):
-            fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content), timeout=0.3)
-    assert (tmp_path / "weights.pth.part").read_bytes() == content[:600]
 
 
 def test_fetch_refuses_a_size_that_cannot_be(
@@ -793,11 +709,14 @@ def test_fetch_refuses_a_size_that_cannot_be(
         fetch_weights(tmp_path / "weights.pth", urls=[url], sha256=sha256(content))
 
 
-def test_fetch_without_a_server(tmp_path: Path) -> None:
+def test_fetch_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(b"") as (_, url):
         pass
+    with pytest.raises(WeightsError, match=f"Get {url} by other means"):
+        fetch_weights(tmp_path / "weights.pth", urls=[url])  # EVALKIT_OFFLINE
+    monkeypatch.delenv("EVALKIT_OFFLINE")
     with pytest.raises(WeightsError, match=r"no connection: .*refused"):
-        fetch_weights(tmp_path / "weights.pth", urls=[url], timeout=1.0)
+        fetch_weights(tmp_path / "weights.pth", urls=[url], timeout=1.0, attempts=1)
 
 
 def test_fetch_to_where_nothing_can_be_written(content: bytes, tmp_path: Path) -> None:

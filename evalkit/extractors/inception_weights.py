@@ -17,13 +17,10 @@ import os
 import pickle
 import re
 import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -31,7 +28,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.errors import OutputError, WeightsError
+from evalkit.download import download, file_sha256, is_offline
+from evalkit.errors import DownloadError, OutputError, WeightsError
 from evalkit.files import cache_directory, xdg_cache_home
 
 __all__ = [
@@ -328,9 +326,9 @@ def find_weights(
         )
     where = "; ".join(dict.fromkeys(f"{place} ({candidate.parent})" for place, candidate in tried))
     failure = "no download tried (offline)"
-    if not offline and os.environ.get("EVALKIT_OFFLINE", "0") in ("", "0") and not (found and _just_failed()):
+    if not offline and not is_offline() and not (found and _just_failed()):
         try:
-            return fetch_weights(urls=WEIGHTS_URLS[:1], timeout=5.0, progress=progress)
+            return fetch_weights(urls=WEIGHTS_URLS[:1], timeout=5.0, attempts=1, progress=progress)
         except (WeightsError, OutputError) as error:
             if found is None and isinstance(error, OutputError):
                 raise
@@ -447,7 +445,7 @@ def load_weights(
         digest=digest,
         head_digest=None if head is None else tensor_digest({_HEAD: head}),
         genuine=digest == GENUINE_DIGEST,
-        head_genuine=None if head is None else _sha256(file) in (_STATE_DICT_SHA256, _GRAPH_SHA256),
+        head_genuine=None if head is None else file_sha256(file) in (_STATE_DICT_SHA256, _GRAPH_SHA256),
     )
 
 
@@ -770,112 +768,45 @@ def fetch_weights(
     urls: Sequence[str] = WEIGHTS_URLS,
     sha256: str = _STATE_DICT_SHA256,
     timeout: float = 30.0,
+    attempts: int = 5,
     progress: Progress | None = None,
 ) -> Path:
     """Download the published state dict: the convolutions and the classifier head.
 
-    A download that breaks off is resumed, at once or by the next call, from ``<destination>.part``. The file
-    appears under its own name only when it is whole, has the expected sha256 and holds the published
-    convolutions. A good file that is there already is left as it is. Two processes must not fetch to one
-    destination at the same time.
+    A download that breaks off is resumed, at once or by the next call. The file appears under its own name
+    only when it is whole, has the expected sha256 and holds the published convolutions. A good file that is
+    there already is left as it is. See :func:`evalkit.download.download`.
 
     Args:
         destination: Path of the file; None is ``weights/`` of ``cache_directory()``.
         urls: Where the file is, tried in order.
         sha256: Hex sha256 of the whole file.
         timeout: Seconds without an answer or a byte after which a connection is given up.
+        attempts: How many connections to one URL may bring nothing.
         progress: Called with (bytes so far, bytes in all).
 
     Returns:
         Path of the file.
 
     Raises:
-        WeightsError: No URL gave the file; the message says what each gave.
+        WeightsError: No URL gave the file; the message says what each gave. Or ``EVALKIT_OFFLINE`` is set.
         OutputError: The file cannot be written.
     """
     file = Path(destination or cache_directory() / "weights" / _STATE_DICT_NAMES[0])
-    part = file.with_name(f"{file.name}.part")
-    failures: list[str] = []
     try:
-        if file.is_file() and _sha256(file) == sha256:
-            return file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for url in urls:
-            try:
-                _download(url, part, timeout=timeout, progress=progress)
-                _verify(part, sha256)
-            except WeightsError as error:
-                failures.append(f"{url}: {error}")
-                continue
-            part.replace(file)
-            return file
-    except OSError as error:
-        why = error.strerror or error
-        raise OutputError(f"The Inception weights cannot be written to {file}: {why}.") from error
-    raise WeightsError(
-        f"The Inception weights could not be downloaded. {'; '.join(failures)}. Resume by "
-        f"`evalkit weights --fetch`, or get {urls[0]} by other means and name the file by EVALKIT_WEIGHTS."
-    )
-
-
-def _verify(part: Path, sha256: str) -> None:
-    """Check a whole download; delete a wrong one, which no resumption could mend."""
-    try:
-        if (found := _sha256(part)) != sha256:
-            raise WeightsError(f"it sent another file: sha256 {found}, expected {sha256}")
-        load_weights(part)
-    except WeightsError:
-        part.unlink()
-        raise
-
-
-def _download(url: str, part: Path, *, timeout: float, progress: Progress | None) -> None:
-    """Download `url` to `part`, from where `part` ends, as long as each connection brings something."""
-    while True:
-        start = part.stat().st_size if part.exists() else 0
-        size = _receive(url, part, start, timeout=timeout, progress=progress)
-        have = part.stat().st_size
-        if have == size:
-            return
-        if have <= start:
-            raise WeightsError(f"the connection broke off after {have:,} of {size:,} bytes")
-
-
-def _receive(url: str, part: Path, start: int, *, timeout: float, progress: Progress | None) -> int:
-    """Append what one connection brings to `part`; return the size that the whole file has."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:  # what is there is no beginning of this file
-            return _receive(url, part, 0, timeout=timeout, progress=progress)
-        raise WeightsError(f"the server answered {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        raise WeightsError(f"no connection: {getattr(error, 'reason', error)}") from error
-    with response:
-        if response.status != 206:  # the server sends the whole file
-            start = 0
-        size = start + int(response.headers.get("Content-Length", 0))
-        if not start < size <= _MAX_BYTES:
-            raise WeightsError(f"the server offers {size:,} bytes, expected about 96 million")
-        with part.open("ab" if start else "wb") as stream:
-            while block := _block(response):
-                stream.write(block)
-                if progress is not None:
-                    progress(stream.tell(), size)
-    return size
-
-
-def _block(response: HTTPResponse) -> bytes:
-    """The next bytes; none at the end, and none where the connection is lost, which the size will show."""
-    try:
-        # read() would wait for all of them, and lose them all with the connection.
-        return response.read1(1 << 18)
-    except (OSError, HTTPException):
-        return b""
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        download(
+            urls,
+            file,
+            sha256=sha256,
+            max_bytes=_MAX_BYTES,
+            timeout=timeout,
+            attempts=attempts,
+            progress=progress,
+            check=load_weights,
+        )
+    except DownloadError as error:
+        raise WeightsError(
+            f"Inception weights: {error} `evalkit weights --fetch` resumes; EVALKIT_WEIGHTS names a file "
+            "that is kept elsewhere."
+        ) from error
+    return file
