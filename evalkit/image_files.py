@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import lzma
 import os
 import tarfile
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from evalkit.errors import ImageError, InputError, MissingDependencyError
 
 __all__ = [
+    "DATASET",
     "DECODERS",
     "MAX_IMAGE_BYTES",
     "READ_ERRORS",
@@ -39,6 +41,9 @@ __all__ = [
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 DECODERS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Naming the decoders keeps Pillow's many others (some start external programs) away from untrusted files."""
+
+DATASET = PurePosixPath("dataset.json")
+"""Where the datasets of EDM and StyleGAN keep their labels."""
 
 MAX_IMAGE_BYTES = 2**28
 """One image, encoded or decoded; as RGB it is Pillow's limit against decompression bombs, 89 megapixels."""
@@ -63,7 +68,7 @@ class ImageFiles(ABC):
         name: The path as it was given.
         kind: ``"folder"``, ``"zip"``, ``"tar"`` or ``"parquet"``.
         names: Relative POSIX path of each image; in a parquet file its file and row.
-        labels: ``(n,)`` int64 where the container has a column of them, or None.
+        labels: ``(n,)`` int64 where the container has them (``dataset.json``, a column), or None.
         notes: What the user should know and that is no error, a sentence each.
     """
 
@@ -164,7 +169,7 @@ class _Members(ImageFiles):
         left_out = Counter(
             "hidden" if _is_hidden(member) else member.suffix or "without suffix"
             for member in members
-            if not is_image(member)
+            if not is_image(member) and member != DATASET
         )
         others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
         images = sorted((str(member), value) for member, value in members.items() if is_image(member))
@@ -175,8 +180,25 @@ class _Members(ImageFiles):
             )
         super().__init__(name, kind, [member for member, _ in images])
         self._members = [value for _, value in images]
+        if DATASET in members:
+            with readable(name), self._open() as read:
+                self._take_labels(read, members[DATASET])
         if others:
             self.notes += (f"Files that are not images are left out: {others}.",)
+
+    def _take_labels(self, read: Callable[[Any], bytes], member: Any) -> None:
+        """Labels as EDM's and StyleGAN's datasets hold them: ``{"labels": [["a/b.png", 3], ...]}``."""
+        if self._size(member) > MAX_IMAGE_BYTES:
+            return
+        try:
+            labels = dict(json.loads(read(member))["labels"])
+            found = np.array([labels[name] for name in self.names])
+        except (ValueError, TypeError, KeyError):
+            found = np.array(())
+        if found.shape == (len(self),) and found.dtype.kind == "i":
+            self.labels = found.astype(np.int64)
+        else:
+            self.notes += (f"{DATASET} is left out: it has not one integer label for each image.",)
 
     @abstractmethod
     def _open(self) -> AbstractContextManager[Callable[[Any], bytes]]:

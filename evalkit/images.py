@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import zipfile
@@ -72,6 +73,7 @@ class ImageSource(ABC):
         labels: ``(n,)`` int64, one class an image (npz ``arr_1``, HDF5 ``labels`` or ``arr_1``), or None.
         statistics: ``mu`` (2048,), ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023) of
             the reference evaluator, finite floats as the file holds them, or None.
+        provenance: The record that evalkit writes into an npz of how it was made, or None.
         notes: What the user should know and that is no error, a sentence each.
     """
 
@@ -84,6 +86,7 @@ class ImageSource(ABC):
         self.dtype = np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
         self.labels: NDArray[np.int64] | None = None
         self.statistics: Mapping[str, NDArray[Any]] | None = None
+        self.provenance: Mapping[str, Any] | None = None
         self.notes: tuple[str, ...] = ()
         self._count = count
         self._stored_dtype = dtype
@@ -443,6 +446,7 @@ class _Npz(ImageSource):
                     f"Save them with np.savez(path, images)"
                 )
             self.statistics = statistics
+            self.provenance = _read_provenance(name, archive, keys)
             content = ["arr_0.npy"] if self.shape else [f"{key}.npy" for key in _STATISTICS]
             self._checksums = [(info.CRC, info.file_size) for info in map(archive.getinfo, content)]
         if self.shape:
@@ -518,6 +522,19 @@ def _read_statistics(name: str, archive: zipfile.ZipFile, keys: list[str]) -> di
             raise InputError(f"{name}: {key} holds values that are not finite; compute the statistics again")
         statistics[key] = array.astype(header.dtype.newbyteorder("="))
     return statistics
+
+
+def _read_provenance(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, Any] | None:
+    if "provenance" not in keys:
+        return None
+    header = _npz_header(name, archive, "provenance")
+    if header.shape or header.dtype.kind != "U":  # somebody else's key of that name
+        return None
+    try:
+        record = json.loads(str(_npz_array(archive, "provenance", header)))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class _Hdf5(ImageSource):

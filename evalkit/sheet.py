@@ -26,8 +26,8 @@ def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.u
         columns: Images a row; by default such that the sheet is about square.
 
     Returns:
-        (rows * height', columns * width', 3) uint8, where small images are enlarged without smoothing and each
-        has a dark frame. Cells that are left over are dark too.
+        (rows * height', columns * width', 3) uint8, where small images are enlarged without smoothing and
+        each has a dark frame. Cells that are left over are dark too.
     """
     n, height, width, _ = images.shape
     columns = min(n, columns or round((n * height / width) ** 0.5) or 1)

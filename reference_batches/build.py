@@ -34,6 +34,11 @@ from evalkit.image_files import DECODERS, MAX_IMAGE_BYTES, ImageFiles, open_imag
 from evalkit.images import ImageSource, NpzWriter, SupportsArray, open_images, read_ahead
 from evalkit.metrics import Moments
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["Report", "Settings", "build", "center_crop", "decode_rgb", "labels_of"]
 
 Pixels = NDArray[np.uint8]
@@ -137,11 +142,11 @@ def build(
         extractor = None
     elif extractor is None:
         raise ValueError("statistics need an extractor")
-    builder = _Builder(items, settings, extractor, out)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        builder.read(pool, skip_bad, progress)
-        builder.replace_bad(pool)
-    return builder.finish()
+    with closing(_Builder(items, settings, extractor, out)) as builder:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            builder.read(pool, skip_bad, progress)
+            builder.replace_bad(pool)
+        return builder.finish()
 
 
 def decode_rgb(where: str, data: bytes) -> Image.Image:
@@ -322,19 +327,18 @@ class _Builder:
         """Put the next images drawn in the place of chosen ones that are bad; of all, leave them out."""
         if self.settings.images is None:
             self.order = np.array([index for index in self.order.tolist() if index not in self.bad])
-        spare = iter(self.spare.tolist())
-        while gaps := [slot for slot, index in enumerate(self.order.tolist()) if index in self.bad]:
-            drawn = list(islice(spare, len(gaps)))
-            if not drawn:
-                break
-            for slot, index in zip(gaps, drawn, strict=False):
-                self.order[slot] = index
-                self.slots[index] = slot
+        gaps = [slot for slot, index in enumerate(self.order.tolist()) if index in self.bad]
+        free, spare, found = gaps.copy(), iter(self.spare.tolist()), list[int]()
+        while free and (drawn := list(islice(spare, len(free)))):
+            self.slots |= {index: free.pop() for index in drawn}
             fresh = np.sort([index for index in drawn if index not in self.bad]).astype(np.int64)
             for crops in self._crops(fresh, pool):
                 self._take(crops, counted=self.settings.statistics == "all")
-        left = sum(index not in self.bad for index in self.order.tolist())
-        if left < (self.settings.images or 1):
+            free += [self.slots[index] for index in drawn if index in self.bad]
+            found += [index for index in drawn if index not in self.bad]
+        self.order[gaps[: len(found)]] = found
+        left = len(self.order) - len(free)
+        if free or not left:
             raise ImageError(
                 f"{self.items.name}: {len(self.bad):,} of {len(self.items):,} images cannot be decoded and "
                 f"{left:,} are left. Keep fewer, or repair them. The first: {self.bad[min(self.bad)]}"
@@ -401,7 +405,7 @@ class _Builder:
     # ------------------------------------------------------------------------- what outlives the process
 
     def _open_folder(self) -> None:
-        size = self.settings.size
+        out, size = self.out, self.settings.size
         self.folder = self.out.with_name(f"{self.out.name}.building")
         identity = json.dumps(self._identity(), indent=1)
         settings, state = self.folder / "settings.json", self.folder / "state.npz"
@@ -418,6 +422,15 @@ class _Builder:
                 "Free some space, keep fewer images or name an output elsewhere."
             )
         self.folder.mkdir(exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        if fcntl:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                raise OutputError(
+                    f"{out} cannot be built: another process is building it. Wait for it, or stop it."
+                ) from None
         with replace_atomically(settings) as partial:
             partial.write_text(identity)
         shape = (len(self.order), size, size, 3)
@@ -425,6 +438,10 @@ class _Builder:
             self._load(state)
         pixels = self.folder / "pixels"
         self.pixels = np.memmap(pixels, np.uint8, "r+" if pixels.exists() else "w+", shape=shape)
+
+    def close(self) -> None:
+        """Let another process go on with the work, if any is left."""
+        self._lock.close()
 
     def save(self) -> None:
         """Write down what has been done, pixels first."""

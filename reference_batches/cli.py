@@ -56,8 +56,9 @@ def build(
 ) -> None:
     """Build a reference batch of the images in SOURCE, with ADM's crop, as its evaluator reads it.
 
-    SOURCE is a folder (class folders give labels), zip or tar of images of any size, a parquet file or a folder
-    of them, or an npz, npy or HDF5 file. An interrupted build goes on when the same command is repeated.
+    SOURCE is a folder (class folders give labels), zip or tar of images of any size, a parquet file or a
+    folder of them, or an npz, npy or HDF5 file. An interrupted build goes on when the same command is
+    repeated.
 
     \b
     Example:
@@ -85,3 +86,54 @@ def build(
         click.echo(f"{len(report.bad):,} images were left out:")
     for reason in report.bad:
         click.echo(f"  {reason}")
+
+
+@reference.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--grid", metavar="PNG", type=click.Path(path_type=Path), help="Draw a sheet of images.")
+@click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images on the sheet.")
+@click.option("--check", is_flag=True, help="Look at every image, and say what is odd.")
+def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
+    """What FILE holds: arrays, images, labels, statistics and how it was made.
+
+    \b
+    Example:
+      evalkit reference show ref256.npz --check --grid ref256.png
+    """
+    from evalkit.files import check_writable
+    from reference_batches import show as looking
+
+    if grid:
+        check_writable(grid)
+    found = looking.contents(file)
+    click.echo(looking.describe(found))
+    if found.images is None or not len(found.images):
+        return
+    if grid:
+        looking.draw(found.images, grid, images)
+        click.echo(f"wrote {grid}")
+    if check:
+        findings = looking.check(found.images, progress_bars())
+        for finding in findings:
+            click.echo(f"- {finding.what}\n  {finding.meaning}")
+        click.echo(f"looked at {len(found.images):,} images: {len(findings) or 'nothing'} odd")
+
+
+@reference.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+def convert(source: str, out: Path) -> None:
+    """Write the images of SOURCE to OUT: an npz, a zip of PNG files, or (any other name) a folder of them.
+
+    Order and labels are kept, and statistics where OUT is an npz.
+
+    \b
+    Example:
+      evalkit reference convert samples.npz samples.zip
+    """
+    from reference_batches.convert import convert
+
+    images = convert(source, out, progress_bars())
+    click.echo(f"{out}: {len(images):,} images of {source}")
+    for note in images.notes:
+        click.echo(f"note: {note}")

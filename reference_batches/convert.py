@@ -1,0 +1,143 @@
+"""One batch for every tool: the same images as an npz, a folder or a zip of PNG files."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from evalkit.errors import InputError, OutputError
+from evalkit.files import check_writable, replace_atomically
+from evalkit.image_files import DATASET
+from evalkit.images import ImageSource, NpzWriter, open_images
+
+__all__ = ["convert"]
+
+Progress = Callable[[str, int, int], None]
+Write = Callable[[str, bytes], None]
+
+BATCH = 64
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+# PNG is lossless at any level; higher ones take several times as long.
+PNG_LEVEL = 1
+
+
+def convert(source: str | PathLike[str], out: Path, progress: Progress | None = None) -> ImageSource:
+    """Write the images of ``source`` in another container, in the same order and without holding them all.
+
+    An ``out`` that ends in ``.npz`` becomes an npz with labels and statistics where the source has them; one
+    in ``.zip`` a zip, anything else a folder, of files ``000000.png``, ``000001.png`` and so on, with labels
+    in ``dataset.json`` as in the datasets of EDM and StyleGAN, which evalkit reads back. A folder or zip has
+    no place for statistics: the source's are left behind, and a note says so.
+
+    Args:
+        source: Equally large images, as :func:`evalkit.images.open_images` takes them.
+        out: Where they go. A file is replaced at the end; a folder must not exist.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The source, with its notes.
+
+    Raises:
+        InputError: The source cannot be read, has no images, or floats, which rounding would change.
+        OutputError: ``out`` cannot be written.
+    """
+    images = open_images(source)
+    if images.shape is None:
+        raise InputError(f"{images.name}: holds statistics and no images; there is nothing to convert.")
+    if images.dtype != np.uint8:
+        raise InputError(
+            f"{images.name}: holds floats, and 8-bit files would change the metrics. If that is meant, round "
+            "them yourself: np.rint(x).clip(0, 255).astype(np.uint8)"
+        )
+    if out.suffix == ".npz":
+        _to_npz(images, out, progress)
+        return images
+    with _zip(out) if out.suffix == ".zip" else _folder(out) as write:
+        names = _write_files(images, write, progress)
+        if images.labels is not None:
+            labels = [list(row) for row in zip(names, images.labels.tolist(), strict=True)]
+            write(str(DATASET), json.dumps({"labels": labels}).encode())
+    if images.statistics:
+        images.notes += (f"The statistics of {images.name} are left behind: {out} has no place for them.",)
+    return images
+
+
+def _to_npz(images: ImageSource, out: Path, progress: Progress | None) -> None:
+    assert images.shape is not None
+    with NpzWriter.create(out, (len(images), *images.shape)) as writer:
+        for batch in _batches(images, progress):
+            writer.append(batch)
+        if images.labels is not None:
+            writer.add("arr_1", images.labels)
+        for key in STATISTICS if images.statistics else ():
+            writer.add(key, images.statistics[key])  # type: ignore[index]
+        if images.provenance is not None:
+            writer.add("provenance", np.array(json.dumps(images.provenance)))
+
+
+def _write_files(images: ImageSource, write: Write, progress: Progress | None) -> list[str]:
+    digits = max(6, len(str(len(images) - 1)))
+    names = [f"{index:0{digits}d}.png" for index in range(len(images))]
+    remaining = iter(names)
+    with ThreadPoolExecutor() as pool:
+        for batch in _batches(images, progress):
+            for encoded in pool.map(_png, batch):
+                write(next(remaining), encoded)
+    return names
+
+
+def _batches(images: ImageSource, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
+    done = 0
+    with closing(images.batches(BATCH)) as batches:
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            if progress:
+                progress(f"images of {images.name}", done, len(images))
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _zip(out: Path) -> Iterator[Write]:
+    with replace_atomically(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        # Without times, so that the same images give the same bytes.
+        yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Write]:
+    """A folder that gets its name when it is whole."""
+    if out.exists():
+        raise OutputError(f"{out} is there already. Name a folder that is not, or remove it.")
+    check_writable(out)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield lambda name, data: _write_bytes(partial / name, data)
+        partial.rename(out)
+    except OSError as error:
+        raise OutputError(f"Cannot write {out}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_bytes(path: Path, data: bytes) -> Any:
+    path.write_bytes(data)

@@ -1,0 +1,354 @@
+"""What is in a batch: arrays, labels, statistics, provenance; and, image by image, what is odd about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import ImageError, InputError
+from evalkit.images import ImageSource, open_images
+from evalkit.sheet import write_sheet
+
+__all__ = ["Contents", "Finding", "check", "contents", "describe", "draw", "label_counts"]
+
+Progress = Callable[[str, int, int], None]
+
+BATCH = 64
+# A class with less than this share of the average class is nearly empty.
+NEARLY_EMPTY = 0.1
+# JPEG's blocks are 8 pixels wide. Their edges show when neighbouring columns differ more there than
+# elsewhere: by more than chance (standard errors) and by more than a trace (share of the usual difference).
+JPEG_BLOCK = 8
+JPEG_STANDARD_ERRORS = 5.0
+JPEG_SHARE = 0.02
+LISTED = 5
+MOST_BAD = 100
+MOST_BARS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a file holds, as far as its headers tell.
+
+    Attributes:
+        arrays: (key, dtype, shape) of each array of an npz, in its order; empty for other containers.
+        images: The images, or None where the file holds none that a metric could use.
+        problem: Why not.
+    """
+
+    arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
+    images: ImageSource | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something odd about a batch.
+
+    Attributes:
+        what: What was found, with the first indices.
+        meaning: What it does to the metrics.
+        indices: The images it is about; empty where it is about the whole batch.
+    """
+
+    what: str
+    meaning: str
+    indices: tuple[int, ...] = field(default=())
+
+
+def contents(path: str | PathLike[str]) -> Contents:
+    """Arrays and images of any file that :func:`evalkit.images.open_images` reads, or of any npz.
+
+    Raises:
+        InputError: Neither, or damaged.
+    """
+    arrays: list[tuple[str, str, tuple[int, ...]]] = []
+    if Path(path).is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".npy"):
+                    arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
+    try:
+        return Contents(arrays=tuple(arrays), images=open_images(path))
+    except InputError as error:
+        if not arrays:
+            raise
+        return Contents(arrays=tuple(arrays), images=None, problem=str(error))
+
+
+def _header(path: str, archive: zipfile.ZipFile, name: str) -> tuple[str, tuple[int, ...]]:
+    try:
+        with archive.open(name) as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+            shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(member)
+    except Exception as error:  # NumPy parses the header as Python source, and lets the parser's errors out
+        raise InputError(f"{path}: {name} has no valid npy header ({error})") from error
+    return str(dtype), tuple(map(int, shape))
+
+
+def describe(found: Contents) -> str:
+    """What is in a file, as text."""
+    lines = [f"{key:<12} {dtype:<10} {shape}" for key, dtype, shape in found.arrays]
+    images = found.images
+    if images is None:
+        return "\n".join([*lines, f"no images: {found.problem}"])
+    if images.shape:
+        height, width, _ = images.shape
+        lines.append(f"{len(images):,} images of {width}x{height}, {images.dtype}, in a {images.kind}")
+    lines.append(_describe_labels(images))
+    lines.append(_describe_statistics(images))
+    lines += [f"note: {note}" for note in images.notes]
+    if images.provenance:
+        lines += ["made by evalkit:", json.dumps(_shortened(images.provenance), indent=1)]
+    return "\n".join(lines)
+
+
+def _describe_labels(images: ImageSource) -> str:
+    if images.labels is None:
+        return "no labels"
+    counts = label_counts(images.labels)
+    text = f"{len(counts):,} classes of {min(counts.values()):,} to {max(counts.values()):,} images"
+    if len(counts) > MOST_BARS:
+        return text
+    longest = max(counts.values())
+    bars = [
+        f"  {label:>4} {count:>7,} {'#' * round(40 * count / longest)}" for label, count in counts.items()
+    ]
+    return "\n".join([text, *bars])
+
+
+def _describe_statistics(images: ImageSource) -> str:
+    if not images.statistics:
+        return "no statistics: FID and sFID use the images"
+    counted = ((images.provenance or {}).get("statistics") or {}).get("images")
+    of = f"of {counted:,} images" if isinstance(counted, int) else "of images that the file does not count"
+    return f"statistics {of}: FID and sFID use these"
+
+
+def _shortened(value: Any) -> Any:
+    """Without the inside of long lists, such as the names of a thousand classes."""
+    if isinstance(value, Mapping):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list) and len(value) > LISTED:
+        return [*value[:LISTED], f"... {len(value) - LISTED:,} more"]
+    return value
+
+
+def draw(images: ImageSource, path: Path, count: int) -> None:
+    """Write a PNG sheet of ``count`` images spread evenly over the batch.
+
+    Raises:
+        ImageError: One of the images before the last of these is bad.
+        OutputError: The file cannot be written.
+    """
+    wanted = set(np.linspace(0, len(images) - 1, min(len(images), count)).round().astype(int).tolist())
+    chosen: list[NDArray[Any]] = []
+    first = 0
+    with closing(images.batches(BATCH)) as batches:
+        for batch in batches:
+            chosen += [image for index, image in enumerate(batch, first) if index in wanted]
+            first += len(batch)
+    write_sheet(path, np.rint(np.stack(chosen)).astype(np.uint8))
+
+
+def label_counts(labels: NDArray[np.int64]) -> dict[int, int]:
+    """How many images each class that occurs has, by class."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
+def check(images: ImageSource, progress: Progress | None = None) -> list[Finding]:
+    """Look at every image of a batch.
+
+    Args:
+        images: Opened by :func:`evalkit.images.open_images`.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        What is odd, in order of weight; empty where nothing is.
+    """
+    look = _Look(images)
+    bad: dict[int, InputError] = {}
+    for first, batch in _batches(images):
+        if progress:
+            progress(f"images of {images.name}", first, len(images))
+        if isinstance(batch, InputError):
+            bad[first] = batch
+            if len(bad) == MOST_BAD or not isinstance(batch, ImageError):
+                break
+        else:
+            look.take(first, batch)
+    if progress:
+        progress(f"images of {images.name}", len(images), len(images))
+    found = []
+    if bad:
+        first = min(bad)
+        stopped = "" if max(bad) == len(images) - 1 or len(bad) < MOST_BAD else "; the rest was not looked at"
+        found.append(
+            Finding(
+                what=f"{_many(list(bad), 'image')} cannot be used{stopped}. The first: {bad[first]}",
+                meaning="No metric is computed from a file with such images.",
+                indices=tuple(bad),
+            )
+        )
+    return found + look.findings()
+
+
+def _batches(images: ImageSource) -> Iterator[tuple[int, NDArray[Any] | InputError]]:
+    """Yields (index of the first, images), and (index, error) for an image that is bad."""
+    first = 0
+    while first < len(images):
+        try:
+            with closing(images.batches(BATCH, start=first)) as batches:
+                for batch in batches:
+                    yield first, batch
+                    first += len(batch)
+        except ImageError:
+            for index in range(first, min(first + BATCH, len(images))):
+                try:
+                    with closing(images.batches(1, start=index)) as single:
+                        yield index, next(single)
+                except ImageError as error:
+                    yield index, error
+            first += BATCH
+        except InputError as error:  # the container itself
+            yield first, error
+            return
+
+
+class _Look:
+    """What is gathered while the images stream past."""
+
+    def __init__(self, images: ImageSource) -> None:
+        self.images = images
+        self.first_of: dict[bytes, int] = {}
+        self.duplicates: list[tuple[int, int]] = []
+        self.constant: list[int] = []
+        self.largest = 0.0
+        self.steps = [_BlockEdges(axis) for axis in (1, 2)]
+
+    def take(self, start: int, batch: NDArray[Any]) -> None:
+        flat = batch.reshape(len(batch), -1)
+        low, high = flat.min(axis=1), flat.max(axis=1)
+        self.largest = max(self.largest, float(high.max()))
+        self.constant += (np.flatnonzero(low == high) + start).tolist()
+        for index, image in enumerate(flat, start):
+            first = self.first_of.setdefault(hashlib.blake2b(image.data, digest_size=16).digest(), index)
+            if first != index:
+                self.duplicates.append((index, first))
+        for edges in self.steps:
+            edges.take(batch)
+
+    def findings(self) -> list[Finding]:
+        images, found = self.images, []
+        if images.dtype == np.float32:
+            found.append(
+                Finding(
+                    what="the file holds floats",
+                    meaning="They are used unrounded, where published samples are 8-bit: save uint8.",
+                )
+            )
+        if images.dtype == np.uint8 and 0 < self.largest <= 1:
+            found.append(
+                Finding(
+                    what="no value is above 1",
+                    meaning="Floats in [0, 1] were cut to integers: all but black. Multiply by 255 before.",
+                )
+            )
+        if self.constant:
+            found.append(
+                Finding(
+                    what=f"{_many(self.constant, 'image')} of one colour only",
+                    meaning="Failed samples, it seems. They pull FID up, and each is its own mode to recall.",
+                    indices=tuple(self.constant),
+                )
+            )
+        if self.duplicates:
+            pairs = ", ".join(f"{index} = {first}" for index, first in self.duplicates[:LISTED])
+            more = ", ..." if len(self.duplicates) > LISTED else ""
+            found.append(
+                Finding(
+                    what=f"{len(self.duplicates):,} exact duplicates: {pairs}{more}",
+                    meaning="The batch is smaller than it says, and the balls of nearest neighbours around "
+                    "copies are smaller too: precision or recall drop.",
+                    indices=tuple(index for index, _ in self.duplicates),
+                )
+            )
+        found += self._labels()
+        if (share := max(edges.share for edges in self.steps)) > JPEG_SHARE:
+            found.append(
+                Finding(
+                    what=f"the edges of JPEG's 8x8 blocks show (steps {share:.0%} larger there)",
+                    meaning="The images were stored as JPEG at this size. FID against others that were not "
+                    "is worse by the compression alone.",
+                )
+            )
+        return found
+
+    def _labels(self) -> list[Finding]:
+        if self.images.labels is None:
+            return []
+        counts = label_counts(self.images.labels)
+        mean = len(self.images) / len(counts)
+        few = [label for label, count in counts.items() if count < NEARLY_EMPTY * mean]
+        absent = sorted(set(range(max(counts) + 1)) - set(counts))
+        found = []
+        if few:
+            found.append(
+                Finding(
+                    what=f"{_many(few, 'class')} with less than a tenth of the average {mean:.0f} images",
+                    meaning="Recall is hardly tested there. Published batches draw labels uniformly.",
+                )
+            )
+        if absent:
+            found.append(
+                Finding(
+                    what=f"{_many(absent, 'class')} below {max(counts)} without an image",
+                    meaning="FID and recall count absent classes of the other batch as lost modes.",
+                )
+            )
+        return found
+
+
+class _BlockEdges:
+    """How much more neighbouring pixels differ across the edges of JPEG's blocks than inside them."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.steps: list[NDArray[np.float64]] = []
+
+    def take(self, batch: NDArray[Any]) -> None:
+        blocks = (batch.shape[self.axis] - 1) // JPEG_BLOCK
+        if blocks < 1:
+            return
+        grey = np.moveaxis(batch.mean(axis=3, dtype=np.float32), self.axis, 1)
+        steps = np.abs(np.diff(grey, axis=1)).mean(axis=2, dtype=np.float64)[:, : blocks * JPEG_BLOCK]
+        self.steps.append(steps.reshape(len(batch), blocks, JPEG_BLOCK).mean(axis=1))
+
+    @property
+    def share(self) -> float:
+        """By what share; 0 where it could be chance."""
+        steps = np.concatenate(self.steps) if self.steps else np.zeros((0, JPEG_BLOCK))
+        if len(steps) < 2:
+            return 0.0
+        inside = steps[:, :-1].mean(axis=0)
+        excess = steps[:, -1] - steps[:, inside.argmax()]
+        chance = JPEG_STANDARD_ERRORS * excess.std(ddof=1) / len(excess) ** 0.5
+        return float(excess.mean() / inside.max()) if excess.mean() > chance else 0.0
+
+
+def _many(indices: list[int], noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    listed = ", ".join(map(str, indices[:LISTED])) + (", ..." if len(indices) > LISTED else "")
+    return f"{len(indices):,} {noun if len(indices) == 1 else plural} ({listed})"
