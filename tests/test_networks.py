@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import math
 from pathlib import Path
@@ -13,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import InputError
+from generation.networks import modes
 from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.layers import AttentionBlock, AttentionPool, GroupNorm, attend, timestep_embedding
+from generation.networks.modes import MODES, arithmetic, forward_drift, prepare
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
 
@@ -219,3 +223,92 @@ def test_bad_input() -> None:
         Classifier(ClassifierSettings(**SMALL, pool="mean"))
     with pytest.raises(InputError, match="num_head_channels"):
         Classifier(ClassifierSettings(**{**SMALL, "num_head_channels": None}))
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_modes_on_the_cpu(name: str) -> None:
+    """Each against the golden output: float32 to its rounding, the others to theirs."""
+    bounds = {"reference": (0.0, 1e-5), "reference-fp16": (3e-4, 5e-3), "fast": (2e-3, 3e-2)}
+    if name == "classifier_attention_pool":
+        bounds["reference-fp16"] = bounds["reference"]
+    if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
+        bounds["fast"] = bounds["reference"]
+    for mode, (least, most) in bounds.items():
+        network, arrays = golden(name)
+        expected = arrays.pop("output")
+        prepared = prepare(network, mode, "cpu")
+        with arithmetic(mode), torch.no_grad():
+            output = prepared(**arrays)
+            assert torch.equal(prepared(**arrays), output)
+        assert output.dtype == torch.float32
+        assert least <= relative_error(output, expected) < most, (mode, prepared.description)
+
+
+def test_only_the_convolutions_of_the_blocks_are_rounded() -> None:
+    unet, classifier = golden("unet_class_cond_legacy_attention")[0], golden("classifier_attention_pool")[0]
+    types = {
+        ("reference", unet): torch.float32,
+        ("reference-fp16", unet): torch.float16,
+        ("reference-fp16", classifier): torch.float32,
+        ("fast", unet): torch.float16,
+        ("fast", classifier): torch.bfloat16,
+    }
+    for (mode, network), dtype in types.items():
+        parameters = dict(prepare(copy.deepcopy(network), mode, "meta").network.named_parameters())
+        convolutions = {name.rpartition(".")[0] for name, value in parameters.items() if value.ndim > 2}
+        for name, value in parameters.items():
+            inside = name.startswith(("input_blocks.", "middle_block.", "output_blocks."))
+            rounded = inside and name.rpartition(".")[0] in convolutions
+            assert value.dtype == (dtype if rounded else torch.float32), (mode, name)
+
+
+def test_drift_is_the_difference_of_one_pass() -> None:
+    network, _ = golden("super_resolution_unet")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert forward_drift(network, "reference", "cpu") == 0.0
+    assert 1e-4 < forward_drift(network, "reference-fp16", "cpu") < 5e-3
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(value.dtype == torch.float32 for value in network.state_dict().values())
+
+
+def test_networks_and_their_gradients_compile_in_one_graph() -> None:
+    unet, arrays = golden("unet_class_cond_legacy_attention")
+    inputs = arrays["x"], arrays["t"], arrays["y"]
+    compiled = torch.compile(unet, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.no_grad():
+        assert relative_error(compiled(*inputs), arrays["output"]) < 1e-5
+    classifier, arrays = golden("classifier_attention_pool")
+    classifier.requires_grad_(False)
+    x = arrays["x"].requires_grad_()
+    gradients = [
+        torch.autograd.grad(network(x, arrays["t"]).logsumexp(1).sum(), x)[0]
+        for network in (
+            classifier,
+            torch.compile(classifier, fullgraph=True, dynamic=False, backend="aot_eager"),
+        )
+    ]
+    assert relative_error(gradients[1], gradients[0]) < 1e-5
+
+
+def test_arithmetic_is_put_back() -> None:
+    def flags() -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+
+    before = flags()
+    for mode in MODES:
+        with contextlib.suppress(KeyError), arithmetic(mode):
+            assert flags() == (mode == "fast", mode == "fast", True)
+            raise KeyError
+        assert flags() == before
+
+
+def test_bad_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = UNet(UNetSettings(**SMALL))
+    with pytest.raises(InputError, match=r"'turbo'.*reference-fp16"):
+        prepare(network, "turbo", "cpu")
+    with pytest.raises(InputError, match="'turbo'"), arithmetic("turbo"):
+        pass
+    monkeypatch.setattr(modes, "_has_triton", lambda: False)
+    with pytest.raises(InputError, match=r"Triton.*--mode reference-fp16"):
+        prepare(network, "fast", "cuda")
