@@ -1,14 +1,18 @@
-"""Files that appear whole or not at all, and the folder where evalkit keeps its own."""
+"""Files that appear whole or not at all, the folder where evalkit keeps its own, and what weights are."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evalkit.errors import OutputError
 
@@ -17,6 +21,7 @@ __all__ = [
     "check_writable",
     "remove_stale_partials",
     "replace_atomically",
+    "tensor_digest",
     "xdg_cache_home",
 ]
 
@@ -91,3 +96,21 @@ def cache_directory() -> Path:
 def xdg_cache_home() -> Path:
     """``$XDG_CACHE_HOME``, or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    """Digest of named float32 arrays that does not depend on the file they came in.
+
+    Args:
+        tensors: Arrays of any shape under their names.
+
+    Returns:
+        Hex sha256 over the arrays sorted by name: for each its name, its shape written as a Python tuple, and
+        its values as little-endian float32 in C order.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = np.ascontiguousarray(tensors[name], dtype="<f4")
+        digest.update(f"{name}{values.shape}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()

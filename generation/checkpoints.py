@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.files import replace_atomically
+from evalkit.files import replace_atomically, tensor_digest
 from generation.networks.unet import Trunk
 from generation.presets import MODELS, Kind, ModelPreset
 
@@ -163,18 +163,8 @@ def layout_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Digest of named tensors that does not depend on the file they came in.
-
-    Returns:
-        Hex sha256 over the tensors sorted by name: for each its name, its shape written as a Python tuple,
-        and its values as little-endian float32 in C order.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().cpu().float().contiguous().numpy().astype("<f4", copy=False)
-        digest.update(f"{name}{values.shape}".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
+    """:func:`evalkit.files.tensor_digest` of weights: the same whatever file and float type they came in."""
+    return tensor_digest({name: tensor.detach().cpu().float().numpy() for name, tensor in state.items()})
 
 
 def identify(shapes: Shapes) -> list[ModelPreset]:

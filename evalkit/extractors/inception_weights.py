@@ -10,7 +10,6 @@ ones, whichever container they came in.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import math
 import os
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 
 from evalkit.download import download, file_sha256, is_offline
 from evalkit.errors import DownloadError, OutputError, WeightsError
-from evalkit.files import cache_directory, xdg_cache_home
+from evalkit.files import cache_directory, tensor_digest, xdg_cache_home
 
 __all__ = [
     "CONVOLUTIONS",
@@ -238,24 +237,6 @@ class InceptionWeights:
     head_digest: str | None
     genuine: bool
     head_genuine: bool | None
-
-
-def tensor_digest(tensors: Mapping[str, Float32Array]) -> str:
-    """Digest of named float32 arrays that does not depend on the file they came in.
-
-    Args:
-        tensors: Arrays of any shape under their names.
-
-    Returns:
-        Hex sha256 over the arrays sorted by name: for each its name, its shape written as a Python tuple, and
-        its values as little-endian float32 in C order.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        values = np.ascontiguousarray(tensors[name], dtype="<f4")
-        digest.update(f"{name}{values.shape}".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
 
 
 # Finding ------------------------------------------------------------------------------------------
