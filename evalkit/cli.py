@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from evalkit.console import ExtractorSetup, bytes_bar, extractor_options, no_store_option, progress_bars
+from evalkit.console import (
+    ExtractorSetup,
+    announce,
+    bytes_bar,
+    extractor_options,
+    no_store_option,
+    progress_bars,
+)
 from evalkit.errors import EvalkitError, InputError
+
+if TYPE_CHECKING:
+    from evalkit.features import Features
+    from evalkit.images import ImageSource
+    from evalkit.results import PublishedRow
 
 __all__ = ["main", "root"]
 
@@ -19,6 +32,7 @@ INTERRUPTED = 130
 
 # Verbs of the other packages, whose command lines are loaded when they are asked for.
 ELSEWHERE: dict[str, str] = {
+    "checkpoint": "generation.cli",
     "reference": "reference_batches.cli",
 }
 
@@ -56,6 +70,32 @@ def main() -> NoReturn:
     sys.exit(result if isinstance(result, int) else 0)
 
 
+def _open_batches(
+    *arguments: str,
+) -> tuple[list[ImageSource | Features], tuple[PublishedRow, ...]]:
+    """Open what each argument stands for; also what was published on the first one's dataset.
+
+    What is a path is opened first: nothing is fetched for the sake of a file that is damaged.
+    """
+    from evalkit.comparison import open_source
+    from reference_batches.catalog import published_rows
+    from reference_batches.fetch import fetch, named
+
+    batches = [named(argument) for argument in arguments]
+    opened = {
+        argument: open_source(argument)
+        for argument, batch in zip(arguments, batches, strict=True)
+        if batch is None
+    }
+    for batch in batches:
+        if batch is not None:
+            path = fetch(batch.name, announce=announce, progress=bytes_bar(batch.name))
+            opened[batch.name] = open_source(path)
+    first = batches[0]
+    rows = published_rows(first.dataset) if first is not None and first.kind == "reference" else ()
+    return [opened[argument] for argument in arguments], rows
+
+
 @root.command()
 @click.argument("reference")
 @click.argument("samples")
@@ -85,22 +125,23 @@ def compare(
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
 
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
-    images, an HDF5 file, or features kept by `evalkit features`.
+    images, an HDF5 file, features kept by `evalkit features`, or the name of a published batch (see
+    `evalkit reference list`), which is fetched when first needed.
 
     \b
     Example:
-      evalkit compare VIRTUAL_imagenet256_labeled.npz samples_50000x256x256x3.npz
+      evalkit compare imagenet256 samples_50000x256x256x3.npz
     """
     from evalkit.files import check_writable, replace_atomically
 
     setup = ExtractorSetup(**options)
     if json_file:
         check_writable(json_file)
-    from evalkit.comparison import compare, open_source
+    from evalkit.comparison import compare
     from evalkit.report import FORMATS
 
     # Before the network is set up: a mistyped name should not cost a download.
-    sides = open_source(reference), open_source(samples)
+    sides, published = _open_batches(reference, samples)
     comparison = compare(
         *sides,
         protocol=protocol,
@@ -108,6 +149,7 @@ def compare(
         store=setup.store,
         progress=progress_bars(),
     )
+    comparison = replace(comparison, published=published)
     click.echo(FORMATS[format_](comparison))
     if json_file:
         with replace_atomically(json_file) as partial:
@@ -132,9 +174,9 @@ def features(images: str, out: Path, **options: Any) -> None:
 
     setup = ExtractorSetup(**options)
     check_writable(out)
-    from evalkit.comparison import features_of, open_source
+    from evalkit.comparison import features_of
 
-    side = open_source(images)
+    (side,), _ = _open_batches(images)
     extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     extracted.save(out)
     click.echo(f"{out}: features of {len(extracted):,} images of {images}")
@@ -160,9 +202,9 @@ def stats(images: str, out: Path, **options: Any) -> None:
     check_writable(out)
     import numpy as np
 
-    from evalkit.comparison import features_of, open_source, statistics_of
+    from evalkit.comparison import features_of, statistics_of
 
-    side = open_source(images)
+    (side,), _ = _open_batches(images)
     extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     arrays = statistics_of(extracted)
     with replace_atomically(out) as partial, partial.open("wb") as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from evalkit.download import download, published_urls
 from evalkit.errors import InputError
-from evalkit.files import replace_atomically, tensor_digest
+from evalkit.files import cache_directory, check_writable, replace_atomically, tensor_digest
 from generation.networks.unet import Trunk
 from generation.presets import MODELS, Kind, ModelPreset
 
@@ -29,7 +30,9 @@ __all__ = [
     "Difference",
     "Inspection",
     "Loaded",
+    "cached",
     "convert",
+    "fetch",
     "identify",
     "inspect",
     "layout_digest",
@@ -195,11 +198,8 @@ def load_network(
     file = _read(Path(path))
     state = file.tensors()
     preset = _agreed_preset(file, preset, state)
+    _check_layout(file, preset)
     network = preset.build("meta")
-    if difference := _difference(_expected(preset), _shapes(state)):
-        raise InputError(
-            f"{path} is no {preset.name}: of its tensors, {difference}. {_which(identify(_shapes(state)))}"
-        )
     if wrong := next((name for name, tensor in state.items() if not tensor.is_floating_point()), None):
         raise InputError(f"{path}: {wrong} is of type {state[wrong].dtype}, expected floating point.")
     network.load_state_dict({name: _aligned(tensor.float()) for name, tensor in state.items()}, assign=True)
@@ -238,9 +238,38 @@ def convert(path: str | Path, out: str | Path, preset: ModelPreset | None = None
         InputError: As :func:`load_network`.
         OutputError: The file cannot be written.
     """
+    check_writable(Path(out))
     loaded = load_network(path, preset)
     save_network(loaded.network.state_dict(), loaded.preset, out)
     return loaded
+
+
+def cached(preset: ModelPreset) -> Path:
+    """Where :func:`fetch` puts a published checkpoint; it may not be there."""
+    return cache_directory() / "checkpoints" / preset.file
+
+
+def fetch(preset: ModelPreset, *, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Download a published checkpoint to :func:`cached`, where it is not there yet; resumes what broke off.
+
+    No digest of these files was published: what arrives must have the published keys and shapes.
+
+    Args:
+        preset: One of ``MODELS``.
+        progress: Called with (bytes so far, bytes in all).
+
+    Raises:
+        DownloadError: No address gave the file, or what came is not the checkpoint.
+        OutputError: It cannot be written, or the disk has not the room.
+    """
+
+    def check(path: Path) -> None:
+        _check_layout(_read(path), preset)
+
+    # Four bytes a parameter, and little else.
+    most = 5 * preset.parameters
+    urls = published_urls(preset.file)
+    return download(urls, cached(preset), max_bytes=most, check=check, progress=progress).path
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -300,6 +329,15 @@ def _agreed_preset(file: _File, preset: ModelPreset | None, state: Mapping[str, 
     if preset is not None and file.preset not in (None, preset):
         raise InputError(f"{file.path} says that it is {file.preset.name}, but {preset.name} was asked for.")
     return preset or file.preset  # type: ignore[return-value]
+
+
+def _check_layout(file: _File, preset: ModelPreset) -> None:
+    """Raise an InputError unless the file has just the tensors of the preset's network."""
+    shapes = _shapes(file.tensors())
+    if difference := _difference(_expected(preset), shapes):
+        raise InputError(
+            f"{file.path} is no {preset.name}: of its tensors, {difference}. {_which(identify(shapes))}"
+        )
 
 
 def _which(fits: Iterable[ModelPreset]) -> str:

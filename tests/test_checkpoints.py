@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Result
+from file_server import serving
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evalkit.errors import EvalkitError, InputError, OutputError
+from evalkit.download import published_urls
+from evalkit.errors import DownloadError, InputError, OutputError
+from generation import checkpoints
 from generation.checkpoints import (
+    cached,
     convert,
+    fetch,
     identify,
     inspect,
     layout_digest,
@@ -278,4 +286,65 @@ def test_damaged_and_other_files(tiny: Path, tmp_path: Path) -> None:
 def test_save_failure_leaves_what_was_there(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no folder"):
         save_network(torch.load(tiny, weights_only=True), TINY, tmp_path / "absent" / "x.safetensors")
-    assert issubclass(OutputError, EvalkitError)
+
+
+def test_fetch(tiny: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVALKIT_OFFLINE", "0")
+    preset = replace(TINY, parameters=sum(value.numel() for value in random_state(TINY).values()))
+    told: list[tuple[int, int]] = []
+    with serving(tiny.read_bytes()) as (server, address):
+        monkeypatch.setattr(checkpoints, "published_urls", lambda file: (f"{address}/{file}",))
+        path = fetch(preset, progress=lambda *state: told.append(state))
+        assert path == cached(preset) == own_cache / "checkpoints" / "tiny.pt"
+        assert load_network(path, preset).digest == load_network(tiny, TINY).digest
+        assert told[-1] == (tiny.stat().st_size,) * 2
+        assert server.paths == ["/tiny.pt"]
+        fetch(preset)
+        assert len(server.paths) == 1
+        path.unlink()
+        server.content = b"<html>another file</html>"
+        with pytest.raises(DownloadError, match="no file of weights"):
+            fetch(preset)
+        assert not path.exists()
+
+
+def test_published_addresses() -> None:
+    """The downloader is asked for the file where the paper's authors put it."""
+    (address,) = published_urls(MODELS["64_256_upsampler"].file)
+    assert address == "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/64_256_upsampler.pt"
+
+
+def test_command_line(tmp_path: Path, own_cache: Path, run: Callable[..., Result]) -> None:
+    state = random_state(MODELS["128x128_classifier"])
+    path, out = tmp_path / "ema_c.pt", tmp_path / "c.safetensors"
+    torch.save(state, path)
+    result = run("checkpoint", "inspect", path)
+    assert result.code == 0
+    for expected in (
+        "averaged network (EMA)",
+        "42,568,040 parameters, float32",
+        weights_digest(state),
+        "layout of   128x128_classifier",
+    ):
+        assert expected in result.out
+    assert run("checkpoint", "convert", path, out).code == 2
+    assert not out.exists()
+    assert run("checkpoint", "convert", path, out, "--preset", "128x128_classifier").code == 0
+    assert "says it is  128x128_classifier" in run("checkpoint", "inspect", out).out
+    result = run("checkpoint", "convert", path, out, "--preset", "lsun_cat")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert load_network(out).preset is not None
+
+    torch.save({**dict(list(state.items())[:-1]), "head": torch.zeros(1)}, path)
+    lines = run("checkpoint", "inspect", path).out.splitlines()
+    assert lines[-3].startswith("nearest     128x128_classifier")
+    assert lines[-2:] == ["  missing:    out.2.c_proj.bias", "  unexpected: head"]
+
+    cached(MODELS["lsun_cat"]).parent.mkdir()
+    cached(MODELS["lsun_cat"]).touch()
+    listed = run("checkpoint", "list").out.splitlines()
+    assert [line.split()[0] for line in listed] == list(MODELS)
+    assert [line for line in listed if str(own_cache) in line] == [listed[list(MODELS).index("lsun_cat")]]
+    assert run("checkpoint", "fetch", "64x64_diffusion").code == 2  # offline
+    assert run("checkpoint", "fetch", "nonsense").code == 2
