@@ -13,7 +13,7 @@ from evalkit.errors import InputError
 if TYPE_CHECKING:
     from evalkit.features import Extractor, FeatureStore, Progress
 
-__all__ = ["ExtractorSetup", "bytes_bar", "extractor_options", "no_store_option", "progress_bars"]
+__all__ = ["ExtractorSetup", "announce", "bytes_bar", "extractor_options", "no_store_option", "progress_bars"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,8 +136,13 @@ def progress_bars() -> Progress:
     return report
 
 
+def announce(text: str) -> None:
+    """Say what is about to take time, beside the output proper."""
+    click.echo(text, err=True)
+
+
 def bytes_bar(title: str) -> Callable[[int, int], None]:
-    """A bar for a download of ``title``: told bytes so far and bytes in all."""
+    """A bar for a download of ``title``: told bytes so far and bytes in all, 0 where that is not known."""
     from tqdm import tqdm
 
     bar: list[tqdm[Any]] = []
@@ -147,7 +152,8 @@ def bytes_bar(title: str) -> Callable[[int, int], None]:
             bar.append(
                 tqdm(
                     desc=title,
-                    total=total,
+                    total=total or None,
+                    initial=done,
                     unit="B",
                     unit_scale=True,
                     disable=None,
@@ -155,5 +161,7 @@ def bytes_bar(title: str) -> Callable[[int, int], None]:
                 )
             )
         bar[0].update(done - bar[0].n)
+        if done == total:
+            bar[0].close()
 
     return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from evalkit.results import Batch, Comparison, Score
 
@@ -42,6 +42,11 @@ def table(comparison: Comparison) -> str:
         else:
             spread = "" if score.spread is None else f"   (± {score.spread:.2f} over splits)"
             lines.append(f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}")
+    if comparison.published:
+        rows = _beside_published(comparison)
+        width = max(len(model) for model, *_ in rows)
+        lines += ["", _citation(comparison)]
+        lines += [f"{model:<{width}}" + "".join(f"{cell:>11}" for cell in cells) for model, *cells in rows]
     for text in _remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -56,6 +61,9 @@ def markdown(comparison: Comparison) -> str:
             lines.append(f"| {TITLES[name]} | – | not computed: {comparison.missing[name]} |")
         else:
             lines.append(f"| {TITLES[name]} | {_rounded(score)} | {score.better} |")
+    if comparison.published:
+        header, *rows = (f"| {' | '.join(row)} |" for row in _beside_published(comparison))
+        lines += ["", _citation(comparison), "", header, "|---" * len(READING_ORDER) + "|---|---|", *rows]
     lines += [
         "",
         f"Reference: {_describe_batch(comparison.reference)}. "
@@ -65,6 +73,33 @@ def markdown(comparison: Comparison) -> str:
     for text in _remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
+
+
+def _beside_published(comparison: Comparison) -> list[list[str]]:
+    """A heading, the measured scores and the published ones: model, scores, table of the paper."""
+    measured = {score.name: score.value for score in comparison.scores}
+    rows: list[tuple[str, Mapping[str, float], str]] = [("these samples", measured, "")]
+    for row in comparison.published:
+        scale = "" if row.scale is None else f", scale {row.scale:g}"
+        rows.append((f"{row.model}{scale}", row.scores, str(row.table)))
+    heading = ["model", *("IS" if name == "inception_score" else TITLES[name] for name in READING_ORDER)]
+    return [
+        [*heading, "table"],
+        *(
+            [model, *(f"{scores[name]:.2f}" if name in scores else "-" for name in READING_ORDER), table]
+            for model, scores, table in rows
+        ),
+    ]
+
+
+def _citation(comparison: Comparison) -> str:
+    """What the published rows are, and whether the measured ones are like them."""
+    published, samples = comparison.published[0], comparison.samples
+    text = f"{published.dataset} as published, {published.images:,} samples each: {published.paper}."
+    if samples.images != published.images or comparison.protocol != "adm":
+        count = f"{samples.images:,} images" if samples.images else "statistics alone"
+        text += f" Not like for like: these samples are {count}, under protocol {comparison.protocol}."
+    return text
 
 
 def _names(comparison: Comparison) -> list[str]:

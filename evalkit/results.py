@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from evalkit.errors import InputError
 
-__all__ = ["Batch", "Comparison", "Score"]
+__all__ = ["Batch", "Comparison", "PublishedRow", "Score"]
 
 FORMAT = "evalkit comparison 1"
 
@@ -56,6 +56,29 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """What a paper reports for one model on one dataset.
+
+    Attributes:
+        dataset: For example ``imagenet256``.
+        model: The paper's name of the model, with what else tells its rows apart.
+        scores: Values by score name, rounded as printed; what the paper does not print is not there.
+        images: How many samples they are of.
+        paper: Its title and where it is.
+        table: Number of the table in it.
+        scale: Of classifier guidance, where that was used.
+    """
+
+    dataset: str
+    model: str
+    scores: Mapping[str, float]
+    images: int
+    paper: str
+    table: int
+    scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Samples compared with a reference: the scores, and everything needed to believe them.
 
@@ -69,6 +92,7 @@ class Comparison:
         warnings: Where a number means less than it seems, one sentence each.
         drift: For a precision other than float32, what it moves each score by on the first images of both
             batches: ``{"images": n, "float32": {...}, <precision>: {...}}``. Empty in float32.
+        published: What was published on the reference's dataset, to be shown beside the scores.
         versions: evalkit, Python and the libraries that did the arithmetic.
         seconds: Wall time of each stage.
     """
@@ -81,6 +105,7 @@ class Comparison:
     extractor: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     drift: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[PublishedRow, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -119,6 +144,8 @@ class Comparison:
                 )
             values["scores"] = tuple(Score(**score) for score in values["scores"])
             values["warnings"] = tuple(values["warnings"])
+            # Absent from what was written before there were any.
+            values["published"] = tuple(PublishedRow(**row) for row in values.get("published", ()))
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"Not a comparison written by evalkit ({FORMAT!r}): {error!r}.") from error

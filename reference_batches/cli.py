@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from evalkit.console import ExtractorSetup, extractor_options, progress_bars
+from evalkit.console import ExtractorSetup, announce, bytes_bar, extractor_options, progress_bars
 
 __all__ = ["reference"]
 
@@ -15,6 +17,52 @@ __all__ = ["reference"]
 @click.group()
 def reference() -> None:
     """Fetch, build, look at and convert reference batches."""
+
+
+@reference.command("list")
+@click.option("--dataset", metavar="NAME", help="Only the batches of this one, such as imagenet256.")
+@click.option("--json", "as_json", is_flag=True, help="All that is known of them, as JSON.")
+def list_(dataset: str | None, as_json: bool) -> None:
+    """The published reference and sample batches, and the paper's numbers for those samples.
+
+    Their names stand for paths in `evalkit compare`, `features` and `stats`.
+
+    \b
+    Example:
+      evalkit reference list --dataset imagenet256
+    """
+    from reference_batches.catalog import entries, table
+    from reference_batches.fetch import cache_path
+
+    found = entries(dataset)
+    here = {name for name, entry in found.items() if cache_path(entry).is_file()}
+    if as_json:
+        content = [asdict(entry) | {"here": name in here} for name, entry in found.items()]
+        click.echo(json.dumps(content, indent=2))
+    else:
+        click.echo(table(found.values(), here))
+
+
+@reference.command()
+@click.argument("name")
+@click.option(
+    "-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="Put it here, not into the cache."
+)
+def fetch(name: str, out: Path | None) -> None:
+    """Download the published batch NAME, unless it is there. An interrupted download goes on.
+
+    EVALKIT_MIRROR names a copy of the published folder to try first; EVALKIT_CACHE moves the cache.
+
+    \b
+    Example:
+      evalkit reference fetch imagenet256
+    """
+    from evalkit.files import check_writable
+    from reference_batches.fetch import fetch
+
+    if out:
+        check_writable(out)
+    click.echo(fetch(name, out=out, announce=announce, progress=bytes_bar(name)))
 
 
 @reference.command()

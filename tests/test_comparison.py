@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from evalkit.extractors.pixels import Pixels
 from evalkit.features import FeatureStore, extract
 from evalkit.images import open_images
 from evalkit.metrics import PROTOCOLS, frechet_distance
-from evalkit.report import FORMATS, adm_lines, table
-from evalkit.results import Comparison
+from evalkit.report import FORMATS, adm_lines, markdown, table
+from evalkit.results import Comparison, PublishedRow
 
 Run = Callable[..., Result]
 
@@ -441,3 +443,57 @@ def test_as_a_program(batches: tuple[Path, Path]) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
+
+
+# Published rows beside the measured one ---------------------------------------------------------------
+
+
+def published_rows() -> tuple[PublishedRow, ...]:
+    common: dict[str, Any] = {"dataset": "digits", "paper": "A paper, arXiv:0000.00000", "images": 30}
+    return (
+        PublishedRow(model="GAN", scores={"fid": 6.95, "recall": 0.28}, table=5, **common),
+        PublishedRow(model="ADM-G", scale=1.0, scores={"inception_score": 186.7}, table=6, **common),
+    )
+
+
+def test_published_rows_are_shown_and_kept(batches: tuple[Path, Path]) -> None:
+    plain = compare(*batches, extractor=Pixels(), store=None)
+    comparison = replace(plain, published=published_rows())
+    assert Comparison.from_json(comparison.to_json()) == comparison
+    measured = [
+        f"{comparison[name]:.2f}" for name in ("fid", "sfid", "inception_score", "precision", "recall")
+    ]
+    shown = [
+        ["model", "FID", "sFID", "IS", "Precision", "Recall", "table"],
+        ["these", "samples", *measured],
+        ["GAN", "6.95", "-", "-", "-", "0.28", "5"],
+        ["ADM-G,", "scale", "1", "-", "-", "186.70", "-", "-", "6"],
+    ]
+    lines = [line.split() for line in table(comparison).splitlines()]
+    first = lines.index(shown[0])
+    assert lines[first : first + 4] == shown
+    block = table(comparison).splitlines()[first - 1 : first + 4]
+    assert block[0] == "digits as published, 30 samples each: A paper, arXiv:0000.00000."
+    assert len({len(line) for line in block[1:2] + block[3:]}) == 1  # columns line up
+    rows = [line.replace("|", " ").split() for line in markdown(comparison).splitlines()]
+    assert [row for row in shown if row in rows] == shown
+    assert adm_lines(comparison) == adm_lines(plain)
+    assert "as published" not in table(plain) + markdown(plain)
+
+
+def test_published_rows_that_are_not_like_for_like(batches: tuple[Path, Path]) -> None:
+    comparison = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
+    for format_ in (table, markdown):
+        text = format_(replace(comparison, published=published_rows()))
+        assert "Not like for like: these samples are 30 images, under protocol exact." in text
+    rows = tuple(replace(row, images=50_000) for row in published_rows())
+    text = table(replace(comparison, protocol="adm", published=rows))
+    assert "digits as published, 50,000 samples each" in text
+    assert "Not like for like: these samples are 30 images, under protocol adm." in text
+
+
+def test_a_comparison_from_before_published_rows_is_read(batches: tuple[Path, Path]) -> None:
+    comparison = compare(*batches, extractor=Pixels(), store=None)
+    values = json.loads(comparison.to_json())
+    assert values.pop("published") == []
+    assert Comparison.from_json(json.dumps(values)) == comparison

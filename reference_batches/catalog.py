@@ -1,0 +1,188 @@
+"""The published reference and sample batches, and the numbers published on their datasets.
+
+The content is ``catalog.toml``; here it becomes frozen objects::
+
+    entry = find("imagenet256")  # a reference: 10,000 images, and the statistics of the training set
+    entry.urls, entry.images, entry.size
+    published_rows("imagenet256")  # what the paper reports on that dataset
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from evalkit.download import published_urls
+from evalkit.errors import InputError
+from evalkit.results import PublishedRow
+
+__all__ = ["Entry", "PublishedRow", "closest", "entries", "find", "published_rows", "table"]
+
+FILE = Path(__file__).with_name("catalog.toml")
+METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
+# mu, sigma, mu_s and sigma_s in float64.
+STATISTICS_BYTES = 8 * (2048 + 2048**2 + 2023 + 2023**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One published batch.
+
+    Attributes:
+        name: What `evalkit` calls it: the dataset's name for its reference, the file's for samples.
+        dataset: For example ``imagenet256``.
+        kind: ``reference``, which also holds the statistics of the full training set, or ``samples``.
+        images: How many images the file holds.
+        size: Height and width of each in pixels.
+        labels: Whether the file holds each image's class.
+        path: The file's path within the published folder.
+        published: The paper's numbers for these samples, where it is certain that they are of this file.
+        exact: What the reference evaluator prints for the file, by score name, where known.
+    """
+
+    name: str
+    dataset: str
+    kind: Literal["reference", "samples"]
+    images: int
+    size: int
+    labels: bool
+    path: str
+    published: PublishedRow | None = None
+    exact: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where the file is, best first; ``EVALKIT_MIRROR`` before the published place."""
+        return published_urls(self.path)
+
+    @property
+    def approximate_bytes(self) -> int:
+        """What the file's arrays take, uncompressed as they are published."""
+        statistics = STATISTICS_BYTES if self.kind == "reference" else 0
+        return self.images * (3 * self.size**2 + 8 * self.labels) + statistics
+
+
+def entries(dataset: str | None = None) -> dict[str, Entry]:
+    """Every published batch (of a dataset) by its name: each dataset's reference, then its samples.
+
+    Raises:
+        InputError: There is no such dataset.
+    """
+    catalog = _read()
+    _check_dataset(catalog, dataset)
+    return {entry.name: entry for entry in _entries(catalog) if dataset in (None, entry.dataset)}
+
+
+def find(name: str) -> Entry:
+    """The published batch of that name.
+
+    Raises:
+        InputError: There is none; the message names the closest.
+    """
+    known = entries()
+    if name not in known:
+        close = ", ".join(closest(name)) or ", ".join(known)
+        raise InputError(
+            f"There is no published batch {name!r}; expected one of those that `evalkit reference list` "
+            f"shows, such as {close}."
+        )
+    return known[name]
+
+
+def closest(text: str) -> list[str]:
+    """Names of published batches that someone who wrote ``text`` may have meant, by name or by file."""
+    by_spelling: dict[str, str] = {}
+    for entry in entries().values():
+        by_spelling |= {entry.name: entry.name, entry.file: entry.name}
+    found = difflib.get_close_matches(PurePosixPath(text).name, by_spelling, n=3, cutoff=0.75)
+    return list(dict.fromkeys(by_spelling[spelling] for spelling in found))
+
+
+def table(batches: Iterable[Entry], here: Container[str]) -> str:
+    """A table for the terminal, a line a batch; ``here`` has the names of those that need not be fetched."""
+    head = f"{'name':<36} {'dataset':<12} {'kind':<9} {'images':>6} {'size':>7} labels {'GB':>5}"
+    lines = [f"{head} {'FID':>6} {'sFID':>6} {'IS':>7} {'prec.':>6} {'recall':>6} here"]
+    for entry in batches:
+        scores = {} if entry.published is None else entry.published.scores
+        fid, sfid, inception_score, precision, recall = (
+            f"{scores[metric]:.2f}" if metric in scores else "-" for metric in METRICS
+        )
+        lines.append(
+            f"{entry.name:<36} {entry.dataset:<12} {entry.kind:<9} {entry.images:>6,} "
+            f"{f'{entry.size}x{entry.size}':>7} {'yes' if entry.labels else 'no':<6} "
+            f"{entry.approximate_bytes / 1e9:>5.2f} {fid:>6} {sfid:>6} {inception_score:>7} {precision:>6} "
+            f"{recall:>6} {'yes' if entry.name in here else 'no'}"
+        )
+    return "\n".join(lines)
+
+
+def published_rows(dataset: str) -> tuple[PublishedRow, ...]:
+    """What the paper reports on a dataset, in its order.
+
+    Raises:
+        InputError: There is no such dataset.
+    """
+    catalog = _read()
+    _check_dataset(catalog, dataset)
+    return tuple(row for row, _ in _rows(catalog, dataset))
+
+
+def _read() -> dict[str, Any]:
+    return tomllib.loads(FILE.read_text())
+
+
+def _check_dataset(catalog: dict[str, Any], dataset: str | None) -> None:
+    known = catalog["datasets"]
+    if dataset is not None and dataset not in known:
+        raise InputError(f"Nothing was published on a dataset {dataset!r}; expected {', '.join(known)}.")
+
+
+def _rows(catalog: dict[str, Any], dataset: str) -> Iterator[tuple[PublishedRow, str | None]]:
+    """Rows of a dataset, each with the name of the batch that it was measured on."""
+    for values in catalog["datasets"][dataset]["rows"]:
+        batch = values.pop("batch", None)
+        scores = {metric: values.pop(metric) for metric in METRICS if metric in values}
+        row = PublishedRow(
+            dataset=dataset,
+            paper=catalog["paper"],
+            images=catalog["sample_images"],
+            scores=scores,
+            **values,
+        )
+        yield row, batch
+
+
+def _entries(catalog: dict[str, Any]) -> Iterator[Entry]:
+    for dataset, content in catalog["datasets"].items():
+        row_of = {batch: row for row, batch in _rows(catalog, dataset) if batch}
+        common = {"dataset": dataset, "size": content["size"]}
+        folder = f"{catalog['folder']}/{content['folder']}"
+        yield Entry(
+            name=dataset,
+            kind="reference",
+            images=catalog["reference_images"],
+            labels=content.get("reference_labels", content["labels"]),
+            path=f"{folder}/{content['reference']}",
+            **common,
+        )
+        for file in content["samples"]:
+            name = PurePosixPath(file).stem
+            yield Entry(
+                name=name,
+                kind="samples",
+                images=catalog["sample_images"],
+                labels=content["labels"],
+                path=f"{folder}/{file}",
+                published=row_of.get(name),
+                exact=catalog["exact"].get(name, {}),
+                **common,
+            )

@@ -1,0 +1,146 @@
+"""Published batches on this machine: fetched once, checked against the catalog, and kept.
+
+::
+
+    path = fetch("imagenet256")  # from the cache, or downloaded
+
+Their sizes and digests were not published. So the first fetch checks that the file is what the catalog says,
+reading every byte of it, and writes its digest beside it; from then on the file must keep that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from evalkit.download import download, file_sha256, is_offline
+from evalkit.errors import InputError
+from evalkit.files import cache_directory, replace_atomically
+from evalkit.images import open_images
+from reference_batches.catalog import Entry, closest, entries, find
+
+__all__ = ["cache_path", "fetch", "named"]
+
+
+def fetch(
+    name: str,
+    *,
+    out: Path | None = None,
+    announce: Callable[[str], object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The file of a published batch; downloaded unless it is there.
+
+    A file that was put there by hand serves as well, once it has been checked.
+
+    Args:
+        name: As in the catalog, for example ``imagenet256``.
+        out: Where the file shall be; ``reference_batches`` of the cache if None.
+        announce: Told what is about to take time, a sentence each.
+        progress: Called with (bytes so far, bytes in all) during the download.
+
+    Raises:
+        DownloadError: It could not be fetched, or ``EVALKIT_OFFLINE`` is set.
+        InputError: There is no such batch, or the file is not what the catalog says.
+        OutputError: It cannot be written, or the disk has not the room.
+    """
+    entry = find(name)
+    file = out or cache_path(entry)
+    record = _Record.beside(file)
+    if record is not None and record.describes(file):
+        return file
+
+    say = announce or (lambda _: None)
+
+    def check(path: Path) -> None:
+        say(f"{name}: checking every image of {path}")
+        _check(entry, path)
+
+    if record is None and file.is_file():
+        check(file)
+    elif not is_offline():
+        say(f"{name}: about {entry.approximate_bytes / 1e9:.2g} GB from {entry.urls[0]} to {file}")
+    done = download(
+        entry.urls,
+        file,
+        sha256=None if record is None else record.sha256,
+        max_bytes=2 * entry.approximate_bytes,
+        progress=progress,
+        check=check,
+    )
+    _Record(sha256=done.sha256, bytes=done.bytes, changed=file.stat().st_mtime_ns).write(file)
+    return file
+
+
+def cache_path(entry: Entry) -> Path:
+    """Where the file of a published batch is kept, or would be."""
+    return cache_directory() / "reference_batches" / entry.file
+
+
+def named(text: str) -> Entry | None:
+    """The published batch that a command line's argument names; None where it is the path of something.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if Path(text).exists():
+        return None
+    if (entry := entries().get(text)) is not None:
+        return entry
+    close = closest(text)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`evalkit reference list` shows these."
+    raise InputError(f"{text}: there is no such file or folder, and no published batch of this name; {hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What a file was when it was fetched, written beside it."""
+
+    sha256: str
+    bytes: int
+    changed: int
+    """Time of the last change in nanoseconds; while it stays, the file need not be read to be believed."""
+
+    @staticmethod
+    def _path(file: Path) -> Path:
+        return file.with_name(f"{file.name}.json")
+
+    @classmethod
+    def beside(cls, file: Path) -> Self | None:
+        try:
+            return cls(**json.loads(cls._path(file).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, file: Path) -> None:
+        with replace_atomically(self._path(file)) as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+
+    def describes(self, file: Path) -> bool:
+        if not file.is_file() or file.stat().st_size != self.bytes:
+            return False
+        return file.stat().st_mtime_ns == self.changed or file_sha256(file) == self.sha256
+
+
+def _check(entry: Entry, path: Path) -> None:
+    """Refuse a file that is not what the catalog says, or is damaged anywhere."""
+    images = open_images(path)
+    expected = (entry.images, (entry.size, entry.size, 3), entry.kind == "reference")
+    found = (len(images), images.shape, images.statistics is not None)
+    if found != expected or (entry.labels and images.labels is None):
+        raise InputError(
+            f"{path} is not {entry.name} as it was published: expected {_words(*expected, entry.labels)}; "
+            f"found {_words(*found, images.labels is not None)}"
+        )
+    for _ in images.batches(256):  # to its end, where the archive's checksum is compared
+        pass
+
+
+def _words(count: int, shape: tuple[int, int, int] | None, statistics: bool, labels: bool) -> str:
+    size = "" if shape is None else f" of {shape[1]}x{shape[0]}"
+    has = {True: "with", False: "without"}
+    return f"{count:,} images{size} {has[labels]} labels, {has[statistics]} statistics"
