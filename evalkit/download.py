@@ -223,8 +223,10 @@ class _Answer:
         """What the headers say; ``start`` is -1 for a part that does not say which."""
         start, size = 0, response.headers.get("Content-Length", "")
         if response.status == 206:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            start, size = (int(span[1]), span[2]) if span else (-1, "")
+            span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+            start, size = (int(span[1]), span[3]) if span else (-1, "")
+            if span and size == "*":  # all that follows was asked for, so the last byte is the file's
+                size = str(int(span[2]) + 1)
         version = _Version(
             url=url,
             size=int(size) if size.isdecimal() else None,

@@ -46,7 +46,8 @@ def table(comparison: Comparison) -> str:
         rows = _beside_published(comparison)
         width = max(len(model) for model, *_ in rows)
         lines += ["", _citation(comparison)]
-        lines += [f"{model:<{width}}" + "".join(f"{cell:>11}" for cell in cells) for model, *cells in rows]
+        for model, *cells in rows:
+            lines.append(f"{model:<{width}}{''.join(f'{cell:>11}' for cell in cells)}".rstrip())
     for text in _remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -93,13 +94,15 @@ def _beside_published(comparison: Comparison) -> list[list[str]]:
 
 
 def _citation(comparison: Comparison) -> str:
-    """What the published rows are, and whether the measured ones are like them."""
-    published, samples = comparison.published[0], comparison.samples
-    text = f"{published.dataset} as published, {published.images:,} samples each: {published.paper}."
-    if samples.images != published.images or comparison.protocol != "adm":
-        count = f"{samples.images:,} images" if samples.images else "statistics alone"
-        text += f" Not like for like: these samples are {count}, under protocol {comparison.protocol}."
-    return text
+    """What the published rows are, and where the measured one is not like them."""
+    row, here = comparison.published[0], []
+    if comparison.samples.images != row.images:
+        count = comparison.samples.images
+        here.append(f"{count:,} samples" if count else "statistics alone")
+    if comparison.protocol != "adm":
+        here.append(f"protocol {comparison.protocol}")
+    unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
+    return f"{row.dataset} as published, {row.images:,} samples each: {row.paper}.{unlike}"
 
 
 def _names(comparison: Comparison) -> list[str]:

@@ -10,6 +10,7 @@ reading every byte of it, and writes its digest beside it; from then on the file
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from evalkit.download import download, file_sha256, is_offline
-from evalkit.errors import InputError
+from evalkit.errors import InputError, OutputError
 from evalkit.files import cache_directory, replace_atomically
 from evalkit.images import open_images
 from reference_batches.catalog import Entry, closest, entries, find
@@ -123,7 +124,15 @@ class _Record:
     def describes(self, file: Path) -> bool:
         if not file.is_file() or file.stat().st_size != self.bytes:
             return False
-        return file.stat().st_mtime_ns == self.changed or file_sha256(file) == self.sha256
+        changed = file.stat().st_mtime_ns
+        if changed != self.changed:
+            if file_sha256(file) != self.sha256:
+                return False
+            with contextlib.suppress(
+                OutputError
+            ):  # a cache that may only be read: it is read again next time
+                dataclasses.replace(self, changed=changed).write(file)
+        return True
 
 
 def _check(entry: Entry, path: Path) -> None:

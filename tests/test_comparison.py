@@ -485,11 +485,11 @@ def test_published_rows_that_are_not_like_for_like(batches: tuple[Path, Path]) -
     comparison = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
     for format_ in (table, markdown):
         text = format_(replace(comparison, published=published_rows()))
-        assert "Not like for like: these samples are 30 images, under protocol exact." in text
+        assert "arXiv:0000.00000. Not like for like, here: protocol exact." in text
     rows = tuple(replace(row, images=50_000) for row in published_rows())
     text = table(replace(comparison, protocol="adm", published=rows))
     assert "digits as published, 50,000 samples each" in text
-    assert "Not like for like: these samples are 30 images, under protocol adm." in text
+    assert "arXiv:0000.00000. Not like for like, here: 30 samples." in text
 
 
 def test_a_comparison_from_before_published_rows_is_read(batches: tuple[Path, Path]) -> None:

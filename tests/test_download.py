@@ -249,6 +249,14 @@ def test_the_wrong_part_starts_over(file: Path, span: str) -> None:
     assert file.read_bytes() == CONTENT
 
 
+def test_a_part_that_does_not_say_the_size_of_the_whole(file: Path) -> None:
+    with serving(CONTENT) as (server, url):
+        server.drop_after, server.span = [1000], "bytes 1000-99999/*"
+        download([url], file)
+    assert server.ranges == [None, "bytes=1000-"]
+    assert file.read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "x.npz", "http://[bad/"])
 def test_addresses_that_are_none(file: Path, url: str, waits: list[float]) -> None:
     with pytest.raises(DownloadError, match=r"begins with http|no connection"):

@@ -172,14 +172,17 @@ def test_what_is_not_the_batch_gets_no_name(server: Server, case: str) -> None:
     assert path.read_bytes() == server.content
 
 
-def test_one_wrong_byte_anywhere(server: Server, samples: bytes) -> None:
-    damaged = bytearray(samples)
-    damaged[samples.index(pictures(12).tobytes()) + 2000] ^= 1
-    server.content = bytes(damaged)
-    with pytest.raises(DownloadError, match="CRC"):
-        fetch("model_tiny")
-    server.content = samples
-    assert fetch("model_tiny").read_bytes() == samples
+def test_one_wrong_byte_anywhere(server: Server, small_catalog: Path) -> None:
+    small_catalog.write_text(CATALOG.replace("size = 8", "size = 64"))  # more than is read with the header
+    good = npz(arr_0=pictures(12, 64), arr_1=np.arange(12))
+    for position in (5_000, len(good) // 2, 147_000):
+        damaged = bytearray(good)
+        damaged[position] ^= 1
+        server.content = bytes(damaged)
+        with pytest.raises(DownloadError, match="CRC"):
+            fetch("model_tiny")
+    server.content = good
+    assert fetch("model_tiny").read_bytes() == good
 
 
 def test_the_digest_of_the_first_fetch_holds(server: Server, samples: bytes) -> None:
@@ -187,8 +190,12 @@ def test_the_digest_of_the_first_fetch_holds(server: Server, samples: bytes) -> 
     os.utime(path, (1, 1))
     fetch("model_tiny")
     assert len(server.paths) == 1  # copied or touched, but the same
+    assert record(path)["changed"] == 1_000_000_000
     for damage in (samples[:-1], bytes(len(samples))):
+        changed = path.stat().st_mtime_ns
         path.write_bytes(damage)
+        if len(damage) != len(samples):
+            os.utime(path, ns=(changed, changed))  # the size alone tells
         assert fetch("model_tiny").read_bytes() == samples
     assert len(server.paths) == 3
     path.unlink()
