@@ -100,7 +100,7 @@ def download(
             f"{' or '.join(urls)} by other means and save it as {destination}, or unset EVALKIT_OFFLINE."
         )
     transfer = _Transfer(
-        destination,
+        destination=destination,
         sha256=sha256,
         size=size,
         max_bytes=max_bytes,
@@ -236,30 +236,29 @@ class _Answer:
         return cls(response, start, version)
 
 
+@dataclass(kw_only=True)
 class _Transfer:
-    """The partial file, and what the whole must be; arguments as for :func:`download`."""
+    """The partial file, and what the whole must be; fields as for :func:`download`."""
 
-    def __init__(
-        self,
-        destination: Path,
-        *,
-        sha256: str | None,
-        size: int | None,
-        max_bytes: int | None,
-        timeout: float,
-        progress: Callable[[int, int], None] | None,
-        check: Callable[[Path], object] | None,
-    ) -> None:
-        self.part = destination.with_name(f"{destination.name}.part")
-        self.note = destination.with_name(f"{destination.name}.part.json")
-        self.sha256 = sha256
-        self.size = size
-        self.max_bytes = max_bytes
-        self.timeout = timeout
-        self.progress = progress
-        self.check = check
-        self.doubtful = False
-        """Whether a wrong whole may be right at once: it is of pieces, or its size was never said."""
+    destination: Path
+    sha256: str | None
+    size: int | None
+    max_bytes: int | None
+    timeout: float
+    progress: Callable[[int, int], None] | None
+    check: Callable[[Path], object] | None
+    doubtful: bool = False
+    """Whether a wrong whole may be right at once: it is of pieces, or its size was never said."""
+
+    @property
+    def part(self) -> Path:
+        """What has arrived."""
+        return self.destination.with_name(f"{self.destination.name}.part")
+
+    @property
+    def note(self) -> Path:
+        """The version that it is the beginning of."""
+        return self.destination.with_name(f"{self.destination.name}.part.json")
 
     @property
     def have(self) -> int:
@@ -379,8 +378,9 @@ class _Transfer:
         free = shutil.disk_usage(self.part.parent).free + self.have - answer.start
         if need > free:
             raise OutputError(
-                f"{self.part.stem} needs {need / 1e9:.2f} GB and {self.part.parent} has {free / 1e9:.2f} GB "
-                "free. Free some space or choose another place, and run the same command again."
+                f"{self.destination.name} needs {need / 1e9:.2f} GB and {self.part.parent} has "
+                f"{free / 1e9:.2f} GB free. Free some space or choose another place, and run the same command "
+                "again."
             )
 
     def _append(self, answer: _Answer) -> bool:
