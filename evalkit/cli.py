@@ -33,7 +33,11 @@ INTERRUPTED = 130
 # Verbs of the other packages, whose command lines are loaded when they are asked for.
 ELSEWHERE: dict[str, str] = {
     "checkpoint": "generation.cli",
+    "drift": "generation.cli",
     "reference": "reference_batches.cli",
+    "sample": "generation.cli",
+    "upsample": "generation.cli",
+    "train": "generation.cli",
 }
 
 
@@ -200,13 +204,17 @@ def stats(images: str, out: Path, **options: Any) -> None:
 
     setup = ExtractorSetup(**options)
     check_writable(out)
+    import json
+
     import numpy as np
 
-    from evalkit.comparison import features_of, statistics_of
+    from evalkit.comparison import features_of, statistics_of, statistics_record
 
     (side,), _ = _open_batches(images)
     extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     arrays = statistics_of(extracted)
+    if not side.statistics:
+        arrays["provenance"] = np.array(json.dumps(statistics_record(extracted)))
     with replace_atomically(out) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
     click.echo(f"{out}: statistics of {len(extracted):,} images of {images}")

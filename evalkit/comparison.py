@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,15 @@ from evalkit.images import ImageSource, SupportsArray, open_images
 from evalkit.metrics import PROTOCOLS, Moments, is_rank_deficient
 from evalkit.results import Batch, Comparison, Score
 
-__all__ = ["Source", "compare", "default_store", "features_of", "open_source", "statistics_of"]
+__all__ = [
+    "Source",
+    "compare",
+    "default_store",
+    "features_of",
+    "open_source",
+    "statistics_of",
+    "statistics_record",
+]
 
 Source = str | PathLike[str] | SupportsArray | ImageSource | Features
 """A path to images, statistics or features; an array of images; or either of these already open."""
@@ -161,6 +169,20 @@ def statistics_of(features: Features) -> dict[str, Any]:
     return arrays
 
 
+def statistics_record(features: Features) -> dict[str, Any]:
+    """What an npz of :func:`statistics_of` says of itself, under ``provenance``."""
+    return {
+        "format": "evalkit statistics 1",
+        "source": {"name": Path(features.name).name, "digest": features.digest},
+        "statistics": {
+            "images": len(features),
+            "extractor": features.extractor,
+            "fingerprint": features.fingerprint,
+        },
+        "versions": _versions(),
+    }
+
+
 def open_source(source: Source) -> ImageSource | Features:
     """Open images or features, with the cheap checks; what is already open stays as it is.
 
@@ -212,9 +234,22 @@ def _features(
         image_shape=features.image_shape,
         digest=features.digest,
         statistics="file" if features.statistics else "images",
+        statistics_images=_statistics_images(side) if features.statistics else len(features),
         features=origin,
     )
     return features, batch
+
+
+def _statistics_record(side: ImageSource | Features) -> Mapping[str, Any]:
+    """What the file says of its statistics, where evalkit wrote it."""
+    record = (isinstance(side, ImageSource) and side.provenance) or {}
+    statistics = record.get("statistics")
+    return statistics if isinstance(statistics, Mapping) else {}
+
+
+def _statistics_images(side: ImageSource | Features) -> int | None:
+    count = _statistics_record(side).get("images")
+    return count if isinstance(count, int) else None
 
 
 def _check_enough(side: ImageSource | Features) -> None:
@@ -253,7 +288,13 @@ def _warnings(
             f"Image sizes differ: {_size(reference)} and {_size(samples)}. Both are resized to 299x299; "
             "published references have the size of the samples."
         )
-    for features in results:
+    for side, features in zip(sides, results, strict=True):
+        made_by = _statistics_record(side).get("fingerprint")
+        if features.statistics and made_by not in (None, features.fingerprint):
+            yield (
+                f"The statistics in {features.name} are of another extractor than the one in use (weights, "
+                "precision or backend differ): FID and sFID mix the two."
+            )
         yield from _label_warning(features)
     for side in sides:
         if isinstance(side, ImageSource):

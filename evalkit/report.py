@@ -124,7 +124,8 @@ def _describe_batch(batch: Batch) -> str:
         size = "" if batch.image_shape is None else f" {batch.image_shape[1]}x{batch.image_shape[0]}"
         parts.append(f"{batch.images:,} images{size}")
     if batch.statistics == "file":
-        parts.append("mean and covariance from the file")
+        of = f" of {batch.statistics_images:,} images" if batch.statistics_images else ""
+        parts.append(f"mean and covariance{of} from the file")
     if batch.features != "extracted" and batch.images:
         parts.append(f"features from {'the store' if batch.features == 'stored' else 'the file'}")
     return ", ".join(parts)

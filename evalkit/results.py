@@ -44,6 +44,7 @@ class Batch:
         image_shape: (height, width, 3), or None.
         digest: Digest of the images.
         statistics: Where mean and covariance came from: ``images``, or ``file`` (its ``mu`` and so on).
+        statistics_images: How many images these are of; None where the file does not say.
         features: ``extracted``, ``stored`` (read back from the store) or ``file`` (a features file).
     """
 
@@ -53,6 +54,7 @@ class Batch:
     digest: str
     statistics: Literal["images", "file"]
     features: Literal["extracted", "stored", "file"]
+    statistics_images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from evalkit.console import ExtractorSetup
 from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError
 from evalkit.extractors.pixels import Pixels
 from evalkit.images import open_images
+from evalkit.report import table
 from reference_batches.build import Settings, build, center_crop, decode_rgb
 
 Run = Callable[..., Result]
@@ -278,8 +279,18 @@ def test_compare_uses_the_statistics_and_says_so(tree: Path, tmp_path: Path) -> 
     comparison = compare(tmp_path / "ref.npz", images, extractor=Wide(), store=None)
     assert comparison.reference.statistics == "file"
     assert comparison.samples.statistics == "images"
+    assert comparison.reference.statistics_images == 300
+    assert "mean and covariance of 300 images from the file" in table(comparison)
+    assert not any("another extractor" in warning for warning in comparison.warnings)
     assert comparison["fid"] < 1e-3
     assert comparison["sfid"] < 1e-3
+
+
+def test_statistics_of_another_extractor_are_noticed(tree: Path, tmp_path: Path) -> None:
+    build(tree, tmp_path / "ref.npz", Settings(size=16, images=20), extractor=Wide("other"))
+    images = contents(tmp_path / "ref.npz")["arr_0"]
+    comparison = compare(tmp_path / "ref.npz", images, extractor=Wide(), store=None)
+    assert any("ref.npz are of another extractor" in warning for warning in comparison.warnings)
 
 
 def test_the_number_of_workers_changes_nothing(tree: Path, tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ def test_features_and_stats_commands(run: Run, batches: tuple[Path, Path], tmp_p
     assert run("compare", *files, "--format", "adm").out == expected
     assert run("stats", batches[0], "-o", tmp_path / "stats.npz").code == 0
     with np.load(tmp_path / "stats.npz", allow_pickle=False) as written:
-        assert sorted(written) == ["mu", "mu_s", "sigma", "sigma_s"]
+        assert sorted(written) == ["mu", "mu_s", "provenance", "sigma", "sigma_s"]
+        assert json.loads(str(written["provenance"]))["statistics"]["images"] == 30
         assert written["mu"].dtype == np.float32
         assert written["sigma"].dtype == np.float64
 
