@@ -379,8 +379,8 @@ class _Transfer:
         if need > free:
             raise OutputError(
                 f"{self.destination.name} needs {need / 1e9:.2f} GB and {self.part.parent} has "
-                f"{free / 1e9:.2f} GB free. Free some space or choose another place, and run the same command "
-                "again."
+                f"{free / 1e9:.2f} GB free. Free some space or choose another place, and run the same "
+                "command again."
             )
 
     def _append(self, answer: _Answer) -> bool:
