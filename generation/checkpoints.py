@@ -6,7 +6,6 @@ memory, so that a network takes its size once and not twice.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +34,6 @@ __all__ = [
     "fetch",
     "identify",
     "inspect",
-    "layout_digest",
     "load_network",
     "save_network",
     "weights_digest",
@@ -47,7 +45,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 ALIGNMENT = 64
 PRESET_KEY = "evalkit_preset"
-TRAINING_SUFFIXES = "ema_*.pt holds averaged weights, model*.pt the last ones, opt*.pt the optimiser's state"
+TRAINING_FILES = "ema_*.pt holds averaged weights, model*.pt the last ones, opt*.pt the optimiser's state"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,18 +149,8 @@ class _File:
         what = "an optimiser's state" if _is_optimiser(self.content) else _describe(self.content)
         raise InputError(
             f"{self.path} holds {what}, not the named tensors of a network. Of a training run, "
-            f"{TRAINING_SUFFIXES}."
+            f"{TRAINING_FILES}."
         )
-
-
-def layout_digest(state: Mapping[str, Tensor]) -> str:
-    """Digest of the names and shapes of tensors in their order, which tells architectures apart.
-
-    Returns:
-        Hex sha256 of the lines ``<name> <shape as a Python tuple>``, joined by newlines.
-    """
-    lines = "\n".join(f"{name} {shape}" for name, shape in _shapes(state).items())
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -37,8 +37,8 @@ class ModelPreset:
         noise_schedule: ``linear`` or ``cosine``, of its training.
         diffusion_steps: Timesteps of its training.
         low_res_size: Side of the small images that an upsampler reads, pixels; None for other kinds.
-        layout_sha256: Digest of keys and shapes, see :func:`generation.checkpoints.layout_digest`; empty for
-            a network of one's own.
+        layout_sha256: Of the lines ``<key> <shape as a Python tuple>`` of its state dict; empty for a network
+            of one's own.
         parameters: Number of its parameters; 0 for a network of one's own.
     """
 
@@ -95,6 +95,8 @@ class ModelPreset:
         """
         try:
             fields: dict[str, Any] = json.loads(text)
+            if fields["kind"] not in get_args(Kind):
+                raise ValueError(f"kind {fields['kind']!r}")
             settings = ClassifierSettings if fields["kind"] == "classifier" else UNetSettings
             fields["network"] = settings(**fields["network"])
             return cls(**fields)

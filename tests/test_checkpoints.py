@@ -25,7 +25,6 @@ from generation.checkpoints import (
     fetch,
     identify,
     inspect,
-    layout_digest,
     load_network,
     save_network,
     weights_digest,
@@ -162,7 +161,6 @@ def test_one_layout_of_five_checkpoints() -> None:
         "lsun_horse",
         "lsun_horse_nodropout",
     ]
-    assert layout_digest(MODELS["lsun_cat"].build().state_dict()) == MODELS["lsun_cat"].layout_sha256
 
 
 def test_wrong_preset_says_which_fits(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_other_json(text: str) -> None:
     fields["network"]["colour"] = 3
     with pytest.raises(InputError, match="colour"):
         ModelPreset.from_json(json.dumps(fields))
+    with pytest.raises(InputError, match="kind 'detector'"):
+        ModelPreset.from_json(json.dumps({**fields, "kind": "detector"}))
 
 
 def test_build_on_a_device() -> None:

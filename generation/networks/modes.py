@@ -15,7 +15,6 @@ Every mode chooses deterministic kernels: the same numbers, batch size and devic
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -25,9 +24,8 @@ from torch import Tensor, nn
 from evalkit.errors import InputError
 from generation.networks.classifier import Classifier
 from generation.networks.unet import Trunk
-from generation.networks.upsampler import Upsampler
 
-__all__ = ["MODES", "Mode", "Prepared", "arithmetic", "forward_drift", "prepare"]
+__all__ = ["MODES", "Mode", "Prepared", "arithmetic", "prepare"]
 
 Mode: TypeAlias = Literal["reference", "reference-fp16", "fast"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -104,39 +102,6 @@ def arithmetic(mode: str) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32 = before
-
-
-@torch.no_grad()
-def forward_drift(network: Trunk, mode: str, device: str | torch.device, *, images: int = 2) -> float:
-    """How far one forward pass in ``mode`` is from the float32 reference.
-
-    Args:
-        network: Left as it is; two copies of it are made.
-        mode: One of ``MODES``.
-        device: Where both run.
-        images: Standard normal images, at as many timesteps from 0 to 999.
-
-    Returns:
-        Root mean square of the difference, as a share of the root mean square of the reference.
-    """
-    settings = network.settings
-    generator = torch.Generator().manual_seed(0)
-    shape = (images, settings.in_channels, settings.image_size, settings.image_size)
-    inputs: dict[str, Tensor] = {"x": torch.randn(shape, generator=generator)}
-    inputs["t"] = torch.linspace(0, 999, images).round()
-    if settings.num_classes is not None:
-        inputs["y"] = torch.arange(images) % settings.num_classes
-    if isinstance(network, Upsampler):
-        inputs["low_res"] = (
-            torch.rand((*shape[:2], shape[2] // 4, shape[3] // 4), generator=generator) * 2 - 1
-        )
-    inputs = {name: value.to(device) for name, value in inputs.items()}
-    outputs = []
-    for each in ("reference", mode):
-        with arithmetic(each):
-            outputs.append(prepare(copy.deepcopy(network), each, device)(**inputs))
-    expected, found = outputs
-    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 def _known(mode: str) -> str:

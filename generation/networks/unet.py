@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evalkit.errors import InputError
 from generation.networks.layers import (
+    GROUPS,
     AttentionBlock,
     Conditioned,
     Downsample,
@@ -47,6 +48,9 @@ class UNetSettings:
         resblock_updown: Residual blocks change the size; otherwise plain convolutions do.
         use_new_attention_order: See :class:`generation.networks.layers.AttentionBlock`.
         dropout: Share of activations dropped in training.
+
+    Raises:
+        InputError: There is no such network.
     """
 
     image_size: int
@@ -68,6 +72,23 @@ class UNetSettings:
         # From JSON they come as lists, which have no hash.
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        halvings = len(self.widths) - 1
+        _require(halvings >= 0, "no levels: channel_mult is empty")
+        _require(
+            self.image_size % 2**halvings == 0,
+            f"images of {self.image_size} pixels cannot be halved {halvings} times",
+        )
+        for level, width in enumerate(self.widths):
+            _require(
+                width > 0 == width % GROUPS,
+                f"level {level} has {width} channels; group norm takes multiples of {GROUPS}",
+            )
+            if 2**level in self.attention_resolutions or level == halvings:
+                _require(
+                    width % (self.num_head_channels or self.num_heads) == 0,
+                    f"level {level} has {width} channels, which do not divide into "
+                    + (f"heads of {size}" if (size := self.num_head_channels) else f"{self.num_heads} heads"),
+                )
 
     @property
     def embedding_channels(self) -> int:
@@ -78,6 +99,11 @@ class UNetSettings:
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(int(factor * self.model_channels) for factor in self.channel_mult)
+
+
+def _require(right: bool, message: str) -> None:
+    if not right:
+        raise InputError(f"There is no network with these settings: {message}.")
 
 
 class Trunk(nn.Module):
