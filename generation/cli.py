@@ -1,14 +1,26 @@
-"""`evalkit checkpoint`: the networks that samples come from."""
+"""`evalkit checkpoint`, `sample`, `upsample`, `drift`, `train`: networks, their samples, their training."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from evalkit.console import bytes_bar
+from evalkit.console import announce, bytes_bar
+from evalkit.errors import InputError
 
-__all__ = ["checkpoint"]
+if TYPE_CHECKING:
+    from evalkit.images import ImageSource
+    from generation.batch import Networks
+    from generation.sample import Progress
+    from generation.settings import Settings
+
+__all__ = ["checkpoint", "drift", "sample", "train", "upsample"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Names of tensors listed before "and more".
 SHOWN = 4
@@ -104,3 +116,324 @@ def convert(file: Path, out: Path, preset: str | None) -> None:
 
     loaded = convert(file, out, find_model(preset) if preset else None)
     click.echo(f"{out}: {loaded.preset.name}, {loaded.digest}")
+
+
+FILE = click.Path(path_type=Path)
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+network_options = _options(
+    click.option("--preset", metavar="NAME", help="A published way of sampling: networks, steps, scale."),
+    click.option("--model", type=FILE, metavar="FILE", help="Its weights, where they are not in the cache."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+)
+sampler_options = _options(
+    click.option("--sampler", help="ddpm, ddim or dpm-solver++; by default as --preset or --respacing says."),
+    click.option(
+        "--respacing", help="Steps: 250, ddim25 or 90,60,60,20,20; by default the preset's, or 250."
+    ),
+    click.option("--eta", type=float, default=0.0, show_default=True, help="Of ddim: its share of noise."),
+    click.option(
+        "--thresholding", default="static", show_default=True, help="Of dpm-solver++: static or dynamic."
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of noise and random classes."),
+)
+guidance_options = _options(
+    click.option("--classifier", type=FILE, metavar="FILE", help="The classifier's weights, likewise."),
+    click.option("--scale", type=float, help="Of the guidance; by default the preset's. 0: no guidance."),
+    click.option("--guidance-steps", metavar="A:B", help="Guide only at timesteps A <= t < B (of 0 to 999)."),
+    click.option(
+        "--classes", help="random (the default), balanced, one class, or a file (npy, or text, one a line)."
+    ),
+)
+run_options = _options(
+    click.option("--out", type=FILE, required=True, metavar="FOLDER", help="The run's folder."),
+    click.option("--mode", default="reference", show_default=True, help="reference, reference-fp16 or fast."),
+    click.option("--batch-size", default="auto", show_default=True, help="Samples at a time, or auto."),
+    click.option(
+        "--shard-size", type=int, default=64, show_default=True, help="Samples a file until the end."
+    ),
+    click.option("--grid", type=FILE, metavar="FILE", help="Write the first 64 samples as one PNG as well."),
+)
+
+
+@click.command()
+@click.option("-n", "--count", type=int, required=True, help="Samples in all.")
+@network_options
+@guidance_options
+@sampler_options
+@run_options
+def sample(count: int, **options: Any) -> None:
+    """Sample images from a diffusion model, guided by a classifier, to one npz.
+
+    The same command goes on with a run that was interrupted, and joins one that is under way: on several GPUs
+    or hosts, start it once each, or with torchrun.
+
+    \b
+    Example:
+      evalkit sample --preset imagenet256-guided --scale 1.0 -n 50000 --out runs/guided
+      torchrun --nproc-per-node 8 -m evalkit sample --preset imagenet64 -n 50000 --out runs/64
+    """
+    settings, load = _set_up(count, options)
+    _run(settings, load, options)
+
+
+@click.command()
+@click.argument("base")
+@network_options
+@sampler_options
+@run_options
+def upsample(base: str, **options: Any) -> None:
+    """Sample large images from the small ones of BASE, an npz; classes (arr_1) and order are kept.
+
+    \b
+    Example:
+      evalkit upsample runs/64/samples_50000x64x64x3.npz --preset upsample-64-256 --out runs/256
+    """
+    from evalkit.images import open_images
+
+    images = open_images(base)
+    settings, load = _set_up(len(images), options)
+    _run(settings, load, options, base=images)
+
+
+@click.command()
+@click.option("-n", "--count", type=int, default=4, show_default=True, help="Samples, all in one batch.")
+@click.option("--mode", default="fast", show_default=True, help="What is compared with reference.")
+@network_options
+@guidance_options
+@sampler_options
+def drift(count: int, mode: str, **options: Any) -> None:
+    """How far the arithmetic of a mode leads from the reference: the same noise, sampled in both.
+
+    \b
+    Example:
+      evalkit drift --preset imagenet64 --mode fast
+    """
+    from generation.drift import measure
+
+    settings, load = _set_up(count, options)
+    found = measure(settings, load("reference"), load(mode))
+    click.echo("timestep  prediction    gradient   mean difference   largest (grey levels)")
+    for step in found.steps:
+        gradient = "-" if step.gradient is None else f"{step.gradient:.2e}"
+        click.echo(
+            f"{step.timestep:8}{step.prediction:12.2e}{gradient:>12}{step.mean:18.4f}{step.largest:10.3f}"
+        )
+    click.echo(
+        f"{count} images: mean difference {found.mean:.4f} grey levels, largest {found.largest}, "
+        f"{found.changed:.2%} of the values differ"
+    )
+
+
+def _set_up(count: int, options: dict[str, Any]) -> tuple[Settings, Callable[[str], Networks]]:
+    """The settings that options and preset say, and what loads the networks in a mode."""
+    from generation.presets import find_sampling
+    from generation.settings import Settings
+
+    preset = find_sampling(options["preset"]) if options["preset"] else None
+    respacing = options["respacing"] or (preset.respacing if preset else "250")
+    scale = options.get("scale")
+    if scale is None:
+        scale = preset.scale if preset else float(options.get("classifier") is not None)
+    by_default = preset.sampler if preset else "ddpm"
+    settings = Settings(
+        count=count,
+        seed=options["seed"],
+        classes=options.get("classes"),
+        scale=scale,
+        guidance_timesteps=_interval(options.get("guidance_steps")),
+        sampler=options["sampler"] or ("ddim" if respacing.startswith("ddim") else by_default),
+        respacing=respacing,
+        eta=options["eta"],
+        thresholding=options["thresholding"],
+        shard_size=options.get("shard_size", 64),
+    )
+
+    def load(mode: str) -> Networks:
+        from generation.batch import load_networks, pick_device
+
+        return load_networks(
+            preset,
+            model=options["model"],
+            classifier=options.get("classifier"),
+            guided=settings.scale != 0,
+            mode=mode,
+            device=pick_device(options["device"]),
+        )
+
+    return settings, load
+
+
+def _interval(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal()):
+        raise InputError(f"--guidance-steps {text!r} is not understood. Give two timesteps, such as 200:800.")
+    return int(first), int(end)
+
+
+def _run(
+    settings: Settings,
+    load: Callable[[str], Networks],
+    options: dict[str, Any],
+    *,
+    base: ImageSource | None = None,
+) -> None:
+    from evalkit.files import check_writable
+    from generation.sample import run
+
+    batch_size, grid = options["batch_size"], options["grid"]
+    if batch_size != "auto" and not batch_size.isdecimal():
+        raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
+    if grid:
+        check_writable(grid)
+    rank = os.environ.get("RANK")
+    first = rank in (None, "0")
+    path = run(
+        settings,
+        load(options["mode"]),
+        options["out"],
+        base=base,
+        batch_size=None if batch_size == "auto" else int(batch_size),
+        progress=_samples_bar() if first else None,
+        say=lambda text: announce(text if rank is None else f"[worker {rank}] {text}"),
+    )
+    if grid:
+        from evalkit.images import open_images
+        from evalkit.sheet import write_sheet
+
+        write_sheet(grid, next(open_images(path).batches(64)))
+    if first:
+        click.echo(f"{path}: {settings.count:,} samples")
+
+
+def _samples_bar() -> Progress:
+    """On a terminal, a bar with samples a second and time left."""
+    from tqdm import tqdm
+
+    bar: list[tqdm[Any]] = []
+
+    def report(done: float, total: int) -> None:
+        if not bar:
+            form = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+            bar.append(
+                tqdm(total=total, initial=done, unit="image", bar_format=form, disable=None, leave=False)
+            )
+        bar[0].update(done - bar[0].n)
+        if done >= total:
+            bar[0].close()
+
+    return report
+
+
+@click.group()
+def train() -> None:
+    """Train diffusion models and the classifiers that guide them."""
+
+
+training_options = _options(
+    click.option(
+        "--recipe", required=True, help="Network and settings: a TOML file, or a shipped one's name."
+    ),
+    click.option("--out", type=FILE, required=True, metavar="FOLDER", help="The run's folder."),
+    click.option("--steps", type=int, help="Updates, instead of the recipe's."),
+    click.option("--batch-size", type=int, help="Images an update, of all processes; likewise."),
+    click.option("--learning-rate", type=float, help="Likewise."),
+    click.option("--precision", help="float32 or bfloat16; likewise."),
+    click.option("--seed", type=int, help="Likewise."),
+    click.option("--microbatch", type=int, help="Images at a time on each device, if not its whole share."),
+    click.option(
+        "--save-every", type=int, default=1000, show_default=True, help="Steps between checkpoints."
+    ),
+    click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, beside log.jsonl."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+)
+
+
+@train.command("diffusion")
+@click.argument("images")
+@training_options
+def train_diffusion(images: str, **options: Any) -> None:
+    """Train a diffusion model on IMAGES: an npz, folder, zip, tar, HDF5 or parquet file.
+
+    The same command goes on with a run that was interrupted. The folder holds checkpoint.pt, the averaged
+    weights as `evalkit sample --model` takes them, log.jsonl and sheets of samples.
+
+    \b
+    Example:
+      evalkit train diffusion digits.npz --recipe digits_diffusion --out runs/digits
+      torchrun --nproc-per-node 4 --no-python evalkit train diffusion cats.npz --recipe cats.toml --out cats
+    """
+    _train("diffusion", images, None, options)
+
+
+@train.command("classifier")
+@click.argument("images")
+@training_options
+@click.option("--validation", metavar="IMAGES", help="Labelled images to measure the accuracy on.")
+def train_classifier(images: str, validation: str | None, **options: Any) -> None:
+    """Train a classifier of noisy images on IMAGES, and say its accuracy at each level of noise.
+
+    \b
+    Example:
+      evalkit train classifier digits.npz --recipe digits_classifier --out runs/digits-classifier
+    """
+    _train("classifier", images, validation, options)
+
+
+def _train(kind: str, images: str, validation: str | None, options: dict[str, Any]) -> None:
+    from evalkit.images import open_images
+    from generation.batch import pick_device
+    from generation.recipe import load_recipe
+    from generation.train import Options, train
+
+    changes = ("steps", "batch_size", "learning_rate", "precision", "seed")
+    recipe = load_recipe(options["recipe"], **{name: options[name] for name in changes})
+    if recipe.model.kind != kind:
+        raise InputError(
+            f"The recipe is for a {recipe.model.kind} model: use `evalkit train {recipe.model.kind}`."
+        )
+    first = os.environ.get("RANK", "0") == "0"
+    path = train(
+        recipe,
+        open_images(images),
+        options["out"],
+        Options(
+            device=pick_device(options["device"]),
+            microbatch=options["microbatch"],
+            save_every=options["save_every"],
+            validation=open_images(validation) if validation else None,
+            tensorboard=options["tensorboard"],
+        ),
+        progress=_steps_bar() if first else None,
+        say=announce,
+    )
+    if first:
+        click.echo(f"{path}: averaged weights after {recipe.settings.steps:,} steps")
+
+
+def _steps_bar() -> Callable[[int, int, float], None]:
+    """On a terminal, a bar with steps a second, time left and the latest loss."""
+    from tqdm import tqdm
+
+    bar: list[tqdm[Any]] = []
+
+    def report(done: int, total: int, loss: float) -> None:
+        if not bar:
+            bar.append(tqdm(total=total, initial=done - 1, unit="step", disable=None, leave=False))
+        bar[0].set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        bar[0].update(done - bar[0].n)
+        if done >= total:
+            bar[0].close()
+
+    return report

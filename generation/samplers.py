@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from generation.guidance import Guide
 from generation.noise import Noise
 from generation.schedule import Schedule
+from generation.settings import Thresholding
 
 __all__ = ["Denoiser", "Watch", "ddim", "ddpm", "dpm_solver_pp_2m", "to_uint8"]
 
@@ -111,7 +112,7 @@ def dpm_solver_pp_2m(
     schedule: Schedule,
     noise: Noise,
     *,
-    thresholding: Literal["static", "dynamic"] = "static",
+    thresholding: Thresholding = "static",
     guide: Guide | None = None,
     watch: Watch | None = None,
 ) -> Tensor:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.results",
     ),
     "evalkit.report": ("evalkit.results",),
-    "evalkit.plot": ("evalkit.results",),
+    "evalkit.plot": ("evalkit.files", "evalkit.results"),
     "evalkit.sheet": ("evalkit.files",),
     "evalkit.demo": ("evalkit.files", "evalkit.sheet"),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
@@ -63,7 +63,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "reference_batches.cli": ("reference_batches", "evalkit.console", "evalkit.files"),
     "generation": ("generation", "evalkit.download", "evalkit.files", "evalkit.images", "evalkit.sheet"),
-    "generation.cli": ("generation", "evalkit.console"),
+    "generation.cli": (
+        "generation",
+        "evalkit.console",
+        "evalkit.files",
+        "evalkit.images",
+        "evalkit.sheet",
+    ),
     "generation.sweep": ("generation", "evalkit"),
 }
 

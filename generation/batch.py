@@ -1,0 +1,247 @@
+"""From settings and networks to a batch of samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evalkit.errors import InputError
+from generation.checkpoints import Loaded, cached, load_network
+from generation.guidance import ClassifierGuidance, Guide
+from generation.networks.modes import Prepared, prepare
+from generation.noise import Streams
+from generation.presets import SamplingPreset, find_model
+from generation.samplers import Denoiser, Watch, ddim, ddpm, dpm_solver_pp_2m
+from generation.schedule import Schedule, make_schedule
+from generation.settings import Settings
+
+__all__ = ["Networks", "bind", "load_networks", "pick_device", "sample_batch", "schedule_of"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Networks:
+    """Networks on their device and in their arithmetic, for any number of runs.
+
+    Attributes:
+        diffusion: A diffusion model or upsampler.
+        classifier: What guides it, or None.
+        mode: See :mod:`generation.networks.modes`.
+        device: Where they are.
+        predict: ``diffusion``, prepared.
+        logits: ``classifier``, prepared.
+    """
+
+    diffusion: Loaded
+    classifier: Loaded | None
+    mode: str
+    device: torch.device
+    predict: Prepared
+    logits: Prepared | None
+
+    @classmethod
+    def prepare(
+        cls, diffusion: Loaded, classifier: Loaded | None = None, *, mode: str, device: torch.device
+    ) -> Networks:
+        """Take over loaded networks.
+
+        Raises:
+            InputError: They are not a diffusion model and a classifier of its size, classes and schedule.
+        """
+        if diffusion.preset.kind == "classifier":
+            raise InputError(f"{diffusion.path} is a classifier; expected a diffusion model or upsampler.")
+        if classifier is not None:
+            _check_pair(diffusion, classifier)
+        return cls(
+            diffusion=diffusion,
+            classifier=classifier,
+            mode=mode,
+            device=device,
+            predict=prepare(diffusion.network, mode, device),
+            logits=None if classifier is None else prepare(classifier.network, mode, device),
+        )
+
+    def num_classes(self, *, guided: bool) -> int | None:
+        """Classes that a sample can be asked to have; None where there are none."""
+        own = self.diffusion.preset.num_classes
+        return self.classifier.preset.num_classes if own is None and guided and self.classifier else own
+
+
+def load_networks(
+    preset: SamplingPreset | None = None,
+    *,
+    model: Path | None = None,
+    classifier: Path | None = None,
+    guided: bool,
+    mode: str,
+    device: torch.device,
+) -> Networks:
+    """The networks of a published way of sampling, or one's own.
+
+    Args:
+        preset: Names them; None takes what the files say of themselves.
+        model: File of the diffusion model or upsampler; None: the published one in the cache.
+        classifier: File of the classifier; None likewise.
+        guided: Whether the classifier is needed at all.
+        mode: See :mod:`generation.networks.modes`.
+        device: Where they go.
+
+    Raises:
+        InputError: A file is not there, or not what it should be; or networks do not go together.
+    """
+    diffusion = _load(model, preset.diffusion if preset else None, "--model", device)
+    if not guided:
+        return Networks.prepare(diffusion, mode=mode, device=device)
+    named = preset.classifier if preset else None
+    if classifier is None and named is None:
+        raise InputError("Guidance needs a classifier: give --classifier FILE, or --scale 0.")
+    guiding = _load(classifier, named, "--classifier", device)
+    return Networks.prepare(diffusion, guiding, mode=mode, device=device)
+
+
+def _load(path: Path | None, name: str | None, option: str, device: torch.device) -> Loaded:
+    preset = find_model(name) if name else None
+    if path is None:
+        if preset is None:
+            raise InputError(f"Give --preset NAME or {option} FILE.")
+        path = cached(preset)
+        if not path.exists():
+            raise InputError(
+                f"The checkpoint {preset.name} is not in the cache, {path}. Give {option} FILE, or fetch it "
+                f"with `evalkit checkpoint fetch {preset.name}`."
+            )
+    return load_network(path, preset, device=device)
+
+
+def _check_pair(diffusion: Loaded, classifier: Loaded) -> None:
+    ours, theirs = diffusion.preset, classifier.preset
+    if theirs.kind != "classifier":
+        raise InputError(f"{classifier.path} is no classifier but a model of kind {theirs.kind}.")
+    for what, a, b in (
+        ("image size", ours.image_size, theirs.image_size),
+        ("number of classes", ours.num_classes or theirs.num_classes, theirs.num_classes),
+        ("noise schedule", ours.noise_schedule, theirs.noise_schedule),
+        ("number of timesteps", ours.diffusion_steps, theirs.diffusion_steps),
+    ):
+        if a != b:
+            raise InputError(
+                f"The classifier {classifier.path} ({theirs.name}) cannot guide {diffusion.path} "
+                f"({ours.name}): its {what} is {b}, the model's {a}. Give the one trained for this model."
+            )
+
+
+def schedule_of(settings: Settings, networks: Networks) -> Schedule:
+    """The steps that ``settings`` ask for, through the schedule that the model was trained with.
+
+    Raises:
+        InputError: The respacing does not fit.
+    """
+    preset = networks.diffusion.preset
+    return make_schedule(preset.noise_schedule, preset.diffusion_steps, settings.respacing)
+
+
+def bind(
+    settings: Settings,
+    networks: Networks,
+    labels: NDArray[np.int64] | None,
+    low_res: NDArray[np.uint8] | None = None,
+) -> tuple[Denoiser, Guide | None]:
+    """What a sampler asks: the networks, bound to the classes and small images of a batch.
+
+    Args:
+        settings: Its guidance.
+        networks: What predicts and guides.
+        labels: (b,) classes, or None.
+        low_res: (b, h', w', 3) small images in [0, 255], for an upsampler.
+    """
+    device, conditional = networks.device, networks.diffusion.preset.num_classes is not None
+    y = None if labels is None else torch.from_numpy(labels).to(device)
+    inputs = {} if low_res is None else {"low_res": _from_uint8(low_res).to(device)}
+
+    def denoiser(x: Tensor, timestep: int) -> Tensor:
+        t = torch.full((len(x),), timestep, device=device)
+        return networks.predict(x, t, y if conditional else None, **inputs)
+
+    if networks.logits is None or y is None or settings.scale == 0:
+        return denoiser, None
+    return denoiser, ClassifierGuidance(
+        classifier=networks.logits, y=y, scale=settings.scale, timesteps=settings.guidance_timesteps
+    )
+
+
+def sample_batch(
+    settings: Settings,
+    networks: Networks,
+    indices: range,
+    *,
+    labels: NDArray[np.int64] | None,
+    low_res: NDArray[np.uint8] | None = None,
+    watch: Watch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The samples ``indices`` of a run. Call it within :func:`generation.networks.modes.arithmetic`.
+
+    Args:
+        settings: What to sample.
+        networks: What samples it.
+        indices: Of the samples within the run.
+        labels: See :func:`bind`.
+        low_res: See :func:`bind`.
+        watch: Told about every step.
+
+    Returns:
+        (b, 3, h, w) float32, images in [-1, 1]; and (b,), whether all that went into one was finite.
+    """
+    size = networks.diffusion.preset.image_size
+    noise = Streams(settings.seed, indices, (3, size, size), networks.device)
+    predict, guide = bind(settings, networks, labels, low_res)
+    finite = torch.ones(len(indices), dtype=torch.bool, device=networks.device)
+
+    def denoiser(x: Tensor, timestep: int) -> Tensor:
+        output = predict(x, timestep)
+        # Looked at here, because clipping x_0 would hide an infinite prediction.
+        finite.logical_and_(output.isfinite().flatten(1).all(dim=1))
+        return output
+
+    samplers: dict[str, Callable[..., Tensor]] = {
+        "ddpm": ddpm,
+        "ddim": partial(ddim, eta=settings.eta),
+        "dpm-solver++": partial(dpm_solver_pp_2m, thresholding=settings.thresholding),
+    }
+    x = samplers[settings.sampler](
+        denoiser, noise.start(), schedule_of(settings, networks), noise, guide=guide, watch=watch
+    )
+    return x, finite & x.isfinite().flatten(1).all(dim=1)
+
+
+def _from_uint8(images: NDArray[np.uint8]) -> Tensor:
+    """(b, h, w, 3) in [0, 255] to (b, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is a GPU if there is one, under torchrun that of this worker, and else the CPU.
+
+    Raises:
+        InputError: The device is unknown, or not on this machine.
+    """
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(
+            f"Device {name!r} cannot be used: {why} Give auto, cpu, cuda, cuda:N or mps."
+        ) from None
+    return device

@@ -1,0 +1,132 @@
+"""What decides the samples of a run, beside its networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError
+from generation.noise import random_labels
+
+__all__ = ["SAMPLERS", "SamplerName", "Settings", "Thresholding", "choose_labels"]
+
+SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
+Thresholding = Literal["static", "dynamic"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the samples, beside the networks and, of an upsampler, the small images.
+
+    Attributes:
+        count: Samples in all.
+        seed: From 0 to 2^64 - 1.
+        classes: ``random``, ``balanced`` (0, 1, 2 ... and over again), a class, or a file with ``count`` of
+            them (npy, or text with one a line); None: random where there are classes. An upsampler takes
+            those of the small images.
+        scale: Of the classifier's guidance; 0: none.
+        guidance_timesteps: Guide where ``first <= t < end`` only; None: everywhere.
+        sampler: One of ``SAMPLERS``.
+        respacing: The steps, see :func:`generation.schedule.respace`.
+        eta: Of ``ddim``: its share of noise, 0 to 1.
+        thresholding: Of ``dpm-solver++``.
+        shard_size: Samples a shard, and so the largest batch.
+
+    Raises:
+        InputError: A value is out of range, or does not go with the sampler.
+    """
+
+    count: int
+    seed: int = 0
+    classes: str | None = None
+    scale: float = 0.0
+    guidance_timesteps: tuple[int, int] | None = None
+    sampler: SamplerName = "ddpm"
+    respacing: str = "250"
+    eta: float = 0.0
+    thresholding: Thresholding = "static"
+    shard_size: int = 64
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.count < 2**32, f"{self.count} samples; expected a number from 1")
+        _require(0 <= self.seed < 2**64, f"seed {self.seed}; expected 0 to 2^64 - 1")
+        _require(math.isfinite(self.scale), f"guidance scale {self.scale}; expected a finite number")
+        first, end = self.guidance_timesteps or (0, 1)
+        _require(0 <= first < end, f"guidance from timestep {first} to {end}; expected 0 <= first < end")
+        _require(self.sampler in SAMPLERS, f"sampler {self.sampler!r}; expected {', '.join(SAMPLERS)}")
+        _require(0 <= self.eta <= 1, f"eta {self.eta}; expected 0 to 1")
+        _require(self.eta == 0 or self.sampler == "ddim", f"eta is for ddim, the sampler is {self.sampler}")
+        _require(
+            self.thresholding in get_args(Thresholding),
+            f"thresholding {self.thresholding!r}; expected static or dynamic",
+        )
+        _require(
+            self.thresholding == "static" or self.sampler == "dpm-solver++",
+            f"dynamic thresholding is for dpm-solver++, the sampler is {self.sampler}",
+        )
+        _require(self.shard_size >= 1, f"{self.shard_size} samples a shard; expected a number from 1")
+
+
+def _require(right: bool, message: str) -> None:
+    if not right:
+        raise InputError(f"Cannot sample with these settings: {message}.")
+
+
+def choose_labels(settings: Settings, num_classes: int | None) -> NDArray[np.int64] | None:
+    """One class a sample.
+
+    Args:
+        settings: How many, and which.
+        num_classes: Classes that there are; None: none.
+
+    Returns:
+        ``(count,)``; None where there are no classes.
+
+    Raises:
+        InputError: They are out of range, of another number or unreadable, or there are none.
+    """
+    classes, count = settings.classes, settings.count
+    if num_classes is None:
+        if classes is not None:
+            raise InputError(f"Classes {classes!r} were asked of a model that has none and is not guided.")
+        return None
+    if classes is None or classes == "random":
+        return random_labels(settings.seed, count, num_classes)
+    if classes == "balanced":
+        return np.arange(count, dtype=np.int64) % num_classes
+    one = classes.lstrip("-").isdecimal()
+    labels = np.full(count, int(classes), dtype=np.int64) if one else _read_labels(Path(classes), count)
+    check_labels(labels, num_classes, "--classes" if one else classes)
+    return labels
+
+
+def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> None:
+    """Refuse classes that there are not.
+
+    Raises:
+        InputError: One is below 0 or not below ``num_classes``.
+    """
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if outside.size:
+        raise InputError(f"{where}: class {outside[0]} is out of range: there are 0 to {num_classes - 1}.")
+
+
+def _read_labels(path: Path, count: int) -> NDArray[np.int64]:
+    try:
+        with path.open("rb") as file:
+            is_npy = file.read(6) == b"\x93NUMPY"
+        labels = np.load(path, allow_pickle=False) if is_npy else np.loadtxt(path, dtype=np.int64, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Classes {str(path)!r} cannot be read: {error}. Give random, balanced, a class, or a file of "
+            "classes: npy, or text with one a line."
+        ) from error
+    if labels.shape != (count,) or labels.dtype.kind not in "ui":
+        raise InputError(f"{path} holds {labels.dtype} {labels.shape}; expected {count} integers.")
+    return labels.astype(np.int64)

@@ -1,0 +1,309 @@
+"""A folder that any number of workers fill with samples, and that outlives each of them.
+
+::
+
+    runs/x/manifest.json                    what decides the samples; a run with anything else is refused
+    runs/x/claims.lock                      who makes which shard
+    runs/x/shards/000012.npz                samples 12 * shard_size and on; whole, or not there
+    runs/x/samples_50000x256x256x3.npz      all of them, once every shard is there, which are then removed
+
+A worker claims a shard by locking a byte of ``claims.lock``. The kernel gives the lock back when the process
+ends, however it ends, on a shared folder of another host as well; nothing is left to clean up. These are
+POSIX record locks (``fcntl.lockf``) and not ``flock``: a process that a worker forks does not inherit them,
+and so cannot keep a shard claimed after the worker's death.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError, OutputError
+from evalkit.files import replace_atomically
+from evalkit.images import NpzWriter
+
+__all__ = ["Shard", "ShardFolder"]
+
+FORMAT = "evalkit samples 1"
+
+# Bytes of the lock file past those of any shard.
+_MERGING, _MANIFEST = 2**40, 2**40 + 1
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+class Shard(NamedTuple):
+    """Samples ``begin`` to ``end - 1`` of a run."""
+
+    number: int
+    begin: int
+    end: int
+
+
+class ShardFolder:
+    """One run's folder, as one process sees it; made by :meth:`open`.
+
+    Attributes:
+        final: The npz with all samples.
+        shards: Every shard of the run.
+        notes: What of ``made_with`` is not as it was when the folder was begun.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        locks: IO[bytes],
+        identity: Mapping[str, Any],
+        shape: tuple[int, int, int, int],
+        shard_size: int,
+    ):
+        self.root = root
+        self.shape = shape
+        self.final = root / f"samples_{'x'.join(map(str, shape))}.npz"
+        begins = range(0, shape[0], shard_size)
+        self.shards = [
+            Shard(number, begin, min(begin + shard_size, shape[0])) for number, begin in enumerate(begins)
+        ]
+        self.notes: tuple[str, ...] = ()
+        self._identity = {"format": FORMAT, **identity}
+        self._folder = root / "shards"
+        self._locks = locks
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        root: Path,
+        *,
+        identity: Mapping[str, Any],
+        made_with: Mapping[str, Any],
+        shape: tuple[int, int, int, int],
+        shard_size: int,
+    ) -> Iterator[Self]:
+        """Begin a folder or join it. Once in a process at a time: its end gives back every lock.
+
+        Args:
+            root: The folder; made if need be, in a parent that is there.
+            identity: What decides the samples, as JSON holds it.
+            made_with: What may differ between workers, such as versions.
+            shape: ``(n, height, width, 3)`` of all samples together.
+            shard_size: Samples a shard.
+
+        Raises:
+            InputError: The folder holds samples of something else.
+            OutputError: It cannot be written, or has not enough space for the samples.
+        """
+        try:
+            root.mkdir(exist_ok=True)
+            locks = (root / "claims.lock").open("ab")
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write in the folder {root}: {error.strerror or error}. "
+                "Its parent must be there and writable."
+            ) from error
+        with locks:
+            folder = cls(root, locks, identity, shape, shard_size)
+            with folder._lock(_MANIFEST, wait=True):
+                folder._agree(made_with)
+                folder._folder.mkdir(exist_ok=True)
+            folder._check_space()
+            yield folder
+
+    # ------------------------------------------------------------------------------------- making shards
+
+    def missing(self) -> list[Shard]:
+        """The shards that are yet to be made; none where the final file is there."""
+        if self.final.exists():
+            return []
+        return [shard for shard in self.shards if not self._path(shard).exists()]
+
+    def claims(self, rank: int = 0, workers: int = 1) -> Generator[Shard | None, None, None]:
+        """Yields, until none is missing, a shard that is this worker's to make for as long as it holds it.
+
+        Yields None where others hold all that are missing. Wait and ask again: they may die.
+
+        Args:
+            rank: Which one of workers that start together this is: each begins elsewhere.
+            workers: How many these are.
+        """
+        while missing := self.missing():
+            start = len(missing) * (rank % workers) // workers
+            idle = True
+            for shard in missing[start:] + missing[:start]:
+                with self._lock(shard.number) as mine:
+                    # In this order: shards are removed only after the final file has appeared.
+                    if mine and not self._path(shard).exists() and not self.final.exists():
+                        idle = False
+                        yield shard
+            if idle:
+                yield None
+
+    def save(self, shard: Shard, images: NDArray[np.uint8], made_with: Mapping[str, Any]) -> None:
+        """Write a shard that is claimed, atomically.
+
+        Args:
+            shard: The claim.
+            images: ``(end - begin, height, width, 3)``.
+            made_with: What the final file shall tell of how they were made.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        path, note = self._path(shard), json.dumps(made_with, sort_keys=True)
+        _remove_partials(path)
+        with replace_atomically(path) as partial, partial.open("wb") as file:
+            np.savez(file, images=images, made_with=note, sha256=_digest(images, note))
+
+    def load(self, shard: Shard) -> tuple[NDArray[np.uint8], str] | None:
+        """The images of a shard, and its ``made_with`` as JSON; None where it is missing or damaged."""
+        try:
+            with self._path(shard).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                images, note, digest = arrays["images"], str(arrays["made_with"]), str(arrays["sha256"])
+        except _DAMAGE:
+            return None
+        whole = images.shape == (shard.end - shard.begin, *self.shape[1:])
+        return (images, note) if whole and digest == _digest(images, note) else None
+
+    # ------------------------------------------------------------------------------------------- merging
+
+    def merge(self, labels: NDArray[np.int64] | None) -> bool:
+        """Join the shards into the final file, one in memory at a time, and remove them.
+
+        Waits while another worker does it.
+
+        Args:
+            labels: ``(n,)``, written as ``arr_1``; or None.
+
+        Returns:
+            False where shards were missing or damaged. The damaged ones are removed, to be made again.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        with self._lock(_MERGING, wait=True):
+            if not self.final.exists():
+                _remove_partials(self.final)
+                try:
+                    self._write_final(labels)
+                except _DamagedShardError:
+                    self._remove_damaged()
+                    return False
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return True
+
+    def _write_final(self, labels: NDArray[np.int64] | None) -> None:
+        notes: set[str] = set()
+        with NpzWriter.create(self.final, self.shape) as writer:
+            for shard in self.shards:
+                loaded = self.load(shard)
+                if loaded is None:
+                    raise _DamagedShardError
+                writer.append(loaded[0])
+                notes.add(loaded[1])
+            if labels is not None:
+                writer.add("arr_1", labels)
+            provenance = {**self._identity, "made_with": [json.loads(note) for note in sorted(notes)]}
+            writer.add("provenance", np.array(json.dumps(provenance)))
+
+    def _remove_damaged(self) -> None:
+        for shard in self.shards:
+            if self.load(shard) is None:
+                self._path(shard).unlink(missing_ok=True)
+
+    # --------------------------------------------------------------------------------- manifest and locks
+
+    def _agree(self, made_with: Mapping[str, Any]) -> None:
+        """Begin the folder, or check that it was begun for the same samples."""
+        path = self.root / "manifest.json"
+        ours = json.loads(json.dumps({**self._identity, "begun_with": made_with}))
+        if not path.exists():
+            if self.final.exists() or any(self._folder.glob("*.npz")):
+                raise InputError(f"{self.root} holds samples and no manifest.json. Give another folder.")
+            with replace_atomically(path) as partial:
+                partial.write_text(json.dumps(ours, indent=2) + "\n")
+            return
+        try:
+            theirs: dict[str, Any] = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error}). Give another folder for this run.") from error
+        begun_with, now = theirs.pop("begun_with", {}), ours.pop("begun_with")
+        if differences := _differences(theirs, ours):
+            raise InputError(
+                f"{self.root} holds samples of other settings: {'; '.join(differences)}. "
+                "Give the same settings to go on with them, or another folder."
+            )
+        self.notes = tuple(_differences(begun_with, now))
+
+    def _check_space(self) -> None:
+        missing = self.missing()
+        if self.final.exists():
+            return
+        images = self.shape[0] + sum(shard.end - shard.begin for shard in missing)
+        need, free = images * int(np.prod(self.shape[1:])), shutil.disk_usage(self.root).free
+        if need > free:
+            raise OutputError(
+                f"{self.root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, "
+                f"and has {free / 1e9:.2f} GB free. Free some space, or give a folder elsewhere."
+            )
+
+    @contextmanager
+    def _lock(self, byte: int, *, wait: bool = False) -> Iterator[bool]:
+        """Whether this process holds ``byte`` of the lock file while the block runs."""
+        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        try:
+            fcntl.lockf(self._locks, how, 1, byte)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise OutputError(
+                    f"The file system of {self.root} has no file locks ({error.strerror}), by which workers "
+                    "share a run. Give a folder on another one, or mount it with locks."
+                ) from error
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
+
+    def _path(self, shard: Shard) -> Path:
+        return self._folder / f"{shard.number:06d}.npz"
+
+
+class _DamagedShardError(Exception):
+    """Stops the writing of the final file."""
+
+
+def _digest(images: NDArray[np.uint8], note: str) -> str:
+    digest = hashlib.sha256(f"{images.dtype.str} {images.shape} {note}\n".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def _remove_partials(path: Path) -> None:
+    """Remove what workers that were killed left of ``path``; only for who holds its lock."""
+    for partial in path.parent.glob(f".{path.name}.*.partial"):
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A phrase for every entry that differs, at any depth."""
+    found = []
+    for key in sorted({*there, *here}):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
+    return found

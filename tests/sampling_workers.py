@@ -1,0 +1,152 @@
+"""Workers of a sampling run as processes, killed at will: `python sampling_workers.py SCENARIO FOLDER`.
+
+One process loads the networks and forks the workers, each of which would otherwise take seconds to start.
+Prints a JSON object: what happened, and the sha256 of each final file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from generation import sample as sampling
+from generation import shards
+from generation.batch import Networks
+from generation.checkpoints import load_network
+from generation.settings import Settings
+
+SETTINGS = Settings(count=22, scale=30.0, respacing="4", shard_size=3)
+sampling.POLL_SECONDS = 0.02
+
+
+def worker(
+    folder: Path, networks: Networks, name: str, prepare: Callable[[], None] = lambda: None, **options: Any
+) -> int:
+    """Start one; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            prepare()
+            sampling.run(SETTINGS, networks, folder / name, batch_size=2, say=lambda _: None, **options)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def ended(pid: int) -> int | None:
+    """Exit code, negative for a signal; None while it runs."""
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die_at(module: Any, name: str, count: int) -> Callable[[], None]:
+    """Makes the call ``count`` of a function kill its process with SIGKILL, half-way through its work."""
+
+    def prepare() -> None:
+        original, calls = getattr(module, name), [0]
+
+        def dying(*args: Any, **kwargs: Any) -> Any:
+            calls[0] += 1
+            result = original(*args, **kwargs)
+            if calls[0] == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(module, name, dying)
+
+    return prepare
+
+
+def noting_shards(log: Path) -> Callable[[], None]:
+    """Makes a worker note every shard that it makes."""
+
+    def prepare() -> None:
+        original = sampling._Worker.make
+
+        def noting(self: Any, shard: shards.Shard) -> Any:
+            with log.open("a") as file:
+                file.write(f"{shard.number}\n")
+            return original(self, shard)
+
+        sampling._Worker.make = noting  # type: ignore[method-assign]
+
+    return prepare
+
+
+def killed_at_random(folder: Path, networks: Networks) -> dict[str, Any]:
+    """Again and again, until a worker lives to the end."""
+    chance, kills = random.Random(0), 0
+    while True:
+        pid = worker(folder, networks, "killed")
+        until = time.monotonic() + chance.uniform(0.02, 0.2 + kills / 100)
+        while (code := ended(pid)) is None and time.monotonic() < until:
+            time.sleep(0.002)
+        if code is not None:
+            return {"kills": kills, "code": code}
+        os.kill(pid, signal.SIGKILL)
+        kills += wait(pid) == -signal.SIGKILL
+
+
+def killed_at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
+    """While a shard is written, while the final file is, and between that and the removal of the shards."""
+    codes = []
+    for module, name, count in (
+        (shards.np, "savez", 1),
+        (shards.np, "savez", 4),
+        (shards.NpzWriter, "append", 5),
+        (shards.ShardFolder, "_write_final", 1),
+    ):
+        codes.append(wait(worker(folder, networks, "worst", die_at(module, name, count))))
+    left = len(list((folder / "worst").rglob("*.partial")))
+    return {"codes": codes, "partials": left, "code": wait(worker(folder, networks, "worst"))}
+
+
+def two(folder: Path, networks: Networks) -> dict[str, Any]:
+    """Two at once; and two of which one dies over its second shard, which the other has to take over."""
+    pids = [worker(folder, networks, "two", noting_shards(folder / "two.log")) for _ in range(2)]
+    codes = [wait(pid) for pid in pids]
+    made = sorted(map(int, (folder / "two.log").read_text().split()))
+    pids = [
+        worker(folder, networks, "bereft", die_at(sampling._Worker, "make", 2)),
+        worker(folder, networks, "bereft"),
+    ]
+    return {"codes": codes, "made": made, "bereft": [wait(pid) for pid in pids]}
+
+
+def main() -> None:
+    scenario, folder = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
+    networks = Networks.prepare(
+        load_network(folder / "unet.safetensors"),
+        load_network(folder / "classifier.safetensors"),
+        mode="reference",
+        device=torch.device("cpu"),
+    )
+    found = globals()[scenario](folder, networks)
+    found["alone"] = wait(worker(folder, networks, f"alone-{scenario}"))
+    found["sha256"] = {
+        path.parent.name.split("-")[0]: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.glob("*/samples_*.npz")
+    }
+    found["files"] = sorted({path.name for path in folder.glob("*/*")})
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
