@@ -221,6 +221,46 @@ def stats(images: str, out: Path, **options: Any) -> None:
 
 
 @root.command()
+@click.argument("sweeps", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="png, svg or pdf file to write.",
+)
+@click.option(
+    "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
+)
+def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
+    """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
+
+    A sweep is a folder that `evalkit sweep` has filled, or the results.json in it.
+
+    \b
+    Example:
+      evalkit curves runs/s -o curves.png --published imagenet256
+    """
+    from evalkit.files import check_writable
+
+    check_writable(out)
+    from evalkit.plot import write_curves
+    from evalkit.results import Sweep
+
+    found = []
+    for path in sweeps:
+        file = path / "results.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(f"{file}: there is no such file. Give a folder that `evalkit sweep` has filled.")
+        found.append(Sweep.from_json(file.read_text()))
+    from reference_batches.catalog import published_rows
+
+    write_curves(out, found, published_rows(published) if published else ())
+    click.echo(f"wrote {out}")
+
+
+@root.command()
 @click.option(
     "--fetch", is_flag=True, help="Download the published weights, classifier head included (about 95 MB)."
 )

@@ -10,9 +10,13 @@ from typing import Any, Literal
 
 from evalkit.errors import InputError
 
-__all__ = ["Batch", "Comparison", "PublishedRow", "Score"]
+__all__ = ["Batch", "Comparison", "PublishedRow", "Score", "Sweep"]
 
 FORMAT = "evalkit comparison 1"
+SWEEP_FORMAT = "evalkit sweep 1"
+
+SCORES = ("fid", "sfid", "inception_score", "precision", "recall")
+"""The columns of a sweep's table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +155,62 @@ class Comparison:
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"Not a comparison written by evalkit ({FORMAT!r}): {error!r}.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One model at several guidance scales, everything else alike.
+
+    Attributes:
+        name: What a plot calls it.
+        points: (scale, comparison), by ascending scale; at least one.
+        settings: What the samples have in common, as JSON takes it.
+    """
+
+    name: str
+    points: tuple[tuple[float, Comparison], ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self, score: str) -> list[float | None]:
+        """A score at every scale; None where it was not computed."""
+        return [
+            next((found.value for found in comparison.scores if found.name == score), None)
+            for _, comparison in self.points
+        ]
+
+    def to_csv(self) -> str:
+        """A table, one row a scale: ``scale``, the scores (empty where not computed), ``samples``."""
+        columns = [self.values(score) for score in SCORES]
+        rows = [",".join(("scale", *SCORES, "samples"))]
+        for (scale, comparison), *values in zip(self.points, *columns, strict=True):
+            cells = ["" if value is None else repr(value) for value in values]
+            rows.append(",".join([f"{scale:g}", *cells, str(comparison.samples.images)]))
+        return "\n".join(rows) + "\n"
+
+    def to_json(self) -> str:
+        """JSON text from which :meth:`from_json` makes an equal object."""
+        points = [
+            {"scale": scale, "comparison": json.loads(comparison.to_json())}
+            for scale, comparison in self.points
+        ]
+        record = {"format": SWEEP_FORMAT, "name": self.name, "settings": self.settings, "points": points}
+        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Sweep:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: Not JSON, or of another format.
+        """
+        try:
+            record = json.loads(text)
+            if record["format"] != SWEEP_FORMAT or not record["points"]:
+                raise KeyError("format")
+            points = [
+                (float(point["scale"]), Comparison.from_json(json.dumps(point["comparison"])))
+                for point in record["points"]
+            ]
+            return cls(name=str(record["name"]), points=tuple(points), settings=dict(record["settings"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"Not a sweep written by evalkit ({SWEEP_FORMAT!r}): {error!r}.") from error
