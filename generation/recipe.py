@@ -1,0 +1,150 @@
+"""What is trained and how: a recipe is a TOML file with a network and the settings of its training."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from evalkit.errors import InputError
+from generation.losses import TIMESTEP_SAMPLERS
+from generation.presets import ModelPreset, find_model
+
+__all__ = ["RECIPES", "Recipe", "Settings", "load_recipe"]
+
+Precision = Literal["float32", "bfloat16"]
+
+RECIPES = Path(__file__).parent / "models"
+"""Where the recipes of the shipped models are, beside their weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides a training run, beside the network and the images.
+
+    Attributes:
+        steps: Updates of the weights.
+        batch_size: Images an update, of all processes together.
+        learning_rate: Of AdamW.
+        anneal: Lower the learning rate along a line that ends at 0 after the last step; else it is constant.
+        weight_decay: Of AdamW.
+        ema: Share of the averaged weights that an update keeps, at most; early updates keep less, so that
+            the average forgets the random start.
+        timesteps: ``uniform``, or ``loss-second-moment``, see :mod:`generation.losses`.
+        flip: Mirror every second image.
+        crop: Random crops of at least 80% of the side, as the ADM classifiers were trained with.
+        precision: ``bfloat16`` computes convolutions and matrix products in it; weights, optimiser and
+            average stay float32.
+        seed: From 0 to 2^64 - 1.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    anneal: bool = False
+    weight_decay: float = 0.0
+    ema: float = 0.9999
+    timesteps: str = "uniform"
+    flip: bool = False
+    crop: bool = False
+    precision: Precision = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for good, what in (
+            (0 < self.steps < 2**32, f"{self.steps} steps; expected a number from 1"),
+            (0 < self.batch_size < 2**32, f"batch_size {self.batch_size}; expected a number from 1"),
+            (
+                0 < self.learning_rate < math.inf,
+                f"learning_rate {self.learning_rate}; expected a positive number",
+            ),
+            (0 <= self.weight_decay < math.inf, f"weight_decay {self.weight_decay}; expected 0 or more"),
+            (0 <= self.ema < 1, f"ema {self.ema}; expected 0 to 1, without 1"),
+            (
+                self.timesteps in TIMESTEP_SAMPLERS,
+                f"timesteps {self.timesteps!r}; expected {' or '.join(TIMESTEP_SAMPLERS)}",
+            ),
+            (
+                self.precision in get_args(Precision),
+                f"precision {self.precision!r}; expected {' or '.join(get_args(Precision))}",
+            ),
+            (0 <= self.seed < 2**64, f"seed {self.seed}; expected 0 to 2^64 - 1"),
+        ):
+            if not good:
+                raise InputError(f"Cannot train with {what}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network and the settings of its training.
+
+    Attributes:
+        model: What is trained, a diffusion model or a classifier.
+        settings: How.
+
+    Raises:
+        InputError: The model is of another kind, or for images that are not RGB.
+    """
+
+    model: ModelPreset
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        model, network = self.model, self.model.network
+        outputs = (3, 6) if model.kind == "diffusion" else (network.out_channels,)
+        for good, what in (
+            (model.kind != "upsampler", "an upsampler; expected a diffusion model or classifier"),
+            (network.in_channels == 3, f"in_channels {network.in_channels}; images have 3"),
+            (
+                network.out_channels in outputs,
+                f"out_channels {network.out_channels}; a diffusion model has 3, or 6 with the variance",
+            ),
+            (model.diffusion_steps > 1, f"{model.diffusion_steps} timesteps; expected at least 2"),
+        ):
+            if not good:
+                raise InputError(f"Cannot train {model.name} with {what}.")
+
+
+def load_recipe(name: str | Path, **changes: Any) -> Recipe:
+    """Read a recipe.
+
+    The file has a table ``training`` with the fields of :class:`Settings`, and ``model``: the name of a
+    published checkpoint, or a table with the fields of :class:`generation.presets.ModelPreset`.
+
+    Args:
+        name: Of a shipped recipe, or the path of a file.
+        **changes: Settings to use instead of the recipe's; None leaves them.
+
+    Raises:
+        InputError: There is no such recipe, or it is not understood.
+    """
+    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    path = shipped.get(str(name), Path(name))
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"There is no recipe {str(name)!r} ({error.strerror}). Give a file, or one of "
+            f"{', '.join(shipped)}."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    try:
+        model = content["model"]
+        settings = Settings(**content["training"])
+        preset = find_model(model) if isinstance(model, str) else ModelPreset.from_json(json.dumps(model))
+    except (KeyError, TypeError, InputError) as error:
+        raise InputError(
+            f"{path} is not understood as a recipe: {error} Expected a table [training] and a table [model] "
+            "or model = NAME; the shipped recipes show them."
+        ) from error
+    return Recipe(
+        model=preset,
+        settings=replace(settings, **{key: value for key, value in changes.items() if value is not None}),
+    )
