@@ -37,7 +37,7 @@ from generation.samplers import Watch, to_uint8
 from generation.settings import Settings, check_labels, choose_labels
 from generation.shards import Shard, ShardFolder
 
-__all__ = ["Progress", "Say", "run"]
+__all__ = ["Progress", "Say", "rank_of_worker", "run"]
 
 Progress: TypeAlias = Callable[[float, int], None]
 """Told ``(done, total)`` samples after every step; of samples in hand, a part is done."""
@@ -82,7 +82,7 @@ def run(
     """
     worker = _Worker(settings, networks, base, batch_size, progress, say)
     size = networks.diffusion.preset.image_size
-    rank, workers = _rank()
+    rank, workers = rank_of_worker(), int(os.environ.get("WORLD_SIZE", "1"))
     with (
         ShardFolder.open(
             out,
@@ -103,11 +103,11 @@ def run(
                 for shard in claims:
                     if interrupted():
                         raise KeyboardInterrupt
-                    if shard is None:
-                        time.sleep(POLL_SECONDS)
-                        continue
                     worker.done = settings.count - sum(end - begin for _, begin, end in folder.missing())
-                    folder.save(shard, worker.make(shard), worker.made_with())
+                    if shard is None:
+                        worker.wait()
+                    else:
+                        folder.save(shard, worker.make(shard), worker.made_with())
             if folder.merge(worker.labels):
                 return folder.final
             say("Damaged shards were found; they are made again.")
@@ -137,7 +137,7 @@ class _Worker:
         self.done = 0.0
         self._progress = progress
         self._say = say
-        self._timed = False
+        self._timed = self._waiting = False
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples."""
@@ -169,6 +169,14 @@ class _Worker:
             "arithmetic": self.networks.predict.description,
             "batch_size": self.batch_size,
         }
+
+    def wait(self) -> None:
+        """For other workers, which have all that is missing in hand and may die over it."""
+        if not self._waiting:
+            self._waiting = True
+            self._say("All that is missing is in the hands of other workers: waiting for them.")
+        self._report()
+        time.sleep(POLL_SECONDS)
 
     def make(self, shard: Shard) -> NDArray[np.uint8]:
         """The samples of a shard; in smaller batches, if the device's memory does not suffice."""
@@ -208,6 +216,10 @@ class _Worker:
                 )
             yield to_uint8(x)
 
+    def _report(self) -> None:
+        if self._progress:
+            self._progress(self.done, self.settings.count)
+
     def _watch(self, count: int) -> Watch:
         """Progress of a batch of ``count``; from the first batch, also how long the rest will take."""
         before, begun = self.done, time.monotonic()
@@ -215,8 +227,7 @@ class _Worker:
         def watch(step: int, x: Tensor, _: Tensor) -> None:
             nonlocal begun
             self.done = before + count * (self.steps - step) / self.steps
-            if self._progress:
-                self._progress(self.done, self.settings.count)
+            self._report()
             if not self._timed and step == self.steps - 1:
                 _synchronize(x)
                 begun = time.monotonic()  # the first step may compile; it is left out
@@ -258,9 +269,9 @@ def _labels(settings: Settings, networks: Networks, base: ImageSource | None) ->
     return base.labels
 
 
-def _rank() -> tuple[int, int]:
-    """Which worker this is, and of how many, where torchrun says so."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def rank_of_worker() -> int:
+    """Which worker this is, where torchrun says so; else the first, 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _images(source: ImageSource, begin: int, end: int) -> NDArray[Any]:

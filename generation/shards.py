@@ -124,9 +124,15 @@ class ShardFolder:
 
     def missing(self) -> list[Shard]:
         """The shards that are yet to be made; none where the final file is there."""
-        if self.final.exists():
+        # Folders are listed, because a network file system may remember for a minute that a file was not
+        # there; and in this order, because shards are removed only after the final file has appeared.
+        try:
+            there = set(self._folder.iterdir())
+        except FileNotFoundError:
+            there = set()
+        if self.final in self.root.iterdir():
             return []
-        return [shard for shard in self.shards if not self._path(shard).exists()]
+        return [shard for shard in self.shards if self._path(shard) not in there]
 
     def claims(self, rank: int = 0, workers: int = 1) -> Generator[Shard | None, None, None]:
         """Yields, until none is missing, a shard that is this worker's to make for as long as it holds it.
@@ -142,8 +148,7 @@ class ShardFolder:
             idle = True
             for shard in missing[start:] + missing[:start]:
                 with self._lock(shard.number) as mine:
-                    # In this order: shards are removed only after the final file has appeared.
-                    if mine and not self._path(shard).exists() and not self.final.exists():
+                    if mine and shard in self.missing():
                         idle = False
                         yield shard
             if idle:
@@ -192,7 +197,7 @@ class ShardFolder:
             OutputError: The file cannot be written.
         """
         with self._lock(_MERGING, wait=True):
-            if not self.final.exists():
+            if self.final not in self.root.iterdir():
                 _remove_partials(self.final)
                 try:
                     self._write_final(labels)
@@ -246,10 +251,9 @@ class ShardFolder:
         self.notes = tuple(_differences(begun_with, now))
 
     def _check_space(self) -> None:
-        missing = self.missing()
         if self.final.exists():
             return
-        images = self.shape[0] + sum(shard.end - shard.begin for shard in missing)
+        images = self.shape[0] + sum(shard.end - shard.begin for shard in self.missing())
         need, free = images * int(np.prod(self.shape[1:])), shutil.disk_usage(self.root).free
         if need > free:
             raise OutputError(

@@ -25,7 +25,7 @@ from generation.batch import Networks
 from generation.checkpoints import load_network
 from generation.settings import Settings
 
-SETTINGS = Settings(count=22, scale=30.0, respacing="4", shard_size=3)
+SETTINGS = Settings(count=16, scale=30.0, respacing="3", shard_size=3)
 sampling.POLL_SECONDS = 0.02
 
 
@@ -55,20 +55,20 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def die_at(module: Any, name: str, count: int) -> Callable[[], None]:
-    """Makes the call ``count`` of a function kill its process with SIGKILL, half-way through its work."""
+def stop_at(module: Any, name: str, count: int, how: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """Makes the call ``count`` of a function kill or halt its process, when it has done its work."""
 
     def prepare() -> None:
         original, calls = getattr(module, name), [0]
 
-        def dying(*args: Any, **kwargs: Any) -> Any:
+        def stopping(*args: Any, **kwargs: Any) -> Any:
             calls[0] += 1
             result = original(*args, **kwargs)
             if calls[0] == count:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), how)
             return result
 
-        setattr(module, name, dying)
+        setattr(module, name, stopping)
 
     return prepare
 
@@ -112,21 +112,27 @@ def killed_at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
         (shards.NpzWriter, "append", 5),
         (shards.ShardFolder, "_write_final", 1),
     ):
-        codes.append(wait(worker(folder, networks, "worst", die_at(module, name, count))))
+        codes.append(wait(worker(folder, networks, "worst", stop_at(module, name, count))))
     left = len(list((folder / "worst").rglob("*.partial")))
     return {"codes": codes, "partials": left, "code": wait(worker(folder, networks, "worst"))}
 
 
 def two(folder: Path, networks: Networks) -> dict[str, Any]:
-    """Two at once; and two of which one dies over its second shard, which the other has to take over."""
-    pids = [worker(folder, networks, "two", noting_shards(folder / "two.log")) for _ in range(2)]
+    """Two at once; and two of which one halts over its second shard, until it is killed."""
+    log = folder / "shards.log"
+    pids = [worker(folder, networks, "two", noting_shards(log)) for _ in range(2)]
     codes = [wait(pid) for pid in pids]
-    made = sorted(map(int, (folder / "two.log").read_text().split()))
-    pids = [
-        worker(folder, networks, "bereft", die_at(sampling._Worker, "make", 2)),
-        worker(folder, networks, "bereft"),
-    ]
-    return {"codes": codes, "made": made, "bereft": [wait(pid) for pid in pids]}
+    made = sorted(map(int, log.read_text().split()))
+    halted = worker(folder, networks, "bereft", stop_at(sampling._Worker, "make", 2, signal.SIGSTOP))
+    os.waitpid(halted, os.WUNTRACED)
+    log.unlink()
+    bereft = worker(folder, networks, "bereft", noting_shards(log))
+    while not log.exists() or len(log.read_text().split()) < len(made) - 2:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    waited = ended(bereft) is None
+    os.kill(halted, signal.SIGKILL)
+    return {"codes": codes, "made": made, "waited": waited, "bereft": [wait(halted), wait(bereft)]}
 
 
 def main() -> None:

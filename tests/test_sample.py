@@ -196,13 +196,14 @@ def test_killed_at_the_worst_moments_gives_the_same_bytes(scenario: Callable[[st
     assert found["codes"] == [-signal.SIGKILL] * 4
     assert found["code"] == found["alone"] == 0
     assert found["sha256"]["worst"] == found["sha256"]["alone"]
-    assert found["files"] == ["claims.lock", "manifest.json", f"samples_22x{SIZE}x{SIZE}x3.npz"]
+    assert found["files"] == ["claims.lock", "manifest.json", f"samples_16x{SIZE}x{SIZE}x3.npz"]
 
 
 def test_two_workers_give_the_same_bytes_and_take_over(scenario: Callable[[str], Any]) -> None:
     found = scenario("two")
     assert found["codes"] == [0, 0]
-    assert found["made"] == list(range(8))  # every shard once
+    assert found["made"] == list(range(6))  # every shard once
+    assert found["waited"]  # for the shard that a halted worker still held
     assert found["bereft"] == [-signal.SIGKILL, 0]
     assert found["sha256"]["two"] == found["sha256"]["bereft"] == found["sha256"]["alone"]
 
@@ -290,19 +291,19 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from generation.shards import ShardFolder
-random, shape = np.random.default_rng(0), (1600, 256, 256, 3)
+random, shape = np.random.default_rng(0), (1200, 256, 256, 3)
 with ShardFolder.open(Path(sys.argv[1]), identity={}, made_with={}, shape=shape, shard_size=64) as folder:
     for shard in folder.claims():
         folder.save(shard, random.integers(0, 256, (shard.end - shard.begin, *shape[1:]), np.uint8), {})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert folder.merge(np.arange(1600))
+    assert folder.merge(np.arange(1200))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, folder.final.stat().st_size)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, check=True
     )
     growth, size = map(int, done.stdout.split())
-    assert size > 300e6
+    assert size > 200e6
     assert growth * 1024 < 30e6
 
 
