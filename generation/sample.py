@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
@@ -294,7 +294,8 @@ def _shard_finished_on_interrupt(say: Say) -> Iterator[Callable[[], bool]]:
         if noted:
             raise KeyboardInterrupt
         noted = True
-        say("Interrupted: finishing the shard in hand. Press Ctrl-C again to stop at once.")
+        with suppress(RuntimeError):  # it came amid another line
+            say("Interrupted: finishing the shard in hand. Press Ctrl-C again to stop at once.")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # signals go to the main thread

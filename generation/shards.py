@@ -23,7 +23,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -40,7 +40,17 @@ FORMAT = "evalkit samples 1"
 
 # Bytes of the lock file past those of any shard.
 _MERGING, _MANIFEST = 2**40, 2**40 + 1
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What NumPy and zipfile raise for damaged bytes.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Shard(NamedTuple):
@@ -255,6 +265,8 @@ class ShardFolder:
             return
         images = self.shape[0] + sum(shard.end - shard.begin for shard in self.missing())
         need, free = images * int(np.prod(self.shape[1:])), shutil.disk_usage(self.root).free
+        # What a killed worker had joined is written anew, in its place.
+        free += sum(partial.stat().st_size for partial in _partials(self.final))
         if need > free:
             raise OutputError(
                 f"{self.root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, "
@@ -296,9 +308,13 @@ def _digest(images: NDArray[np.uint8], note: str) -> str:
 
 def _remove_partials(path: Path) -> None:
     """Remove what workers that were killed left of ``path``; only for who holds its lock."""
-    for partial in path.parent.glob(f".{path.name}.*.partial"):
-        with suppress(OSError):
-            partial.unlink()
+    for partial in _partials(path):
+        partial.unlink(missing_ok=True)
+
+
+def _partials(path: Path) -> list[Path]:
+    """Under the names that :func:`replace_atomically` gives them."""
+    return list(path.parent.glob(f".{path.name}.*.partial"))
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

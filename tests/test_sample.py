@@ -358,8 +358,13 @@ def test_no_space_is_said_before_the_work(
 ) -> None:
     usage = shards.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    out = tmp_path / "run"
     with pytest.raises(OutputError, match=r"needs .* GB more.* has 0\.00 GB free"):
-        silent(SETTINGS, networks, tmp_path / "run")
+        silent(SETTINGS, networks, out)
+    # What a killed worker left of the final file will be removed.
+    (out / f".samples_7x{SIZE}x{SIZE}x3.npz.123.partial").write_bytes(bytes(10_000))
+    assert silent(SETTINGS, networks, out).exists()
+    assert not list(out.glob(".*"))
 
 
 def test_no_locks(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
