@@ -6,24 +6,19 @@ import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from evalkit.console import (
     ExtractorSetup,
-    announce,
     bytes_bar,
     extractor_options,
     no_store_option,
+    open_batches,
     progress_bars,
 )
 from evalkit.errors import EvalkitError, InputError
-
-if TYPE_CHECKING:
-    from evalkit.features import Features
-    from evalkit.images import ImageSource
-    from evalkit.results import PublishedRow
 
 __all__ = ["main", "root"]
 
@@ -36,6 +31,7 @@ ELSEWHERE: dict[str, str] = {
     "drift": "generation.cli",
     "reference": "reference_batches.cli",
     "sample": "generation.cli",
+    "sweep": "generation.cli",
     "upsample": "generation.cli",
     "train": "generation.cli",
 }
@@ -72,32 +68,6 @@ def main() -> NoReturn:
         click.echo("Interrupted. What was stored stays; run the same command again to go on.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
-
-
-def _open_batches(
-    *arguments: str,
-) -> tuple[list[ImageSource | Features], tuple[PublishedRow, ...]]:
-    """Open what each argument stands for; also what was published on the first one's dataset.
-
-    What is a path is opened first: nothing is fetched for the sake of a file that is damaged.
-    """
-    from evalkit.comparison import open_source
-    from reference_batches.catalog import published_rows
-    from reference_batches.fetch import fetch, named
-
-    batches = [named(argument) for argument in arguments]
-    opened = {
-        argument: open_source(argument)
-        for argument, batch in zip(arguments, batches, strict=True)
-        if batch is None
-    }
-    for batch in batches:
-        if batch is not None:
-            path = fetch(batch.name, announce=announce, progress=bytes_bar(batch.name))
-            opened[batch.name] = open_source(path)
-    first = batches[0]
-    rows = published_rows(first.dataset) if first is not None and first.kind == "reference" else ()
-    return [opened[argument] for argument in arguments], rows
 
 
 @root.command()
@@ -145,7 +115,7 @@ def compare(
     from evalkit.report import FORMATS
 
     # Before the network is set up: a mistyped name should not cost a download.
-    sides, published = _open_batches(reference, samples)
+    sides, published = open_batches(reference, samples)
     comparison = compare(
         *sides,
         protocol=protocol,
@@ -180,7 +150,7 @@ def features(images: str, out: Path, **options: Any) -> None:
     check_writable(out)
     from evalkit.comparison import features_of
 
-    (side,), _ = _open_batches(images)
+    (side,), _ = open_batches(images)
     extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     extracted.save(out)
     click.echo(f"{out}: features of {len(extracted):,} images of {images}")
@@ -210,7 +180,7 @@ def stats(images: str, out: Path, **options: Any) -> None:
 
     from evalkit.comparison import features_of, statistics_of, statistics_record
 
-    (side,), _ = _open_batches(images)
+    (side,), _ = open_batches(images)
     extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
     arrays = statistics_of(extracted)
     if not side.statistics:

@@ -1,4 +1,4 @@
-"""What the command lines of all packages share: the options that choose the network, and progress bars."""
+"""What the command lines of all packages share: the network's options, batches by name, progress bars."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ import click
 from evalkit.errors import InputError
 
 if TYPE_CHECKING:
-    from evalkit.features import Extractor, FeatureStore, Progress
+    from evalkit.features import Extractor, Features, FeatureStore, Progress
+    from evalkit.images import ImageSource
+    from evalkit.results import PublishedRow
 
-__all__ = ["ExtractorSetup", "announce", "bytes_bar", "extractor_options", "no_store_option", "progress_bars"]
+__all__ = [
+    "ExtractorSetup",
+    "announce",
+    "bytes_bar",
+    "extractor_options",
+    "no_store_option",
+    "open_batches",
+    "progress_bars",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -165,3 +175,29 @@ def bytes_bar(title: str) -> Callable[[int, int], None]:
             bar[0].close()
 
     return report
+
+
+def open_batches(
+    *arguments: str,
+) -> tuple[list[ImageSource | Features], tuple[PublishedRow, ...]]:
+    """Open what each argument stands for; also what was published on the first one's dataset.
+
+    What is a path is opened first: nothing is fetched for the sake of a file that is damaged.
+    """
+    from evalkit.comparison import open_source
+    from reference_batches.catalog import published_rows
+    from reference_batches.fetch import fetch, named
+
+    batches = [named(argument) for argument in arguments]
+    opened = {
+        argument: open_source(argument)
+        for argument, batch in zip(arguments, batches, strict=True)
+        if batch is None
+    }
+    for batch in batches:
+        if batch is not None:
+            path = fetch(batch.name, announce=announce, progress=bytes_bar(batch.name))
+            opened[batch.name] = open_source(path)
+    first = batches[0]
+    rows = published_rows(first.dataset) if first is not None and first.kind == "reference" else ()
+    return [opened[argument] for argument in arguments], rows

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from evalkit.files import replace_atomically
 
@@ -16,6 +17,7 @@ FRAME = 1
 GREY = 48
 # Images smaller than this are enlarged by a whole factor, so that their pixels can be seen.
 LEGIBLE_SIDE = 40
+FONT_SIZE = 16
 
 
 def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
@@ -41,11 +43,25 @@ def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.u
     return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
 
 
-def write_sheet(path: Path, images: NDArray[np.uint8], columns: int | None = None) -> None:
-    """Write :func:`sheet` as a PNG, atomically.
+def write_sheet(
+    path: Path, images: NDArray[np.uint8], columns: int | None = None, names: Sequence[str] = ()
+) -> None:
+    """Write :func:`sheet` as a PNG, atomically; with names of the rows on its left, if given.
 
     Raises:
         OutputError: The file cannot be written.
     """
+    picture = Image.fromarray(sheet(images, columns))
+    if names:
+        font = ImageFont.load_default(FONT_SIZE)
+        margin = FONT_SIZE + max(round(font.getlength(name)) for name in names)
+        framed = Image.new("RGB", (margin + picture.width, picture.height), "white")
+        framed.paste(picture, (margin, 0))
+        row = picture.height / len(names)
+        for index, name in enumerate(names):
+            ImageDraw.Draw(framed).text(
+                (margin / 2, (index + 0.5) * row), name, fill="black", font=font, anchor="mm"
+            )
+        picture = framed
     with replace_atomically(path) as partial, partial.open("wb") as file:
-        Image.fromarray(sheet(images, columns)).save(file, format="PNG")
+        picture.save(file, format="PNG")

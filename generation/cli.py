@@ -1,4 +1,4 @@
-"""`evalkit checkpoint`, `sample`, `upsample`, `drift`, `train`: networks, their samples, their training."""
+"""`evalkit checkpoint`, `sample`, `upsample`, `drift`, `sweep`, `train`: networks, samples, training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from generation.sample import Progress
     from generation.settings import Settings
 
-__all__ = ["checkpoint", "drift", "sample", "train", "upsample"]
+__all__ = ["checkpoint", "drift", "sample", "sweep", "train", "upsample"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -146,9 +146,11 @@ sampler_options = _options(
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of noise and random classes."),
 )
+scale_option = click.option(
+    "--scale", type=float, help="Of the guidance; by default the preset's. 0: no guidance."
+)
 guidance_options = _options(
     click.option("--classifier", type=FILE, metavar="FILE", help="The classifier's weights, likewise."),
-    click.option("--scale", type=float, help="Of the guidance; by default the preset's. 0: no guidance."),
     click.option("--guidance-steps", metavar="A:B", help="Guide only at timesteps A <= t < B (of 0 to 999)."),
     click.option(
         "--classes", help="random (the default), balanced, one class, or a file (npy, or text, one a line)."
@@ -161,16 +163,20 @@ run_options = _options(
     click.option(
         "--shard-size", type=int, default=64, show_default=True, help="Samples a file until the end."
     ),
-    click.option("--grid", type=FILE, metavar="FILE", help="Write the first 64 samples as one PNG as well."),
+)
+grid_option = click.option(
+    "--grid", type=FILE, metavar="FILE", help="Write the first 64 samples as one PNG as well."
 )
 
 
 @click.command()
 @click.option("-n", "--count", type=int, required=True, help="Samples in all.")
 @network_options
+@scale_option
 @guidance_options
 @sampler_options
 @run_options
+@grid_option
 def sample(count: int, **options: Any) -> None:
     """Sample images from a diffusion model, guided by a classifier, to one npz.
 
@@ -191,6 +197,7 @@ def sample(count: int, **options: Any) -> None:
 @network_options
 @sampler_options
 @run_options
+@grid_option
 def upsample(base: str, **options: Any) -> None:
     """Sample large images from the small ones of BASE, an npz; classes (arr_1) and order are kept.
 
@@ -209,6 +216,7 @@ def upsample(base: str, **options: Any) -> None:
 @click.option("-n", "--count", type=int, default=4, show_default=True, help="Samples, all in one batch.")
 @click.option("--mode", default="fast", show_default=True, help="What is compared with reference.")
 @network_options
+@scale_option
 @guidance_options
 @sampler_options
 def drift(count: int, mode: str, **options: Any) -> None:
@@ -292,21 +300,18 @@ def _run(
     from evalkit.files import check_writable
     from generation.sample import run
 
-    batch_size, grid = options["batch_size"], options["grid"]
-    if batch_size != "auto" and not batch_size.isdecimal():
-        raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
+    grid = options["grid"]
     if grid:
         check_writable(grid)
-    rank = os.environ.get("RANK")
-    first = rank in (None, "0")
+    first = os.environ.get("RANK", "0") == "0"
     path = run(
         settings,
         load(options["mode"]),
         options["out"],
         base=base,
-        batch_size=None if batch_size == "auto" else int(batch_size),
+        batch_size=_batch_size(options["batch_size"]),
         progress=_samples_bar() if first else None,
-        say=lambda text: announce(text if rank is None else f"[worker {rank}] {text}"),
+        say=_say,
     )
     if grid:
         from evalkit.images import open_images
@@ -315,6 +320,19 @@ def _run(
         write_sheet(grid, next(open_images(path).batches(64)))
     if first:
         click.echo(f"{path}: {settings.count:,} samples")
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise InputError(f"Batch size {text!r} is neither a number from 1 nor auto.")
+    return int(text)
+
+
+def _say(text: str) -> None:
+    rank = os.environ.get("RANK")
+    announce(text if rank is None else f"[worker {rank}] {text}")
 
 
 def _samples_bar() -> Progress:
@@ -334,6 +352,71 @@ def _samples_bar() -> Progress:
             bar[0].close()
 
     return report
+
+
+@click.command()
+@click.option(
+    "--scales", required=True, metavar="S,S,...", help="Guidance scales, such as 0,0.5,1,2,4; 0 is unguided."
+)
+@click.option("-n", "--count", type=int, required=True, help="Samples a scale.")
+@click.option(
+    "--reference", required=True, metavar="REF", help="What `evalkit compare` takes, or a batch's name."
+)
+@network_options
+@guidance_options
+@sampler_options
+@run_options
+@click.option("--name", help="What a plot calls it; by default the model's name.")
+@click.option("--protocol", default="adm", show_default=True, help="adm or exact, as in `evalkit compare`.")
+@click.option(
+    "--precision", default="float32", show_default=True, help="Of Inception, as in `evalkit compare`."
+)
+@click.option("--weights", metavar="FILE", help="Inception weights; by default what `evalkit weights` shows.")
+def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
+    """Sample at several guidance scales with the same noise and classes, and compare each with REF.
+
+    The same command goes on with a sweep that was interrupted. `evalkit curves` draws the result.
+
+    \b
+    Example:
+      evalkit sweep --preset imagenet256-guided --scales 0,0.5,1 -n 5000 --reference imagenet256 --out runs/s
+    """
+    from evalkit.console import ExtractorSetup, open_batches, progress_bars
+    from generation.sweep import sweep
+
+    try:
+        values = [float(scale) for scale in scales.split(",")]
+    except ValueError:
+        raise InputError(f"--scales {scales!r} are not numbers. Give for example 0,0.5,1,2,4.") from None
+    settings, load = _set_up(count, {**options, "scale": max(values, key=abs)})
+    batch_size = _batch_size(options["batch_size"])
+    setup = ExtractorSetup(
+        device=options["device"],
+        batch_size="auto",
+        precision=options["precision"],
+        backend="torch",
+        weights=options["weights"],
+        graph=None,
+    )
+    first = os.environ.get("RANK", "0") == "0"
+    (opened,), _ = open_batches(reference)
+    result = sweep(
+        settings,
+        values,
+        load(options["mode"]),
+        opened,
+        options["out"],
+        extractor=setup.extractor(),
+        name=options["name"],
+        protocol=options["protocol"],
+        batch_size=batch_size,
+        sampling=lambda _: _samples_bar() if first else None,
+        comparing=progress_bars(),
+        say=_say,
+    )
+    if result:
+        click.echo(result.to_csv().rstrip())
+        click.echo(f"next: evalkit curves {options['out']} -o curves.png")
 
 
 @click.group()

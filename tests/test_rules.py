@@ -46,9 +46,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.sheet": ("evalkit.files",),
     "evalkit.demo": ("evalkit.files", "evalkit.sheet"),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
-    "evalkit.console": ("evalkit.extractors", "evalkit.features"),
-    # The root command knows where the verbs of the other packages are, and what a batch's name stands for.
-    "evalkit.cli": ("evalkit", "reference_batches.catalog", "reference_batches.fetch"),
+    # The command lines know what the name of a published batch stands for.
+    "evalkit.console": ("evalkit", "reference_batches.catalog", "reference_batches.fetch"),
+    "evalkit.cli": ("evalkit", "reference_batches.catalog"),
     "evalkit": ("evalkit",),
     "reference_batches": (
         "reference_batches",
