@@ -195,41 +195,53 @@ def load_network(
     return Loaded(network=network, preset=preset, digest=weights_digest(state), path=Path(path))
 
 
-def save_network(state: Mapping[str, Tensor], preset: ModelPreset, path: str | Path) -> None:
+def save_network(
+    state: Mapping[str, Tensor], preset: ModelPreset, path: str | Path, *, dtype: torch.dtype = torch.float32
+) -> None:
     """Write weights as safetensors with the preset in its metadata: :func:`load_network` needs no other.
 
     Args:
         state: The network's state dict.
         preset: What its weights do not say.
         path: The file to write; appears whole or not at all.
+        dtype: Of the file's tensors; the network is loaded as float32 whatever it is.
 
     Raises:
+        InputError: A weight is not finite, or beyond the range of ``dtype``.
         OutputError: The file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
+    if wrong := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        raise InputError(
+            f"{wrong} of {preset.name} has values that {dtype} cannot hold; nothing was written."
+        )
     with replace_atomically(Path(path)) as partial:
         safetensors.torch.save_file(tensors, partial, metadata={PRESET_KEY: preset.to_json()})
 
 
-def convert(path: str | Path, out: str | Path, preset: ModelPreset | None = None) -> Loaded:
+def convert(
+    path: str | Path, out: str | Path, preset: ModelPreset | None = None, *, half: bool = False
+) -> Loaded:
     """Write the weights of ``path`` as safetensors that say what they are.
 
     Args:
         path: As for :func:`load_network`.
         out: The file to write.
         preset: As for :func:`load_network`.
+        half: Write float16: half the size, weights rounded to 11 bits.
 
     Returns:
-        What was read and written.
+        What was written.
 
     Raises:
-        InputError: As :func:`load_network`.
+        InputError: As :func:`load_network` and :func:`save_network`.
         OutputError: The file cannot be written.
     """
     check_writable(Path(out))
     loaded = load_network(path, preset)
-    save_network(loaded.network.state_dict(), loaded.preset, out)
-    return loaded
+    dtype = torch.float16 if half else torch.float32
+    save_network(loaded.network.state_dict(), loaded.preset, out, dtype=dtype)
+    return load_network(out) if half else loaded
 
 
 def cached(preset: ModelPreset) -> Path:

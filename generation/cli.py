@@ -104,7 +104,8 @@ def inspect(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--preset", metavar="NAME", help="What FILE is, as in `evalkit checkpoint list`.")
-def convert(file: Path, out: Path, preset: str | None) -> None:
+@click.option("--half", is_flag=True, help="Write float16: half the size, weights rounded to 11 bits.")
+def convert(file: Path, out: Path, preset: str | None, half: bool) -> None:
     """Write the weights of FILE to OUT as safetensors that say what they are.
 
     \b
@@ -114,7 +115,7 @@ def convert(file: Path, out: Path, preset: str | None) -> None:
     from generation.checkpoints import convert
     from generation.presets import find_model
 
-    loaded = convert(file, out, find_model(preset) if preset else None)
+    loaded = convert(file, out, find_model(preset) if preset else None, half=half)
     click.echo(f"{out}: {loaded.preset.name}, {loaded.digest}")
 
 

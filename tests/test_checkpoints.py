@@ -140,6 +140,21 @@ def test_convert(tiny: Path, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
 
 
+def test_convert_to_half(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half.safetensors"
+    written = convert(tiny, out, TINY, half=True)
+    state = torch.load(tiny, weights_only=True)
+    for name, value in load_file(out).items():
+        assert value.dtype == torch.float16
+        assert torch.equal(value, state[name].half())
+    assert written.digest == load_network(out).digest == inspect(out).digest
+    next(iter(state.values()))[0] = 1e6
+    torch.save(state, tiny)
+    with pytest.raises(InputError, match=r"values that torch.float16 cannot hold; nothing was written"):
+        convert(tiny, out, TINY, half=True)
+    assert load_network(out).digest == written.digest
+
+
 def test_what_a_file_says_of_itself_is_not_overruled(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
     convert(tiny, out, TINY)
