@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -515,7 +516,8 @@ def _steps_bar() -> Callable[[int, int, float], None]:
     def report(done: int, total: int, loss: float) -> None:
         if not bar:
             bar.append(tqdm(total=total, initial=done - 1, unit="step", disable=None, leave=False))
-        bar[0].set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        if math.isfinite(loss):  # none is known at first
+            bar[0].set_postfix_str(f"loss {loss:.4f}", refresh=False)
         bar[0].update(done - bar[0].n)
         if done >= total:
             bar[0].close()

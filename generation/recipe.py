@@ -13,12 +13,12 @@ from evalkit.errors import InputError
 from generation.losses import TIMESTEP_SAMPLERS
 from generation.presets import ModelPreset, find_model
 
-__all__ = ["RECIPES", "Recipe", "Settings", "load_recipe"]
+__all__ = ["SHIPPED", "Recipe", "Settings", "load_recipe"]
 
 Precision = Literal["float32", "bfloat16"]
 
-RECIPES = Path(__file__).parent / "models"
-"""Where the recipes of the shipped models are, beside their weights."""
+SHIPPED = Path(__file__).parent / "models"
+"""The folder of the models that come with the package: recipes, and the weights that they gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
     Raises:
         InputError: There is no such recipe, or it is not understood.
     """
-    shipped = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
     path = shipped.get(str(name), Path(name))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ weights as ``evalkit sample`` takes them, the log and the sheets of samples.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError, InputError, MissingDependencyError, OutputError
-from evalkit.files import replace_atomically
+from evalkit.files import check_writable, replace_atomically
 from evalkit.images import ImageSource, read_ahead
 from evalkit.sheet import write_sheet
 from generation.checkpoints import save_network
@@ -127,9 +128,9 @@ def train(
         out.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot make {out}: {error.strerror}. Its parent must be there.") from error
+    check_writable(out / "checkpoint.pt")
     with _joined(options.device) as group:
         trainer = _Trainer(recipe, _identity(recipe, images), options, group)
-        path = out / f"{model.name}.safetensors"
         trainer.resume(out / "checkpoint.pt")
         if group.rank:
             progress, say = None, _silent
@@ -138,9 +139,8 @@ def train(
             _loop(trainer, images, out, progress, say)
         if group.rank == 0:
             _report(trainer, images, out, say)
-            save_network(trainer.ema.state_dict(), model, path)
         group.wait()
-    return path
+    return out / trainer.weights_file
 
 
 def _loop(trainer: _Trainer, images: ImageSource, out: Path, progress: Progress | None, say: Say) -> None:
@@ -161,8 +161,8 @@ def _loop(trainer: _Trainer, images: ImageSource, out: Path, progress: Progress 
         )
     )
     first, started = trainer.step, time.monotonic()
-    log = _Log(out, options.tensorboard) if group.rank == 0 else None
-    with closing(data), _step_finished_on_interrupt(say, group) as interrupted:
+    log = _Log(out, options.tensorboard and group.rank == 0)
+    with closing(data), closing(log), _step_finished_on_interrupt(say, group) as interrupted:
         for batch in data:
             trainer.learn(batch)
             if trainer.step == first + 1:  # the first step allocates, and is slow
@@ -176,7 +176,7 @@ def _loop(trainer: _Trainer, images: ImageSource, out: Path, progress: Progress 
                 if trainer.step == first + TIMED_STEPS:
                     left = (settings.steps - trainer.step) / rate / 3600
                     say(f"{rate:.3g} steps/s on {options.device}; at this rate {_hours(left)} are left.")
-                if log:
+                if group.rank == 0:
                     log.write(trainer.step, scalars | {"images_per_second": rate * settings.batch_size})
             if progress:
                 progress(trainer.step, settings.steps, trainer.loss)
@@ -232,6 +232,7 @@ class _Trainer:
         self.model, self.settings, self.options, self.group = recipe.model, recipe.settings, options, group
         self.step = 0
         self.loss = float("nan")
+        self.weights_file = f"{self.model.name}.safetensors"
         self._identity = identity
         self.share = _share(self.settings.batch_size, group)
         self.schedule = make_schedule(self.model.noise_schedule, self.model.diffusion_steps)
@@ -296,12 +297,10 @@ class _Trainer:
 
     def _backward(self, batch: Batch, t: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
         """Gradients of the mean weighted loss; returns the losses, (b, columns)."""
-        device, size = self.options.device, self.model.image_size
-        positions, steps, weight = (
-            each.to(device) for each in (batch.positions, torch.from_numpy(t), torch.from_numpy(weights))
-        )
-        noise = normal(self.settings.seed, positions, self.step, Use.NOISE, 3 * size * size)
-        x_0, noise = batch.x_0.to(device), noise.view(-1, 3, size, size)
+        device = self.options.device
+        steps, weight = torch.from_numpy(t).to(device), torch.from_numpy(weights).to(device)
+        x_0 = batch.x_0.to(device)
+        noise = _noise(self.settings.seed, batch.positions, self.step, Use.NOISE, x_0)
         y = None if batch.y is None else batch.y.to(device)
         at_once = self.options.microbatch or len(t)
         found = []
@@ -413,6 +412,11 @@ class _Trainer:
                 "go on with it, or another folder."
             )
         self.step = content["step"]
+        if self.step > self.settings.steps:
+            raise InputError(
+                f"{path.parent} holds a run of {self.step:,} steps, more than {self.settings.steps:,}. "
+                "Give at least as many, or another folder."
+            )
         self.network.load_state_dict(content["network"])
         self.ema.load_state_dict(content["ema"])
         self.optimiser.load_state_dict(content["optimiser"])
@@ -428,7 +432,7 @@ def _identity(recipe: Recipe, images: ImageSource) -> dict[str, Any]:
     flat = settings | {f"model.{key}": value for key, value in {**model, **network}.items()}
     flat["images"] = [len(images), images.digest]
     if recipe.model.num_classes and images.labels is not None:
-        flat["labels"] = np.bincount(images.labels).tolist()
+        flat["labels"] = hashlib.sha256(images.labels.tobytes()).hexdigest()
     loaded: dict[str, Any] = json.loads(json.dumps(flat))
     return loaded
 
@@ -458,10 +462,11 @@ def _share(batch_size: int, group: _Group) -> slice:
 def _kept(images: ImageSource, out: Path, group: _Group) -> NDArray[np.uint8]:
     """The images; if they go to disk, the first process writes them."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    file = out / f"images_{images.digest[:16]}.u8"
     if group.rank == 0:
-        kept = keep(images, out / "images.u8", processes=local)
+        kept = keep(images, file, processes=local)
     group.wait()
-    return kept if group.rank == 0 else keep(images, out / "images.u8", processes=local)
+    return kept if group.rank == 0 else keep(images, file, processes=local)
 
 
 # --------------------------------------------------------------------------------------------- what is told
@@ -470,7 +475,7 @@ def _kept(images: ImageSource, out: Path, group: _Group) -> NDArray[np.uint8]:
 def _report(trainer: _Trainer, images: ImageSource, out: Path, say: Say) -> None:
     """A sheet of samples, or the accuracy at each level of noise; and the averaged weights so far."""
     model = trainer.model
-    save_network(trainer.ema.state_dict(), model, out / f"{model.name}.safetensors")
+    save_network(trainer.ema.state_dict(), model, out / trainer.weights_file)
     if model.kind == "diffusion":
         path = out / f"samples_{trainer.step:07d}.png"
         write_sheet(path, _samples(trainer.ema, model, trainer.options.device))
@@ -514,16 +519,16 @@ def accuracy_by_noise(
     schedule: Schedule = make_schedule(model.noise_schedule, model.diffusion_steps)
     count = min(len(images), MOST_VALIDATED)
     right = dict.fromkeys((level * len(schedule) // LEVELS for level in range(LEVELS)), 0)
-    size, first = model.image_size, 0
+    first = 0
     with closing(images.batches(100)) as source:
         while first < count:
             pixels = torch.from_numpy(as_bytes(next(source)[: count - first])).permute(0, 3, 1, 2)
-            x_0 = (resize_crop(pixels, size).float() / 127.5 - 1).to(device)
+            x_0 = (resize_crop(pixels, model.image_size).float() / 127.5 - 1).to(device)
             y = torch.from_numpy(images.labels[first : first + len(x_0)]).to(device)
-            positions = torch.arange(first, first + len(x_0), device=device)
+            positions = torch.arange(first, first + len(x_0))
             for t in right:
-                noise = normal(0, positions, t, Use.NOISE, 3 * size * size).view(x_0.shape)
-                logits = network(schedule.diffuse(x_0, t, noise), torch.full_like(y, t))
+                x_t = schedule.diffuse(x_0, t, _noise(0, positions, t, Use.VALIDATION, x_0))
+                logits = network(x_t, torch.full_like(y, t))
                 right[t] += int((logits.argmax(1) == y).sum())
             first += len(x_0)
     return {t: hits / count for t, hits in right.items()}
@@ -547,6 +552,10 @@ class _Log:
                 self._board.add_scalar(name, value, step)
             self._board.flush()
 
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+
 
 def _summary_writer() -> Any:
     try:
@@ -556,6 +565,13 @@ def _summary_writer() -> Any:
             "--tensorboard needs TensorBoard, which is not installed: pip install 'evalkit[train]'"
         ) from None
     return SummaryWriter
+
+
+def _noise(seed: int, positions: Tensor, step: int, use: Use, like: Tensor) -> Tensor:
+    """Standard normal numbers for each position, of the shape of ``like`` and on its device."""
+    device = like.device if like.device.type != "mps" else torch.device("cpu")  # it has no float64
+    numbers = normal(seed, positions.to(device), step, use, like[0].numel())
+    return numbers.view(like.shape).to(like.device)
 
 
 def _silent(line: str) -> None:

@@ -39,6 +39,7 @@ class Use(IntEnum):
     TIMESTEP = 18
     NOISE = 19
     DROPOUT = 20
+    VALIDATION = 21
 
 
 @dataclass(frozen=True, eq=False)

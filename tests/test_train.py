@@ -560,8 +560,11 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
         tmp_path,
         recipe(tmp_path, steps=9, anneal=True),
     )
+    refused("a run of 4 steps, more than 3", tmp_path, recipe(tmp_path, steps=3))
     write(tmp_path, IMAGES[::-1])
     refused("images was", tmp_path, good)
+    write(tmp_path, arr_1=LABELS[::-1])
+    refused("labels was", tmp_path, good)
     write(tmp_path)
     path = tmp_path / "run" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
