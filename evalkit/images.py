@@ -12,15 +12,17 @@ while they stream past. No container is ever held in memory whole, except arrays
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
 import math
 import os
+import struct
 import zipfile
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -46,7 +48,7 @@ from evalkit.image_files import (
     readable,
 )
 
-__all__ = ["ImageSource", "NpzWriter", "SupportsArray", "open_images", "read_ahead"]
+__all__ = ["ImageSource", "NpzWriter", "SupportsArray", "is_pattern", "open_images", "read_ahead"]
 
 T = TypeVar("T")
 
@@ -67,7 +69,8 @@ class ImageSource(ABC):
 
     Attributes:
         name: The path as it was given, or ``"<array>"``.
-        kind: ``"npz"``, ``"npy"``, ``"folder"``, ``"zip"``, ``"tar"``, ``"hdf5"`` or ``"array"``.
+        kind: ``"npz"``, ``"npy"``, ``"folder"``, ``"zip"``, ``"tar"``, ``"parquet"``, ``"hdf5"``, ``"array"``
+            or, of several files, ``"parts"``.
         shape: ``(height, width, 3)`` of every image; None where there are statistics and no images.
         dtype: ``uint8``, or ``float32`` for files that hold floats (in [0, 255] all the same).
         labels: ``(n,)`` int64, one class an image (npz ``arr_1``, HDF5 ``labels`` or ``arr_1``), or None.
@@ -102,7 +105,8 @@ class ImageSource(ABC):
         """Hex sha256 that identifies the pixels and their order within one kind of container.
 
         An npz or zip is identified by the checksums in its directory, which takes no time and makes stored
-        and deflated the same; folders and tars by the bytes of their images; HDF5 and arrays by their values.
+        and deflated the same; folders and tars by the bytes of their images; HDF5 and arrays by their values;
+        several files by the digests of each.
         """
         return self._digest()
 
@@ -191,6 +195,8 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
     - parquet, one file or a folder of them: a column of encoded images, with labels in ``label``.
     - HDF5: the dataset ``images`` or ``arr_0``, or the only one with four axes.
     - npy and arrays, also torch tensors on the CPU.
+    - Several of these as one: a pattern such as ``parts/*.npz``, in the order of their sorted names
+      (``10`` before ``9``). All of one size, without statistics; labels where all have them.
 
     Arrays are ``(n, height, width, 3)``, integers or floats, in [0, 255].
 
@@ -205,6 +211,8 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
     if not isinstance(source, str | os.PathLike):
         return _open_array(source)
     path = Path(source)
+    if is_pattern(source):
+        return _open_parts(str(path))
     with readable(str(path)):
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder")
@@ -223,6 +231,18 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
         f"{path}: its content (first bytes {head!r}) is that of no known container; "
         f"expected an npz, npy, zip, tar or HDF5 file or a folder of images"
     )
+
+
+def is_pattern(source: str | os.PathLike[str]) -> bool:
+    """Whether this is no path of anything, but a pattern of paths: with ``*``, ``?``, ``[...]`` or ``**``."""
+    return glob.has_magic(os.fspath(source)) and not Path(source).exists()
+
+
+def _open_parts(pattern: str) -> ImageSource:
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes none from the root
+    if not paths:
+        raise InputError(f"{pattern}: no file or folder matches this pattern")
+    return _Parts(pattern, [open_images(path) for path in paths])
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -471,14 +491,33 @@ class _Npz(ImageSource):
                 for first in range(start, len(self), size):
                     yield np.array(array[first : first + size], order="C")
                 return
-            with archive.open("arr_0.npy") as stream:
-                stream.read(header.length)
-                if start:  # newer Pythons compare no checksum after a seek, so the whole is read without one
-                    stream.seek(start * math.prod(self.shape) * header.dtype.itemsize, os.SEEK_CUR)
+            offset = start * math.prod(self.shape) * header.dtype.itemsize
+            with _npz_stream(archive, "arr_0", header, offset) as stream:
                 for first in range(start, len(self), size):
                     batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
                     _fill(stream, batch)
                     yield batch
+
+
+@contextmanager
+def _npz_stream(archive: zipfile.ZipFile, key: str, header: _NpyHeader, offset: int) -> Iterator[IO[bytes]]:
+    """The values of an array from byte ``offset`` on."""
+    info = archive.getinfo(f"{key}.npy")
+    if not offset or info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as stream:
+            stream.read(header.length)
+            if offset:  # newer Pythons compare no checksum after a seek, so the whole is read without one
+                stream.seek(offset, os.SEEK_CUR)
+            yield stream
+        return
+    # zipfile before Python 3.13 would read all that comes before.
+    with Path(str(archive.filename)).open("rb") as file:
+        file.seek(info.header_offset)
+        signature, *lengths = struct.unpack("<4s22x2H", file.read(30))  # of the name and the extra field
+        if signature != b"PK\x03\x04":
+            raise zipfile.BadZipFile(f"{key} does not begin where the directory says")
+        file.seek(sum(lengths) + header.length + offset, os.SEEK_CUR)
+        yield file
 
 
 def _fill(stream: IO[bytes], array: NDArray[Any]) -> None:
@@ -569,6 +608,61 @@ class _Hdf5(ImageSource):
             dataset = file[self._key]
             for first in range(start, len(self), size):
                 yield dataset[first : first + size]
+
+
+# ------------------------------------------------------------------------------------------- in parts
+
+
+class _Parts(ImageSource):
+    """Several sources of equally large images, one after the other."""
+
+    def __init__(self, name: str, parts: Sequence[ImageSource]) -> None:
+        first = parts[0]
+        for part in parts:
+            if part.statistics is not None:
+                raise InputError(
+                    f"{part.name}: carries mu and sigma, which are not those of all parts of {name}; "
+                    f"expected images alone"
+                )
+            if (part.shape, part.dtype) != (first.shape, first.dtype):
+                raise InputError(
+                    f"{part.name}: {part.dtype} images of shape {part.shape}, but {first.name} has "
+                    f"{first.dtype} {first.shape}; expected one size and type in all parts of {name}"
+                )
+        super().__init__(name, "parts", sum(map(len, parts)), first.shape, first.dtype)
+        self._parts = parts
+        labels = [part.labels for part in parts if part.labels is not None]
+        if len(labels) == len(parts):
+            self.labels = np.concatenate(labels)
+        elif labels:
+            self.notes += (f"The labels are left out: {len(labels)} of {len(parts)} parts have them.",)
+        for note, count in Counter(note for part in parts for note in part.notes).items():
+            self.notes += (f"{note} (So in {count} of {len(parts)} parts of {name}.)",)
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        """Batches that go over the ends of parts, so that these make no difference to what follows."""
+        pieces: list[NDArray[Any]] = []
+        missing = size
+        for images in self._read_parts(size, start):
+            while len(images):
+                pieces.append(images[:missing])
+                images = images[missing:]
+                missing -= len(pieces[-1])
+                if not missing:
+                    yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                    pieces, missing = [], size
+        if pieces:
+            yield np.concatenate(pieces)
+
+    def _read_parts(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        for part in self._parts:
+            if start < len(part):
+                yield from part._checked(size, start)  # here, so that a message names the part
+            start = max(0, start - len(part))
+
+    def _digest(self) -> str:
+        content = [(len(part), part.digest) for part in self._parts]
+        return hashlib.sha256(f"parts {content}".encode()).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------- image files

@@ -21,7 +21,7 @@ from typing import Self
 from evalkit.download import download, file_sha256, is_offline
 from evalkit.errors import InputError, OutputError
 from evalkit.files import cache_directory, replace_atomically
-from evalkit.images import open_images
+from evalkit.images import is_pattern, open_images
 from reference_batches.catalog import Entry, closest, entries, find
 
 __all__ = ["cache_path", "fetch", "named"]
@@ -83,12 +83,12 @@ def cache_path(entry: Entry) -> Path:
 
 
 def named(text: str) -> Entry | None:
-    """The published batch that a command line's argument names; None where it is the path of something.
+    """The published batch that a command line's argument names; None for a path, or a pattern of paths.
 
     Raises:
         InputError: It is neither.
     """
-    if Path(text).exists():
+    if Path(text).exists() or is_pattern(text):
         return None
     if (entry := entries().get(text)) is not None:
         return entry

@@ -128,6 +128,15 @@ def npy(path):
     return path
 
 
+def parts(path):
+    """Files of two kinds and unequal lengths, whose sorted names give the pictures their order."""
+    path.mkdir()
+    np.save(path / "b.npy", PIXELS[3:4])
+    write_npz(path / "c.npz", PIXELS[4:])
+    write_npz(path / "a.npz", PIXELS[:3])
+    return path / "[a-c].np*"
+
+
 def reverse(files):
     return dict(reversed(files.items()))
 
@@ -156,6 +165,7 @@ CONTAINERS = {
     "parquet folder": lambda d: parquet_folder(d / "x"),
     "hdf5 images": lambda d: write_h5(d / "x.h5", images=PIXELS, other=PIXELS[:2]),
     "hdf5 nested": lambda d: write_h5(d / "x.h5", **{"group/pictures": PIXELS, "scores": np.zeros(3)}),
+    "parts": lambda d: parts(d / "x"),
     "array": lambda d: PIXELS,
     "array not contiguous": lambda d: np.ascontiguousarray(PIXELS[::-1])[::-1],
     "tensor": lambda d: torch.from_numpy(PIXELS.copy()),
@@ -211,6 +221,7 @@ def test_name_and_kind(tmp_path):
         "zip": "zip",
         "tar.gz": "tar",
         "hdf5 images": "hdf5",
+        "parts": "parts",
     }
     for key, kind in kinds.items():
         (tmp_path / kind).mkdir()
@@ -322,6 +333,69 @@ def test_linked_folders_are_not_entered_and_said_so(tmp_path):
     source = open_images(folder)
     assert len(source) == 7
     assert "loop" in source.notes[0]
+
+
+# ---------------------------------------------------------------------------------- in the middle, in parts
+
+
+def test_a_stored_npz_is_read_from_the_middle_without_what_comes_before(tmp_path, monkeypatch):
+    path = write_npz(tmp_path / "x.npz", PIXELS, PIXELS, np.arange(7))
+    source = open_images(path)
+
+    def never(*_):
+        raise AssertionError("read through the zip")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", never)
+    np.testing.assert_array_equal(next(source.batches(2, 3)), PIXELS[3:5])
+
+
+def test_a_local_header_that_is_none(tmp_path):
+    path = write_npz(tmp_path / "x.npz", PIXELS)
+    source = open_images(path)
+    path.write_bytes(b"RIFF" + path.read_bytes()[4:])
+    with pytest.raises(InputError, match=r"x\.npz: cannot be read \(BadZipFile: arr_0 does not begin"):
+        list(source.batches(2, 3))
+
+
+def test_parts_have_labels_where_all_have(tmp_path):
+    for name, part in (("a", slice(0, 4)), ("b", slice(4, 7))):
+        write_npz(tmp_path / f"{name}.npz", PIXELS[part], np.arange(7)[part])
+    np.testing.assert_array_equal(open_images(f"{tmp_path}/?.npz").labels, np.arange(7))
+    write_npz(tmp_path / "c.npz", PIXELS)
+    source = open_images(f"{tmp_path}/?.npz")
+    assert source.labels is None
+    assert "The labels are left out: 2 of 3 parts have them." in source.notes
+
+
+def test_parts_digest_follows_their_content_and_limits(tmp_path):
+    digests = set()
+    for cuts in ((3, 5), (3, 4), (2, 5)):
+        for name, part in zip("abc", np.split(PIXELS, cuts), strict=True):
+            write_npz(tmp_path / f"{name}.npz", part)
+        digests.add(open_images(tmp_path / "*.npz").digest)
+    write_npz(tmp_path / "c.npz", PIXELS[5:] ^ 1)
+    digests.add(open_images(tmp_path / "*.npz").digest)
+    assert len(digests) == 4
+
+
+def test_a_file_of_a_patterns_name_is_that_file(tmp_path):
+    write_npz(tmp_path / "a.npz", PIXELS)
+    assert open_images(write_npz(tmp_path / "[a].npz", PIXELS[:2])).kind == "npz"
+    assert len(open_images(tmp_path / "**" / "a.*")) == 7
+
+
+def test_parts_that_do_not_go_together(tmp_path):
+    write_npz(tmp_path / "a.npz", PIXELS)
+    write_npz(tmp_path / "b.npz", PIXELS[:, :5])
+    bad(tmp_path / "*.npz", "b.npz", "(5, 5, 3)", "a.npz", "(6, 5, 3)", "one size")
+    write_npz(tmp_path / "b.npz", PIXELS.astype(np.float32))
+    bad(tmp_path / "*.npz", "b.npz", "float32", "uint8")
+    write_npz(tmp_path / "b.npz", PIXELS, **STATISTICS)
+    bad(tmp_path / "*.npz", "b.npz", "carries mu and sigma", "images alone")
+    values = np.full((7, 6, 5, 3), 300)
+    write_npz(tmp_path / "b.npz", values)
+    bad(tmp_path / "*.npz", "b.npz: image 0", "300", error=ImageError)
+    bad(tmp_path / "*.tar", "*.tar", "no file or folder matches")
 
 
 # ----------------------------------------------------------------------------------------------- digest
