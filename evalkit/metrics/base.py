@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from evalkit.results import Score
 if TYPE_CHECKING:
     from evalkit.metrics.frechet import Statistics
 
-__all__ = ["FeatureSet", "Layer", "Metric", "Progress", "check_features", "required_features"]
+__all__ = ["FeatureSet", "Layer", "Metric", "Progress", "Spread", "check_features", "required_features"]
 
 # Rows that are looked at in one go, so that temporaries stay small.
 _ROWS = 4096
@@ -23,6 +23,11 @@ Layer: TypeAlias = Literal["pool", "spatial", "logits"]
 
 # Called with the work done so far and the whole of it, in the same arbitrary unit.
 Progress: TypeAlias = Callable[[int, int], None]
+
+
+# Called with a name, a number of pieces of work and the function that does one of them, given its index;
+# yields the results in order. Processes that do the same work share it so.
+Spread: TypeAlias = Callable[[str, int, Callable[[int], NDArray[Any]]], Iterable[NDArray[Any]]]
 
 
 class FeatureSet(Protocol):
@@ -52,7 +57,8 @@ class FeatureSet(Protocol):
 class Metric(Protocol):
     """A frozen dataclass whose fields are its parameters; calling it yields one score for each of `names`.
 
-    It reads the features of `layers` alone, so that others need not stay in memory.
+    It reads the features of `layers` alone, so that others need not stay in memory. Where it is `shared`, it
+    gives its work in pieces to `spread`, for several processes to do together.
 
     Raises :class:`~evalkit.errors.UndefinedMetricError` where the input gives the metric no value.
     """
@@ -61,6 +67,8 @@ class Metric(Protocol):
     def names(self) -> tuple[str, ...]: ...  # noqa: D102 - described above
     @property
     def layers(self) -> tuple[Layer, ...]: ...  # noqa: D102
+    @property
+    def shared(self) -> bool: ...  # noqa: D102
 
     def __call__(  # noqa: D102 - described above
         self,
@@ -69,6 +77,7 @@ class Metric(Protocol):
         *,
         device: str = "cpu",
         progress: Progress | None = None,
+        spread: Spread | None = None,
     ) -> tuple[Score, ...]: ...
 
 

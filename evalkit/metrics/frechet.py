@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
 from evalkit.errors import FeatureError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Layer, Progress, check_features, required_features
+from evalkit.metrics.base import FeatureSet, Layer, Progress, Spread, check_features, required_features
 from evalkit.results import Score
 
 __all__ = ["FrechetDistance", "Moments", "Statistics", "frechet_distance", "is_rank_deficient"]
@@ -278,6 +278,8 @@ class FrechetDistance:
     evaluator's arithmetic, ``"float64"`` the exact one.
     """
 
+    shared: ClassVar[bool] = False
+
     layer: Literal["pool", "spatial"] = "pool"
     mean_dtype: Literal["float32", "float64"] = "float64"
 
@@ -298,6 +300,7 @@ class FrechetDistance:
         *,
         device: str = "cpu",
         progress: Progress | None = None,
+        spread: Spread | None = None,
     ) -> tuple[Score, ...]:
         """One score, ``"fid"`` or ``"sfid"``, in squared feature units; lower is better.
 
@@ -305,7 +308,7 @@ class FrechetDistance:
             UndefinedMetricError: A side has neither features nor statistics, or fewer than two images.
             FeatureError: The sides do not fit together.
         """
-        del device, progress  # a second of float64 algebra, on the host
+        del device, progress, spread  # a second of float64 algebra, on the host
         a, b = (
             batch.statistics.get(self.layer) or required_features(batch, self.layer)
             for batch in (reference, samples)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Layer, Progress, check_features, required_features
+from evalkit.metrics.base import FeatureSet, Layer, Progress, Spread, check_features, required_features
 from evalkit.results import Score
 
 __all__ = ["InceptionScore", "SplitScores", "inception_score"]
@@ -88,6 +88,7 @@ class InceptionScore:
 
     names: ClassVar[tuple[str, ...]] = ("inception_score",)
     layers: ClassVar[tuple[Layer, ...]] = ("logits",)
+    shared: ClassVar[bool] = False
 
     split_size: int = 5000
     dtype: Literal["float32", "float64"] = "float32"
@@ -99,13 +100,14 @@ class InceptionScore:
         *,
         device: str = "cpu",
         progress: Progress | None = None,
+        spread: Spread | None = None,
     ) -> tuple[Score, ...]:
         """One score, ``"inception_score"``, with the standard deviation over its splits; higher is better.
 
         Raises:
             UndefinedMetricError: The samples have no logits, or there are no samples.
         """
-        del reference, device, progress
+        del reference, device, progress, spread
         result = inception_score(required_features(samples, "logits"), self.split_size, dtype=self.dtype)
         return (
             Score(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Layer, Progress, check_features, required_features
+from evalkit.metrics.base import FeatureSet, Layer, Progress, Spread, check_features, required_features
 from evalkit.results import Score
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
@@ -37,6 +37,9 @@ _REFERENCE_BLOCK = 10_000
 
 # Entries of a block of screened distances: 16 MiB of float32, or 256 rows where those are more.
 _BLOCK_ENTRIES = 2**22
+
+# Blocks that one process does at a time where several share the work.
+_BLOCKS_IN_A_PIECE = 4
 
 # The share of pairs worth deciding one by one; where more survive a screen, the next finer one is used.
 _SURVIVORS = 0.01
@@ -56,6 +59,7 @@ def precision_recall(
     arithmetic: Arithmetic = "exact",
     device: str = "cpu",
     progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 to 3).
 
@@ -73,6 +77,7 @@ def precision_recall(
             overflow is done in float32 instead.
         device: torch device of the computation; one without float64 is replaced by the CPU.
         progress: Called with the rows done and the rows in total.
+        spread: Shares the work between processes that all do this.
 
     Returns:
         The share of samples inside a ball of the reference, and of the reference inside one of the samples.
@@ -90,11 +95,11 @@ def precision_recall(
             scale = _safe_scale(r, s)
             if scale != 1:
                 r, s = r * scale, s * scale
-            return _screened(_Exact(r), _Exact(s), k, progress)
+            return _screened(_Exact(r), _Exact(s), k, progress, spread)
         half_r, half_s = _Float16(r), _Float16(s)
         if _may_overflow(half_r, half_s):
             return _brute_force_float16(r, s, k)
-        return _screened(half_r, half_s, k, progress)
+        return _screened(half_r, half_s, k, progress, spread)
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:
@@ -319,10 +324,16 @@ def _grown(t: Tensor, slack: Tensor | float, displacement: Tensor | float) -> Te
 
 
 class _Screening:
-    """The screens of one comparison, and the views of its sides, each made when first needed."""
+    """The screens of one comparison, and the views of its sides, each made when first needed.
+
+    Attributes:
+        screens: From fast to fine.
+        level: The one in use.
+    """
 
     def __init__(self, reference: _Points) -> None:
         self.screens = _screens(reference)
+        self.level = 0
         self._views: dict[tuple[int, int], _View] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
 
@@ -355,9 +366,12 @@ class _Screening:
         return buffer[: rows * columns].view(rows, columns)
 
 
-def _screened(r: _Points, s: _Points, k: int, progress: Progress | None) -> tuple[float, float]:
+def _screened(
+    r: _Points, s: _Points, k: int, progress: Progress | None, spread: Spread | None
+) -> tuple[float, float]:
     """Precision and recall without overflow of the deciding arithmetic."""
     done, total = 0, 2 * (len(r.x) + len(s.x))
+    screening = _Screening(r)
 
     def report(rows: int) -> None:
         nonlocal done
@@ -365,18 +379,43 @@ def _screened(r: _Points, s: _Points, k: int, progress: Progress | None) -> tupl
         if progress is not None:
             progress(done, total)
 
-    screening = _Screening(r)
-    radii_r, radii_s = (_radii(points, k, screening, report) for points in (r, s))
-    samples_inside = _covered(s, r, radii_r, screening, report, centres_first=True)
-    reference_inside = _covered(r, s, radii_s, screening, report, centres_first=False)
+    def of_all(points: _Points, columns: int, name: str, find: Callable[[Tensor], Tensor]) -> Tensor:
+        """What is to be found of all points, in pieces that processes can share."""
+        before, device = done, points.x.device
+        screening.level = 0
+        pieces = torch.split(torch.arange(len(points.x), device=device), _BLOCKS_IN_A_PIECE * _rows(columns))
+        found = (spread or _alone)(name, len(pieces), lambda index: find(pieces[index]).cpu().numpy())
+        result = torch.from_numpy(np.concatenate(list(found))).to(device)
+        if others := before + len(points.x) - done:
+            report(others)
+        return result
+
+    def radii(points: _Points, name: str) -> Tensor:
+        return of_all(points, len(points.x), name, lambda rows: _radii(points, rows, k, screening, report))
+
+    radii_r, radii_s = radii(r, "radii-reference"), radii(s, "radii-samples")
+    samples_inside = of_all(
+        s, len(r.x), "samples", lambda rows: _covered(s, rows, r, radii_r, True, screening, report)
+    )
+    reference_inside = of_all(
+        r, len(s.x), "reference", lambda rows: _covered(r, rows, s, radii_s, False, screening, report)
+    )
     return float(samples_inside.double().mean()), float(reference_inside.double().mean())
 
 
-def _radii(points: _Points, k: int, screening: _Screening, report: Callable[[int], None]) -> Tensor:
-    """(n,) float64 squared distance of each point to its k-th nearest neighbour, as decided."""
-    n, level, radii = len(points.x), 0, []
-    for rows in torch.split(torch.arange(n, device=points.x.device), _rows(n)):
+def _alone(name: str, count: int, work: Callable[[int], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    del name
+    return map(work, range(count))
+
+
+def _radii(
+    points: _Points, wanted: Tensor, k: int, screening: _Screening, report: Callable[[int], None]
+) -> Tensor:
+    """(wanted,) float64 squared distance of these points to their k-th nearest neighbour, as decided."""
+    radii = []
+    for rows in torch.split(wanted, _rows(len(points.x))):
         while True:
+            level = screening.level
             view, error = screening.view(points, level), screening.screens[level].error
             shrunk = (1 - error) * view.norms
             scores = screening.scores(view.q[rows], view.q, shrunk)
@@ -394,7 +433,7 @@ def _radii(points: _Points, k: int, screening: _Screening, report: Callable[[int
             i, j = scores.not_above(torch.arange(len(rows), device=rows.device), limit)
             if len(i) <= _affordable(scores, k) or level + 1 == len(screening.screens):
                 break
-            level += 1
+            screening.level += 1
         distances = _decide(points, rows[i], points, j)
         bound[bound > 0] = _kth_smallest(i, distances, k)
         radii.append(bound)
@@ -404,14 +443,14 @@ def _radii(points: _Points, k: int, screening: _Screening, report: Callable[[int
 
 def _covered(
     points: _Points,
+    wanted: Tensor,
     centres: _Points,
     radii: Tensor,
+    centres_first: bool,
     screening: _Screening,
     report: Callable[[int], None],
-    *,
-    centres_first: bool,
 ) -> Tensor:
-    """(n,) bool: whether each point lies in a ball around one of the centres.
+    """(wanted,) bool: whether each of these points lies in a ball around one of the centres.
 
     `centres_first` says which side the reference evaluator puts first, which matters in float16.
     """
@@ -420,9 +459,10 @@ def _covered(
         distances = _decide(centres, j, points, i) if centres_first else _decide(points, i, centres, j)
         return distances <= radii[j]
 
-    level, covered = 0, torch.zeros(len(points.x), dtype=torch.bool, device=radii.device)
-    for rows in torch.split(torch.arange(len(points.x), device=radii.device), _rows(len(centres.x))):
+    covered = []
+    for rows in torch.split(wanted, _rows(len(centres.x))):
         while True:
+            level = screening.level
             view, centre_view = (screening.view(side, level) for side in (points, centres))
             error = screening.screens[level].error
             reach = _grown(
@@ -430,16 +470,17 @@ def _covered(
             )
             scores = screening.scores(view.q[rows], centre_view.q, (1 - error) * centre_view.norms - reach)
             # Most points that are inside are inside the most promising ball.
-            covered[rows] = inside(rows, scores.lowest(1).flatten())
-            unclear = (~covered[rows]).nonzero().flatten()
+            is_inside = inside(rows, scores.lowest(1).flatten())
+            unclear = (~is_inside).nonzero().flatten()
             i, j = scores.not_above(unclear, (error - 1) * view.norms[rows[unclear]])
             if len(i) <= _affordable(scores, 1) or level + 1 == len(screening.screens):
                 break
-            level += 1
-        i = rows[unclear[i]]
-        covered[i[inside(i, j)]] = True
+            screening.level += 1
+        i = unclear[i]
+        is_inside[i[inside(rows[i], j)]] = True
+        covered.append(is_inside)
         report(len(rows))
-    return covered
+    return torch.cat(covered)
 
 
 @dataclass(frozen=True, eq=False)
@@ -552,6 +593,7 @@ class PrecisionRecall:
 
     names: ClassVar[tuple[str, ...]] = ("precision", "recall")
     layers: ClassVar[tuple[Layer, ...]] = ("pool",)
+    shared: ClassVar[bool] = True
 
     k: int = 3
     arithmetic: Arithmetic = "exact"
@@ -563,6 +605,7 @@ class PrecisionRecall:
         *,
         device: str = "cpu",
         progress: Progress | None = None,
+        spread: Spread | None = None,
     ) -> tuple[Score, ...]:
         """Two scores, ``"precision"`` and ``"recall"``, shares in [0, 1]; higher is better.
 
@@ -577,6 +620,7 @@ class PrecisionRecall:
             arithmetic=self.arithmetic,
             device=device,
             progress=progress,
+            spread=spread,
         )
         return tuple(
             Score(name=name, value=value, better="higher", parameters=asdict(self))
