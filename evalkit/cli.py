@@ -28,6 +28,7 @@ INTERRUPTED = 130
 # Verbs of the other packages, whose command lines are loaded when they are asked for.
 ELSEWHERE: dict[str, str] = {
     "checkpoint": "generation.cli",
+    "demo": "generation.cli",
     "drift": "generation.cli",
     "reference": "reference_batches.cli",
     "sample": "generation.cli",
@@ -289,27 +290,3 @@ def verify(weights: str | None, graph: str | None, device: str) -> None:
     if any(check.passed is False for check in checks):
         raise InputError("This installation does not reproduce the reference; the lines above say where.")
     click.echo("All checks that could run passed.")
-
-
-@root.command()
-@click.option(
-    "--out",
-    default="demo",
-    show_default=True,
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Where the two batches and their picture go.",
-)
-def demo(out: Path) -> None:
-    """Compare two halves of scikit-learn's handwritten digits: the main job on real images, in minutes."""
-    from evalkit.comparison import compare
-    from evalkit.demo import write_batches
-    from evalkit.report import table
-
-    paths = write_batches(out)
-    click.echo(f"wrote {', '.join(map(str, paths))}\n$ evalkit compare {paths[0]} {paths[1]}\n")
-    click.echo(table(compare(paths[0], paths[1], progress=progress_bars())))
-    click.echo(
-        "\nBoth batches are real digits: no generator of digits can look better with so few images.\n"
-        f"See {paths[2]}. Next: evalkit compare YOUR_REFERENCE YOUR_SAMPLES"
-    )

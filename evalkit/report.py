@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from evalkit.results import Batch, Comparison, Score
+from evalkit.results import Batch, Comparison, Score, Sweep
 
-__all__ = ["FORMATS", "adm_lines", "markdown", "table"]
+__all__ = ["FORMATS", "adm_lines", "markdown", "sweep_table", "table"]
 
 TITLES = {
     "inception_score": "Inception Score",
@@ -41,7 +41,7 @@ def table(comparison: Comparison) -> str:
             lines.append(f"{TITLES[name]:<16} {'-':>10}  not computed: {comparison.missing[name]}")
         else:
             spread = "" if score.spread is None else f"   (± {score.spread:.2f} over splits)"
-            lines.append(f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}")
+            lines.append(f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}{_drawn(score)}")
     if comparison.published:
         rows = _beside_published(comparison)
         width = max(len(model) for model, *_ in rows)
@@ -61,7 +61,7 @@ def markdown(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"| {TITLES[name]} | – | not computed: {comparison.missing[name]} |")
         else:
-            lines.append(f"| {TITLES[name]} | {_rounded(score)} | {score.better} |")
+            lines.append(f"| {TITLES[name]} | {_rounded(score)}{_drawn(score)} | {score.better} |")
     if comparison.published:
         header, *rows = (f"| {' | '.join(row)} |" for row in _beside_published(comparison))
         lines += ["", _citation(comparison), "", header, "|---" * len(READING_ORDER) + "|---|---|", *rows]
@@ -105,6 +105,19 @@ def _citation(comparison: Comparison) -> str:
     return f"{row.dataset} as published, {row.images:,} samples each: {row.paper}.{unlike}"
 
 
+def sweep_table(sweep: Sweep) -> str:
+    """The scores at every scale; below, why one was not computed."""
+    columns = {name: sweep.values(name) for name in READING_ORDER}
+    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    rows = [["scale", *(TITLES[name] for name in known)]]
+    for (scale, _), *values in zip(sweep.points, *known.values(), strict=True):
+        rows.append([f"{scale:g}", *("-" if value is None else f"{value:.4f}" for value in values)])
+    widths = [max(8, *map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    missing = {name: why for _, comparison in sweep.points for name, why in comparison.missing.items()}
+    return "\n".join([*lines, *(f"{TITLES[name]} was not computed: {why}" for name, why in missing.items())])
+
+
 def _names(comparison: Comparison) -> list[str]:
     known = {score.name for score in comparison.scores} | set(comparison.missing)
     return [name for name in READING_ORDER if name in known]
@@ -116,6 +129,13 @@ def _score(comparison: Comparison, name: str) -> Score | None:
 
 def _rounded(score: Score) -> str:
     return f"{score.value:.4f}"
+
+
+def _drawn(score: Score) -> str:
+    """Of which images a score is, where not of all."""
+    if "subset" not in score.parameters:
+        return ""
+    return f"   (of {score.parameters['subset']:,} images a side, seed {score.parameters['seed']})"
 
 
 def _describe_batch(batch: Batch) -> str:

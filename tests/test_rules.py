@@ -44,7 +44,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.report": ("evalkit.results",),
     "evalkit.plot": ("evalkit.files", "evalkit.results"),
     "evalkit.sheet": ("evalkit.files",),
-    "evalkit.demo": ("evalkit.files", "evalkit.sheet"),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
     # The command lines know what the name of a published batch stands for.
     "evalkit.console": ("evalkit", "reference_batches.catalog", "reference_batches.fetch"),
@@ -68,9 +67,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.console",
         "evalkit.files",
         "evalkit.images",
+        "evalkit.report",
         "evalkit.sheet",
     ),
     "generation.sweep": ("generation", "evalkit"),
+    "generation.demo": ("generation", "evalkit"),
 }
 
 

@@ -240,12 +240,12 @@ def interrupting(times: int, at: float) -> Callable[[float, int], None]:
 
 def test_interrupt_finishes_the_shard(expected: Path, networks: Networks, tmp_path: Path) -> None:
     told: list[str] = []
-    out = tmp_path / "run"
+    out, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         sampling.run(SETTINGS, networks, out, batch_size=2, progress=interrupting(1, 3.5), say=told.append)
     assert sorted(path.name for path in (out / "shards").iterdir()) == ["000000.npz", "000001.npz"]
     assert "finishing the shard" in told[-1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     assert silent(SETTINGS, networks, out, batch_size=2).read_bytes() == expected.read_bytes()
 
 

@@ -206,7 +206,15 @@ def test_command_killed_and_repeated(
         name = f"scale-{scale}/samples_24x8x8x3.npz"
         a, b = (np.load(tmp_path / folder / name)["arr_0"] for folder in ("s", "once"))
         np.testing.assert_array_equal(a, b)
-    assert result.out.splitlines()[-4].startswith("scale,fid,")
+    assert result.out.splitlines()[-4].split() == [
+        "scale",
+        "FID",
+        "sFID",
+        "Inception",
+        "Score",
+        "Precision",
+        "Recall",
+    ]
     assert result.out.splitlines()[-4:-1] == once.out.splitlines()[-4:-1]
     assert json.loads((tmp_path / "s" / "results.json").read_text())["name"] == "small"
     drawn = run("curves", tmp_path / "s", "-o", tmp_path / "curves.png")

@@ -1,4 +1,4 @@
-"""`evalkit verify` and `evalkit demo`: they show what they claim, and fail when they should."""
+"""`evalkit verify` shows what it claims, and fails when it should."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 from conftest import Result
 from inception_graphdef import build_graph, standin_head
-from PIL import Image
 
 from evalkit import verify as verify_module
-from evalkit.comparison import compare
-from evalkit.demo import digits, write_batches
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.inception_graph import InceptionGraph
 from evalkit.extractors.inception_weights import InceptionWeights
-from evalkit.extractors.pixels import Pixels
 from evalkit.verify import SIZES, pictures, verify
 
 Run = Callable[..., Result]
@@ -89,22 +85,3 @@ def test_pictures_are_the_same_everywhere() -> None:
 
 
 PICTURES_SUM = 455_588
-
-
-def test_demo_batches_are_real_digits(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
-    reference, samples, grid = write_batches(tmp_path / "demo")
-    with np.load(reference, allow_pickle=False) as a, np.load(samples, allow_pickle=False) as b:
-        assert a["arr_0"].shape == b["arr_0"].shape == (800, 8, 8, 3)
-        assert a["arr_0"].max() == 255
-        rows = {image.tobytes() for image in a["arr_0"]}
-        assert sum(image.tobytes() in rows for image in b["arr_0"]) < 8
-    with Image.open(grid) as picture:
-        assert picture.size == (640, 640)
-    images, labels = digits()
-    assert np.bincount(labels).min() > 170
-    # Zeros are closer to zeros than to ones, even to a network of coarse pixels.
-    zeros, ones = images[labels == 0], images[labels == 1]
-    near = compare(zeros[:80], zeros[80:160], extractor=Pixels(), store=None)
-    far = compare(zeros[:80], ones[:80], extractor=Pixels(), store=None)
-    assert near["fid"] < far["fid"] / 5
