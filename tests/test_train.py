@@ -26,13 +26,17 @@ from evalkit.errors import EvalkitError, InputError, MissingDependencyError, Out
 from evalkit.images import open_images
 from generation import train as training
 from generation import training_data
+from generation.batch import sample_batch
 from generation.checkpoints import load_network
+from generation.demo import digits_model, write_digits
 from generation.losses import LossSecondMoment, UniformTimesteps, hybrid_loss, prior_bits
 from generation.networks.unet import UNet, UNetSettings
 from generation.noise import normal
 from generation.presets import MODELS
-from generation.recipe import Recipe, Settings, load_recipe
+from generation.recipe import SHIPPED, Recipe, Settings, load_recipe
+from generation.samplers import to_uint8
 from generation.schedule import make_schedule
+from generation.settings import Settings as SamplingSettings
 from generation.train import Options, train
 from generation.training_data import Use, batches, keep, order, resize_crop, uniform
 
@@ -480,6 +484,53 @@ def test_a_classifier_learns_and_tells_its_accuracy_by_noise(tmp_path: Path) -> 
     assert float(accuracy["900"]) < 1
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert 0.3 < last["accuracy"] <= 1
+
+
+# ------------------------------------------------------------------------------------- the shipped models
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.toml")))
+def test_shipped_weights_are_of_their_recipes(name: str) -> None:
+    loaded = load_network(SHIPPED / f"{name}.safetensors")
+    assert loaded.preset == load_recipe(name).model
+    assert loaded.preset.name == name
+
+
+def test_the_digits_model_draws_the_digits_it_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    _, reference = (open_images(str(path)) for path in write_digits(tmp_path))
+    networks = digits_model()
+    asked, right = np.arange(100) % 10, []
+    for scale in (0.0, 4.0):
+        settings = SamplingSettings(count=100, scale=scale, sampler="ddim", respacing="ddim25")
+        x, finite = sample_batch(settings, networks, range(100), labels=asked)
+        assert finite.all()
+        samples = to_uint8(x)
+        assert np.ptp(samples.astype(int), axis=3).mean() < 3  # grey
+        unseen = np.concatenate(list(reference.batches(100)))
+        flat = [torch.from_numpy(each).flatten(1).double() for each in (samples, unseen)]
+        distances = torch.cdist(*flat) / flat[0].shape[1] ** 0.5
+        assert 20 < float(distances.min(dim=1).values.median()) < 45  # of real digits of the other half: 35
+        assert reference.labels is not None
+        right.append((reference.labels[distances.argmin(dim=1).numpy()] == asked).mean())
+    assert right[0] >= 0.85
+    assert right[1] >= max(0.95, right[0])
+
+
+def test_the_digits_model_has_not_seen_its_reference(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    networks, schedule, losses = digits_model(), make_schedule("cosine"), []
+    for path in write_digits(tmp_path):
+        source = open_images(str(path))
+        assert source.labels is not None
+        images = torch.from_numpy(np.concatenate(list(source.batches(100)))).permute(0, 3, 1, 2)
+        x_0, y = images[:800] / 127.5 - 1, torch.from_numpy(source.labels[:800])
+        t, noise = torch.full_like(y, 100), torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            eps = networks.predict(schedule.diffuse(x_0, t, noise), t, y)[:, :3]
+        losses.append(float((eps - noise).square().mean()))
+    training, reference = losses
+    assert training < 0.8 * reference
 
 
 # ------------------------------------------------------------------------------------------------ bad input
