@@ -30,7 +30,7 @@ __all__ = ["SCALES", "SETTINGS", "demo", "digits", "digits_model", "write_digits
 MODELS = Path(__file__).parent / "models"
 TRAINING_IMAGES = 899
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
-SETTINGS = Settings(count=800, classes="balanced", sampler="ddim", respacing="ddim50", shard_size=100)
+SETTINGS = Settings(count=800, classes="balanced", sampler="ddim", respacing="ddim25", shard_size=100)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
