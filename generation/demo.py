@@ -21,13 +21,13 @@ from evalkit.plot import write_curves
 from evalkit.results import Sweep
 from generation.batch import Networks
 from generation.checkpoints import load_network
+from generation.recipe import SHIPPED
 from generation.sample import Progress, Say
 from generation.settings import Settings
 from generation.sweep import sweep
 
 __all__ = ["SCALES", "SETTINGS", "demo", "digits", "digits_model", "write_digits"]
 
-MODELS = Path(__file__).parent / "models"
 TRAINING_IMAGES = 899
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
 SETTINGS = Settings(count=800, classes="balanced", sampler="ddim", respacing="ddim25", shard_size=100)
@@ -81,11 +81,10 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
 
 def digits_model() -> Networks:
     """The shipped model and its classifier, on the CPU."""
-    diffusion, classifier = (load_network(MODELS / f"digits_{kind}.safetensors") for kind in KINDS)
+    diffusion, classifier = (
+        load_network(SHIPPED / f"digits_{kind}.safetensors") for kind in ("diffusion", "classifier")
+    )
     return Networks.prepare(diffusion, classifier, mode="reference", device=torch.device("cpu"))
-
-
-KINDS = ("diffusion", "classifier")
 
 
 def demo(

@@ -18,6 +18,7 @@ from evalkit.images import open_images
 from evalkit.results import Sweep
 from generation import demo as module
 from generation.demo import SETTINGS, demo, digits, digits_model, write_digits
+from generation.recipe import SHIPPED
 
 pytest.importorskip("sklearn")
 Run = Callable[..., Result]
@@ -85,7 +86,7 @@ def test_the_shipped_model_says_what_it_is() -> None:
     assert networks.diffusion.preset.name == "digits_diffusion"
     assert networks.classifier is not None
     assert networks.classifier.preset.num_classes == 10
-    size = sum(path.stat().st_size for path in module.MODELS.glob("digits_*.safetensors"))
+    size = sum(path.stat().st_size for path in SHIPPED.glob("digits_*.safetensors"))
     assert size < 8e6
 
 
