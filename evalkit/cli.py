@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -12,8 +13,10 @@ import click
 
 from evalkit.console import (
     ExtractorSetup,
+    announce,
     bytes_bar,
     extractor_options,
+    leads,
     no_store_option,
     open_batches,
     progress_bars,
@@ -63,10 +66,12 @@ def main() -> NoReturn:
         error.show()
         sys.exit(BAD_INPUT)
     except EvalkitError as error:
-        click.echo(f"Error: {error}", err=True)
+        who = "" if leads() else f" (rank {os.environ['RANK']})"
+        click.echo(f"Error{who}: {error}", err=True)
         sys.exit(BAD_INPUT)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. What was stored stays; run the same command again to go on.", err=True)
+        if leads():
+            click.echo("Interrupted. What was stored stays; run the same command again to go on.", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -92,43 +97,75 @@ def main() -> NoReturn:
 @click.option(
     "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the whole record."
 )
+@click.option(
+    "--metrics",
+    metavar="LIST",
+    help="Which, separated by commas: fid, sfid, inception_score, precision, recall. With fid and sfid "
+    "alone, memory does not grow with the number of images.",
+)
+@click.option(
+    "--subset",
+    metavar="N",
+    type=int,
+    help="Inception Score, precision and recall of N images of each side, drawn at random; FID and sFID of "
+    "all, in bounded memory.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the drawing of --subset.")
 @extractor_options
 @no_store_option
 def compare(
-    reference: str, samples: str, protocol: str, format_: str, json_file: Path | None, **options: Any
+    reference: str,
+    samples: str,
+    protocol: str,
+    format_: str,
+    json_file: Path | None,
+    metrics: str | None,
+    subset: int | None,
+    seed: int,
+    **options: Any,
 ) -> None:
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
 
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
-    images, an HDF5 file, features kept by `evalkit features`, or the name of a published batch (see
-    `evalkit reference list`), which is fetched when first needed.
+    images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, or the
+    name of a published batch (see `evalkit reference list`), which is fetched when first needed.
+
+    Processes that torchrun starts share the work.
 
     \b
     Example:
       evalkit compare imagenet256 samples_50000x256x256x3.npz
+      evalkit compare ref.npz 'samples/*.npz' --subset 50000
+      torchrun --nproc-per-node 8 -m evalkit compare ref.npz samples.npz
     """
     from evalkit.files import check_writable, replace_atomically
 
     setup = ExtractorSetup(**options)
     if json_file:
         check_writable(json_file)
-    from evalkit.comparison import compare
+    from evalkit.comparison import Subset, compare
     from evalkit.report import FORMATS
 
-    # Before the network is set up: a mistyped name should not cost a download.
-    sides, published = open_batches(reference, samples)
-    comparison = compare(
-        *sides,
-        protocol=protocol,
-        extractor=setup.extractor(),
-        store=setup.store,
-        progress=progress_bars(),
-    )
-    comparison = replace(comparison, published=published)
-    click.echo(FORMATS[format_](comparison))
-    if json_file:
-        with replace_atomically(json_file) as partial:
-            partial.write_text(comparison.to_json())
+    with setup.team() as team:
+        # Before the network is set up: a mistyped name should not cost a download.
+        sides, published = open_batches(reference, samples)
+        comparison = compare(
+            *sides,
+            protocol=protocol,
+            metrics=metrics.split(",") if metrics is not None else None,
+            subset=Subset(images=subset, seed=seed) if subset is not None else None,
+            extractor=setup.extractor(),
+            store=setup.store,
+            progress=progress_bars(),
+            say=announce if leads() else None,
+            team=team,
+        )
+        comparison = replace(comparison, published=published)
+        if leads():
+            click.echo(FORMATS[format_](comparison))
+            if json_file:
+                with replace_atomically(json_file) as partial:
+                    partial.write_text(comparison.to_json())
 
 
 @root.command()
@@ -151,10 +188,19 @@ def features(images: str, out: Path, **options: Any) -> None:
     check_writable(out)
     from evalkit.comparison import features_of
 
-    (side,), _ = open_batches(images)
-    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
-    extracted.save(out)
-    click.echo(f"{out}: features of {len(extracted):,} images of {images}")
+    with setup.team() as team:
+        (side,), _ = open_batches(images)
+        extracted = features_of(
+            side,
+            layers=("pool", "spatial"),
+            extractor=setup.extractor(),
+            store=setup.store,
+            progress=progress_bars(),
+            team=team,
+        )
+        if leads():
+            extracted.save(out)
+            click.echo(f"{out}: features of {len(extracted):,} images of {images}")
 
 
 @root.command()
@@ -167,9 +213,12 @@ def features(images: str, out: Path, **options: Any) -> None:
 def stats(images: str, out: Path, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
+    Of any number of images, in bounded memory.
+
     \b
     Example:
       evalkit stats train_images/ -o train_statistics.npz
+      evalkit stats 'parts/*.npz' -o train_statistics.npz
     """
     from evalkit.files import check_writable, replace_atomically
 
@@ -181,14 +230,24 @@ def stats(images: str, out: Path, **options: Any) -> None:
 
     from evalkit.comparison import features_of, statistics_of, statistics_record
 
-    (side,), _ = open_batches(images)
-    extracted = features_of(side, extractor=setup.extractor(), store=setup.store, progress=progress_bars())
-    arrays = statistics_of(extracted)
-    if not side.statistics:
-        arrays["provenance"] = np.array(json.dumps(statistics_record(extracted)))
-    with replace_atomically(out) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
-    click.echo(f"{out}: statistics of {len(extracted):,} images of {images}")
+    with setup.team() as team:
+        (side,), _ = open_batches(images)
+        summed = features_of(
+            side,
+            layers=(),
+            moments=("pool", "spatial"),
+            extractor=setup.extractor(),
+            store=setup.store,
+            progress=progress_bars(),
+            team=team,
+        )
+        if leads():
+            arrays = statistics_of(summed)
+            if not side.statistics:
+                arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
+            with replace_atomically(out) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+            click.echo(f"{out}: statistics of {len(summed):,} images of {images}")
 
 
 @root.command()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from evalkit.distributed import Team
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import Inception, resolve_device
 from evalkit.features import (
@@ -23,15 +27,26 @@ from evalkit.features import (
     Progress,
     check_same_extractor,
     extract,
+    fill,
     is_features_file,
 )
 from evalkit.files import cache_directory
 from evalkit.images import ImageSource, SupportsArray, open_images
-from evalkit.metrics import PROTOCOLS, Moments, is_rank_deficient
+from evalkit.metrics import (
+    PROTOCOLS,
+    FrechetDistance,
+    Metric,
+    Moments,
+    PrecisionRecall,
+    Statistics,
+    is_rank_deficient,
+)
+from evalkit.metrics.base import Layer, Spread
 from evalkit.results import Batch, Comparison, Score
 
 __all__ = [
     "Source",
+    "Subset",
     "compare",
     "default_store",
     "features_of",
@@ -46,6 +61,14 @@ Source = str | PathLike[str] | SupportsArray | ImageSource | Features
 PUBLISHED_IMAGES = 50_000
 DRIFT_IMAGES = 128
 
+LAYERS: tuple[Layer, ...] = ("pool", "spatial", "logits")
+WIDTHS: dict[Layer, int] = {"pool": 2048, "spatial": 2023, "logits": 1008}
+NEIGHBOUR_BYTES = 8
+"""A feature, for precision and recall; measured: 3.5 to 5.6, more where bfloat16 does not suffice."""
+WORTH_SAYING = 5e8
+
+NOT_ASKED = "not asked for"
+OF_RANK_0 = "rank 0 of the team computes it"
 HEAD_MISSING = "the weights have no classifier head; this fetches it: evalkit weights --fetch"
 
 
@@ -54,26 +77,64 @@ def default_store() -> FeatureStore:
     return FeatureStore(cache_directory() / "features")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """A choice of images, for the metrics that need the features of all in memory.
+
+    Attributes:
+        images: How many to draw of each side, without replacement; a side with fewer is taken whole.
+        seed: Of the drawing: the first of ``numpy.random.RandomState(seed).permutation(n)``.
+    """
+
+    images: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise InputError(f"A subset of {self.images} images: expected at least 1, better 10,000.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"Seed {self.seed}: expected 0 to {2**32 - 1}.")
+
+    def rows(self, n: int) -> NDArray[np.int64]:
+        """(images,) indices of those drawn among ``n``, ascending."""
+        # RandomState, because NumPy promises that its numbers never change.
+        return np.sort(np.random.RandomState(self.seed).permutation(n)[: self.images]).astype(np.int64)
+
+
 def compare(
     reference: Source,
     samples: Source,
     *,
     protocol: str = "adm",
+    metrics: Collection[str] | None = None,
+    subset: Subset | None = None,
     extractor: Extractor | None = None,
     store: FeatureStore | Literal["default"] | None = "default",
     progress: Progress | None = None,
+    say: Callable[[str], object] | None = None,
+    team: Team | None = None,
 ) -> Comparison:
     """FID, sFID, Inception Score, precision and recall of ``samples`` against ``reference``.
 
+    With a subset, and where FID and sFID alone are asked for, means and covariances are summed up in float64
+    while features stream past: memory does not grow with the number of images.
+
     Args:
-        reference: Images (npz, folder, zip, tar, HDF5, array), features, or statistics (an npz with ``mu,
-            sigma, mu_s, sigma_s``, which replace those of its images, as in the published references).
+        reference: Images (npz, folder, zip, tar, HDF5, array; several files by a pattern), features, or
+            statistics (an npz with ``mu, sigma, mu_s, sigma_s``, which replace those of its images, as in
+            the published references).
         samples: Likewise.
         protocol: ``adm`` is the ADM reference evaluator's arithmetic, float16 distances included; ``exact``
             the same metrics in exact arithmetic.
+        metrics: Names of the scores to compute; None for all. Precision and recall come together.
+        subset: Which images the Inception Score, precision and recall are of; None for all. FID and sFID are
+            of all in any case.
         extractor: The network; :class:`~evalkit.extractors.inception.Inception` with its defaults if None.
         store: Where features are kept between runs; None keeps them nowhere.
         progress: Called with (stage, done, total).
+        say: Told, before the work, how much memory it takes, where that is much.
+        team: Processes that do this together, each with the same arguments. Rank 0 gets all scores, the
+            others those that they help with.
 
     Returns:
         The scores, and the record of how they were obtained.
@@ -81,55 +142,48 @@ def compare(
     Raises:
         EvalkitError: Bad input, no weights, nothing to compute; see :mod:`evalkit.errors`.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"Unknown protocol {protocol!r}. Give one of {', '.join(PROTOCOLS)}.")
+    plan = _plan(protocol, metrics, subset, leads=team is None or team.rank == 0)
     clock = _Clock()
     if store == "default":
         store = default_store()
+    if team:
+        progress = team.noting(progress)
 
     # Opening makes the cheap checks of both sides before the long work on either.
-    sides = [open_source(reference), open_source(samples)]
-    for side in sides:
-        _check_enough(side)
-    if extractor is None and any(isinstance(side, ImageSource) for side in sides):
+    sources = [open_source(reference), open_source(samples)]
+    for source in sources:
+        _check_enough(source)
+    if extractor is None and any(isinstance(source, ImageSource) for source in sources):
         extractor = Inception()
-
-    def both() -> Iterator[tuple[Features, Batch]]:
-        for role, side in zip(("reference", "samples"), sides, strict=True):
-            with clock.stage(f"features of {role}"):
-                yield _features(side, extractor, store, progress)
-
-    results, batches = map(list, zip(*both(), strict=True))
+    sides = [_Side(source, plan, extractor, store, progress, team) for source in sources]
+    if say and (cost := _memory(sides, plan)):
+        say(cost)
+    stages = "features of reference", "features of samples"
+    for stage, side in zip(stages, sides, strict=True):
+        with clock.stage(stage):
+            side.help()
+    results = []
+    for stage, side in zip(stages, sides, strict=True):
+        with clock.stage(stage):
+            results.append(side.features())
+    batches = [side.batch(features) for side, features in zip(sides, results, strict=True)]
     check_same_extractor(*results)
+    warnings = tuple(_warnings(sources, results, batches))
+    described = _describe(extractor, results[0])
 
-    scores: list[Score] = []
-    missing: dict[str, str] = {}
-    device = _algebra_device(extractor)
-    metrics = PROTOCOLS[protocol]
-    for index, metric in enumerate(metrics):
-        names = " and ".join(metric.names)
-        # A layer that no later metric reads need not stay: at 50,000 images each is 0.4 GB a side.
-        needed = {layer for later in metrics[index:] for layer in later.layers}
-        results = [features.keeping(needed) for features in results]
-        try:
-            with clock.stage(names):
-                scores += metric(*results, device=device, progress=_report_to(progress, names))
-        except UndefinedMetricError as error:
-            headless = "logits" in metric.layers and len(results[1]) and extractor is not None
-            missing |= dict.fromkeys(metric.names, HEAD_MISSING if headless else str(error))
-
+    scores, missing = _scores(plan, results, extractor, clock, progress, team)
     drift: dict[str, Any] = {}
-    if isinstance(extractor, Inception) and extractor.precision != "float32":
+    if plan.leads and isinstance(extractor, Inception) and extractor.precision != "float32":
         with clock.stage("drift"):
-            drift = _drift(sides, extractor, protocol)
+            drift = _drift(sources, extractor, plan.metrics)
     return Comparison(
         scores=tuple(scores),
         missing=missing,
         protocol=protocol,
         reference=batches[0],
         samples=batches[1],
-        extractor=_describe(extractor, results[0]),
-        warnings=tuple(_warnings(sides, results, batches)),
+        extractor=described,
+        warnings=warnings,
         drift=drift,
         versions=_versions(),
         seconds=clock.seconds,
@@ -139,19 +193,34 @@ def compare(
 def features_of(
     source: Source,
     *,
+    layers: Collection[Layer] = LAYERS,
+    moments: Collection[Layer] = (),
     extractor: Extractor | None = None,
     store: FeatureStore | Literal["default"] | None = "default",
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> Features:
-    """Features of one batch, from a features file, the store or the network; arguments as in `compare`."""
-    side = open_source(source)
-    if extractor is None and isinstance(side, ImageSource):
+    """Features of one batch, from a features file, the store or the network.
+
+    Arguments are as in `compare`, and as in :func:`evalkit.features.extract`. With a team, rank 0 gets the
+    features; the others only help.
+    """
+    opened = open_source(source)
+    if extractor is None and isinstance(opened, ImageSource):
         extractor = Inception()
-    return _features(side, extractor, default_store() if store == "default" else store, progress)[0]
+    if store == "default":
+        store = default_store()
+    leads = team is None or team.rank == 0
+    plan = _Plan(layers=layers, own_layers=layers if leads else (), moments=moments, leads=leads)
+    side = _Side(opened, plan, extractor, store, team.noting(progress) if team else progress, team)
+    side.help()
+    return side.features()
 
 
 def statistics_of(features: Features) -> dict[str, Any]:
-    """The arrays of a statistics npz: ``mu`` (d,) float32, ``sigma`` (d, d) float64, ``mu_s``, ``sigma_s``.
+    """The arrays of a statistics npz: ``mu`` (d,), ``sigma`` (d, d), ``mu_s``, ``sigma_s``.
+
+    Those that are computed are float64.
 
     Raises:
         UndefinedMetricError: Fewer than two images.
@@ -164,7 +233,7 @@ def statistics_of(features: Features) -> dict[str, Any]:
             rows = getattr(features, layer)
             moments = Moments(rows.shape[1])
             moments.update(rows)
-            mu, sigma = rows.mean(axis=0), moments.covariance
+            mu, sigma = moments.mean, moments.covariance
         arrays |= {f"mu{suffix}": mu, f"sigma{suffix}": sigma}
     return arrays
 
@@ -196,48 +265,227 @@ def open_source(source: Source) -> ImageSource | Features:
     return open_images(source)
 
 
-def _features(
-    side: ImageSource | Features,
-    extractor: Extractor | None,
-    store: FeatureStore | None,
-    progress: Progress | None,
-) -> tuple[Features, Batch]:
-    origin: Literal["extracted", "stored", "file"] = "stored"
-    if isinstance(side, Features):
-        origin, features = "file", side
-        if extractor is not None:
-            if features.fingerprint != extractor.fingerprint:
-                raise FeatureError(
-                    f"{features.name} holds features of another extractor ({features.extractor}, "
-                    f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "
-                    f"{extractor.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
-                    "Extract it again with `evalkit features`, or choose the settings it was made with."
-                )
-            if features.logits is None and features.pool is not None:
-                features = replace(features, logits=extractor.logits(features.pool))
-    else:
-        assert extractor is not None
-        if not len(side):
-            origin = "file"
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is computed, by whom, and of what.
 
-        def watch(stage: str, done: int, total: int) -> None:
-            nonlocal origin
-            if done < total:
-                origin = "extracted"
-            if progress:
-                progress(stage, done, total)
+    Attributes:
+        metrics: In order.
+        missing: Names of scores that are not asked for.
+        layers: Of which all processes together need features in memory.
+        own_layers: Of which this process does.
+        moments: Layers whose mean and covariance are summed up as features stream past.
+        subset: Of which images features are needed in memory.
+        leads: Whether this process computes what is not shared.
+    """
 
-        features = extract(side, extractor, store=store, progress=watch)
-    batch = Batch(
-        name=features.name,
-        images=len(features),
-        image_shape=features.image_shape,
-        digest=features.digest,
-        statistics="file" if features.statistics else "images",
-        statistics_images=_statistics_images(side) if features.statistics else len(features),
-        features=origin,
+    metrics: tuple[Metric, ...] = ()
+    missing: tuple[str, ...] = ()
+    layers: Collection[Layer]
+    own_layers: Collection[Layer]
+    moments: Collection[Layer]
+    subset: Subset | None = None
+    leads: bool = True
+
+
+def _plan(protocol: str, names: Collection[str] | None, subset: Subset | None, *, leads: bool) -> _Plan:
+    if protocol not in PROTOCOLS:
+        raise InputError(f"Unknown protocol {protocol!r}. Give one of {', '.join(PROTOCOLS)}.")
+    known = [name for metric in PROTOCOLS[protocol] for name in metric.names]
+    wanted = set(known if names is None else names)
+    if not wanted or wanted - set(known):
+        given = ", ".join(map(repr, sorted(wanted - set(known)))) or "(none)"
+        raise InputError(f"Unknown metrics {given}. Give one or more of {', '.join(known)}.")
+    metrics = [metric for metric in PROTOCOLS[protocol] if wanted & set(metric.names)]
+    frechet = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
+    in_memory = [metric for metric in metrics if metric not in frechet]
+    if subset is None and in_memory:
+        in_memory, frechet = metrics, []
+    computed = {name for metric in metrics for name in metric.names}
+    return _Plan(
+        metrics=tuple(
+            replace(metric, mean_dtype="float64") if metric in frechet else metric for metric in metrics
+        ),
+        missing=tuple(name for name in known if name not in computed),
+        layers={layer for metric in in_memory for layer in metric.layers},
+        own_layers={layer for metric in in_memory if leads or metric.shared for layer in metric.layers},
+        moments=[metric.layer for metric in frechet],
+        subset=subset,
+        leads=leads,
     )
-    return features, batch
+
+
+def _scores(
+    plan: _Plan,
+    results: list[Features],
+    extractor: Extractor | None,
+    clock: _Clock,
+    progress: Progress | None,
+    team: Team | None,
+) -> tuple[list[Score], dict[str, str]]:
+    """What was computed; and why the rest was not, by name."""
+    scores: list[Score] = []
+    missing = dict.fromkeys(plan.missing, NOT_ASKED)
+    device = _algebra_device(extractor)
+    for index, metric in enumerate(plan.metrics):
+        names = " and ".join(metric.names)
+        if not (plan.leads or metric.shared):
+            missing |= dict.fromkeys(metric.names, OF_RANK_0)
+            continue
+        # A layer that no later metric reads need not stay: at 50,000 images each is 0.4 GB a side.
+        needed = {layer for later in plan.metrics[index:] for layer in later.layers}
+        results[:] = [features.keeping(needed) for features in results]
+        spread = _spread(team, [metric, plan.subset, *(features.digest for features in results)])
+        try:
+            with clock.stage(names):
+                found = metric(*results, device=device, progress=_report_to(progress, names), spread=spread)
+        except UndefinedMetricError as error:
+            headless = "logits" in metric.layers and len(results[1]) and extractor is not None
+            missing |= dict.fromkeys(metric.names, HEAD_MISSING if headless else str(error))
+            continue
+        if plan.subset and not isinstance(metric, FrechetDistance):
+            drawn = {"subset": plan.subset.images, "seed": plan.subset.seed}
+            found = tuple(replace(score, parameters={**score.parameters, **drawn}) for score in found)
+        scores += found
+    return scores, missing
+
+
+def _spread(team: Team | None, identity: list[object]) -> Spread | None:
+    """Shares a metric's pieces of work with the team, by way of its files."""
+    if team is None:
+        return None
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+
+    def spread(name: str, count: int, work: Callable[[int], NDArray[Any]]) -> Iterable[NDArray[Any]]:
+        results = team.map(f"{name}-{key}", count, lambda index: {"result": work(index)})
+        return (result["result"] for result in results)
+
+    return spread
+
+
+class _Side:
+    """One side of a comparison, and how its features come about."""
+
+    def __init__(
+        self,
+        source: ImageSource | Features,
+        plan: _Plan,
+        extractor: Extractor | None,
+        store: FeatureStore | None,
+        progress: Progress | None,
+        team: Team | None,
+    ):
+        self.source = source
+        self.rows = plan.subset.rows(len(source)) if plan.subset else None
+        # What the file has itself is not computed.
+        self.moments = [layer for layer in plan.moments if not source.statistics]
+        self.is_needed = bool(len(source)) and bool(plan.layers or self.moments)
+        self.kept = 0
+        if plan.own_layers:
+            self.kept = len(source) if self.rows is None else len(self.rows)
+        self._plan = plan
+        self._extractor = extractor
+        self._store = store
+        self._progress = progress
+        self._team = team
+        self._origin: Literal["extracted", "stored", "file"] = "stored"
+        if isinstance(source, Features) or not len(source):
+            self._origin = "file"
+
+    def help(self) -> None:
+        """Extract for the team what nobody has in hand."""
+        if self._team and self.is_needed and isinstance(self.source, ImageSource):
+            assert self._extractor is not None
+            if self._store is None:
+                raise InputError("Several processes share features by way of the store: not without one.")
+            fill(self.source, self._extractor, store=self._store, progress=self._watch, team=self._team)
+
+    def features(self) -> Features:
+        if isinstance(self.source, Features):
+            return self._of_file(self.source)
+        assert self._extractor is not None
+        return extract(
+            self.source,
+            self._extractor,
+            layers=self._plan.own_layers,
+            rows=self.rows,
+            moments=self.moments,
+            store=self._store,
+            progress=self._watch,
+            team=self._team,
+        )
+
+    def batch(self, features: Features) -> Batch:
+        images = len(self.source) if self.is_needed else 0
+        of_file = bool(self.source.statistics)
+        return Batch(
+            name=features.name,
+            images=images,
+            image_shape=features.image_shape,
+            digest=features.digest,
+            statistics="file" if of_file else "images",
+            statistics_images=_statistics_images(self.source) if of_file else images,
+            features=self._origin,
+        )
+
+    def _watch(self, stage: str, done: int, total: int) -> None:
+        if done < total:
+            self._origin = "extracted"
+        if self._progress:
+            self._progress(stage, done, total)
+
+    def _of_file(self, features: Features) -> Features:
+        extractor, layers = self._extractor, self._plan.own_layers
+        if extractor is not None and features.fingerprint != extractor.fingerprint:
+            raise FeatureError(
+                f"{features.name} holds features of another extractor ({features.extractor}, "
+                f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "
+                f"{extractor.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
+                "Extract it again with `evalkit features`, or choose the settings it was made with."
+            )
+        statistics = dict(features.statistics)
+        for layer in self.moments if self._plan.leads else ():
+            if (array := getattr(features, layer)) is not None:
+                moments = Moments(array.shape[1])
+                moments.update(array)
+                statistics[layer] = Statistics(mu=moments.mean, sigma=moments.covariance)
+        kept = replace(features, statistics=statistics, count=len(features))
+        if self.rows is not None:
+            pool, spatial, logits = (
+                None if array is None else array[self.rows]
+                for array in (kept.pool, kept.spatial, kept.logits)
+            )
+            kept = replace(kept, pool=pool, spatial=spatial, logits=logits)
+        if "logits" in layers and kept.logits is None and kept.pool is not None and extractor is not None:
+            kept = replace(kept, logits=extractor.logits(kept.pool))
+        return kept.keeping(layers)
+
+
+def _memory(sides: list[_Side], plan: _Plan) -> str | None:
+    """What the features and the hungriest metric will need, in words; None where that is little."""
+    rows = sum(side.kept for side in sides)
+    features = 4 * rows * sum(WIDTHS[layer] for layer in plan.own_layers)
+    neighbours = any(isinstance(metric, PrecisionRecall) for metric in plan.metrics)
+    more = NEIGHBOUR_BYTES * rows * WIDTHS["pool"] if neighbours else 0
+    if features + more < WORTH_SAYING:
+        return None
+    text = f"Memory: {features / 1e9:.1f} GB for the features of {rows:,} images"
+    if more:
+        text += f", and up to {more / 1e9:.1f} GB more for precision and recall"
+    there = _physical_memory()
+    if there is not None and features + more > there:
+        text += (
+            f". This machine has {there / 1e9:.0f} GB: take a subset (--subset 50000), or FID and sFID alone "
+            "(--metrics fid,sfid), which need none of this"
+        )
+    return f"{text}."
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
 
 
 def _statistics_record(side: ImageSource | Features) -> Mapping[str, Any]:
@@ -264,21 +512,21 @@ def _warnings(
     sides: list[ImageSource | Features], results: list[Features], batches: list[Batch]
 ) -> Iterator[str]:
     reference, samples = results
-    if samples.statistics:
+    if batches[1].statistics == "file":
         yield (
             f"{samples.name} was given as samples and carries mu and sigma: FID and sFID use these, not its "
             "images, as the reference evaluator does. If it is a reference batch, its FID is near 0."
         )
-    if batches[0].digest == batches[1].digest and len(reference):
+    if batches[0].digest == batches[1].digest and batches[0].images:
         yield "Reference and samples are the same images: precision and recall are 1 by construction."
-    if 0 < len(samples) < PUBLISHED_IMAGES:
+    if 0 < batches[1].images < PUBLISHED_IMAGES:
         yield (
             f"{samples.name} holds {len(samples):,} images; published numbers use {PUBLISHED_IMAGES:,}. "
             "Fewer images raise FID and sFID: compare only with numbers of the same N."
         )
-    singular = [features for features in results if _has_singular_covariance(features)]
+    singular = [batch for batch, of in zip(batches, results, strict=True) if _is_singular(batch, of)]
     if singular:
-        names = " and ".join(f"{features.name} ({len(features):,} images)" for features in singular)
+        names = " and ".join(f"{batch.name} ({batch.images:,} images)" for batch in singular)
         yield (
             f"More features than images, so singular covariances, in {names}: FID and sFID are exact for "
             "these images and say little about their distribution. Use more than 2,048 images, better 10,000."
@@ -290,7 +538,7 @@ def _warnings(
         )
     for side, features in zip(sides, results, strict=True):
         made_by = _statistics_record(side).get("fingerprint")
-        if features.statistics and made_by not in (None, features.fingerprint):
+        if side.statistics and made_by not in (None, features.fingerprint):
             yield (
                 f"The statistics in {features.name} are of another extractor than the one in use (weights, "
                 "precision or backend differ): FID and sFID mix the two."
@@ -301,9 +549,15 @@ def _warnings(
             yield from side.notes
 
 
-def _has_singular_covariance(features: Features) -> bool:
-    pool = features.pool
-    return not features.statistics and pool is not None and is_rank_deficient(*pool.shape)
+def _is_singular(batch: Batch, features: Features) -> bool:
+    """Whether the covariance of its images' pool features is."""
+    if batch.statistics == "file":
+        return False
+    if features.pool is not None:
+        return is_rank_deficient(batch.images, features.pool.shape[1])
+    return "pool" in features.statistics and is_rank_deficient(
+        batch.images, features.statistics["pool"].mu.size
+    )
 
 
 def _label_warning(features: Features) -> Iterator[str]:
@@ -325,7 +579,9 @@ def _size(features: Features) -> str:
     return f"{features.image_shape[1]}x{features.image_shape[0]}"
 
 
-def _drift(sides: list[ImageSource | Features], extractor: Inception, protocol: str) -> dict[str, Any]:
+def _drift(
+    sides: list[ImageSource | Features], extractor: Inception, metrics: Iterable[Metric]
+) -> dict[str, Any]:
     """What the reduced precision moves each score by, measured on the first images of both batches."""
     if not all(isinstance(side, ImageSource) and len(side) > 3 for side in sides):
         return {}
@@ -335,7 +591,7 @@ def _drift(sides: list[ImageSource | Features], extractor: Inception, protocol: 
         features = [extract(open_images(head), candidate) for head in heads]
         drift[candidate.precision] = {
             score.name: score.value
-            for metric in PROTOCOLS[protocol]
+            for metric in metrics
             if not (metric.names == ("inception_score",) and features[1].logits is None)
             for score in metric(*features, device=_algebra_device(extractor))
         }
@@ -392,4 +648,5 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[name] = round(time.perf_counter() - begin, 3)
+            seconds = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+            self.seconds[name] = round(seconds, 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -11,6 +13,7 @@ import click
 from evalkit.errors import InputError
 
 if TYPE_CHECKING:
+    from evalkit.distributed import Team
     from evalkit.features import Extractor, Features, FeatureStore, Progress
     from evalkit.images import ImageSource
     from evalkit.results import PublishedRow
@@ -20,6 +23,7 @@ __all__ = [
     "announce",
     "bytes_bar",
     "extractor_options",
+    "leads",
     "no_store_option",
     "open_batches",
     "progress_bars",
@@ -120,6 +124,28 @@ class ExtractorSetup:
         """Where features are kept between runs."""
         return None if self.no_store else "default"
 
+    @contextmanager
+    def team(self) -> Iterator[Team | None]:
+        """The processes that torchrun started, this one among them; None where it is alone."""
+        from evalkit.distributed import Team, world
+        from evalkit.files import cache_directory
+
+        if world()[1] == 1:
+            yield None
+            return
+        if self.no_store:
+            raise InputError(
+                "--no-store: several processes share features by way of the store. Leave it out; "
+                "EVALKIT_CACHE=FOLDER puts the store elsewhere."
+            )
+        with Team.join(cache_directory() / "jobs") as team:
+            yield team
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 def progress_bars() -> Progress:
     """On a terminal, what a stage will cost and then a bar with its rate and time left; silence elsewhere."""
@@ -158,6 +184,8 @@ def bytes_bar(title: str) -> Callable[[int, int], None]:
     bar: list[tqdm[Any]] = []
 
     def report(done: int, total: int) -> None:
+        if not leads():
+            return
         if not bar:
             bar.append(
                 tqdm(
@@ -196,7 +224,8 @@ def open_batches(
     }
     for batch in batches:
         if batch is not None:
-            path = fetch(batch.name, announce=announce, progress=bytes_bar(batch.name))
+            say = announce if leads() else None
+            path = fetch(batch.name, announce=say, progress=bytes_bar(batch.name))
             opened[batch.name] = open_source(path)
     first = batches[0]
     rows = published_rows(first.dataset) if first is not None and first.kind == "reference" else ()

@@ -10,6 +10,7 @@
     ├── FeatureError              features of another extractor, or of another size, were mixed
     ├── UndefinedMetricError      the metric has no value for this input (for example one image)
     ├── OutputError               a result cannot be written: no permission, no space
+    ├── WorkerError               another process of the same job died, failed or hangs
     └── MissingDependencyError    an optional package is not installed
 
 Every message says what was given, what was expected and what to do. The command line prints it
@@ -26,6 +27,7 @@ __all__ = [
     "OutputError",
     "UndefinedMetricError",
     "WeightsError",
+    "WorkerError",
 ]
 
 
@@ -59,6 +61,10 @@ class UndefinedMetricError(EvalkitError):
 
 class OutputError(EvalkitError):
     """A result cannot be written."""
+
+
+class WorkerError(EvalkitError):
+    """Another process of a job that torchrun started died, failed or makes no progress."""
 
 
 class MissingDependencyError(EvalkitError):

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.distributed import Team
 from evalkit.errors import FeatureError, InputError, OutputError
 from evalkit.files import remove_stale_partials, replace_atomically
 from evalkit.images import ImageSource
-from evalkit.metrics import Statistics
+from evalkit.metrics import Moments, Statistics
+from evalkit.metrics.base import Layer
 
 __all__ = [
     "SHARD",
@@ -33,6 +35,7 @@ __all__ = [
     "Progress",
     "check_same_extractor",
     "extract",
+    "fill",
     "is_features_file",
 ]
 
@@ -41,7 +44,10 @@ Progress = Callable[[str, int, int], None]
 """Told ``(stage, done, total)`` at a stage's start and after every step of it."""
 
 SHARD = 512
-"""Images in one file of the store: what a killed run may have to repeat."""
+"""Images in one file of the store: what a killed run may have to repeat. A power of two."""
+
+GROUP = 64
+"""Such files whose moments are summed up before they are merged with others': 32,768 images."""
 
 FORMAT = "evalkit features 1"
 
@@ -85,10 +91,11 @@ class Features:
         pool: (n, d) float32, or None where a file holds statistics alone.
         spatial: (n, d_s) float32, flattened H, W, C, or None likewise.
         logits: (n, classes) float32, or None where there is no classifier head.
-        statistics: ``{"pool": ..., "spatial": ...}`` where the file carried ``mu`` and its fellows; they
-            stand in for the statistics of the images. Empty otherwise.
+        statistics: ``{"pool": ..., "spatial": ...}`` where the file carried ``mu`` and its fellows, which
+            stand in for the statistics of the images, or where moments were asked for. Empty otherwise.
         image_shape: (height, width, 3) of the images, or None.
         labels: (n,) int64, or None.
+        count: Images of the batch, where `pool` and its fellows hold only some or none; None: as many.
     """
 
     name: str
@@ -101,8 +108,11 @@ class Features:
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     image_shape: tuple[int, ...] | None = None
     labels: NDArray[np.int64] | None = None
+    count: int | None = None
 
     def __len__(self) -> int:
+        if self.count is not None:
+            return self.count
         return 0 if self.pool is None else len(self.pool)
 
     def keeping(self, layers: Container[str]) -> Features:
@@ -174,60 +184,238 @@ def extract(
     images: ImageSource,
     extractor: Extractor,
     *,
+    layers: Collection[Layer] = ("pool", "spatial", "logits"),
+    rows: NDArray[np.int64] | None = None,
+    moments: Collection[Layer] = (),
     store: FeatureStore | None = None,
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> Features:
-    """Features of every image, in order; what the store has is not computed again.
+    """Features of a batch; what the store has is not computed again.
+
+    The batch is taken a part of :data:`SHARD` images at a time: beyond what is kept of it, memory does not
+    grow with it. A part is cut into the same forward passes whatever the store had before, and however many
+    processes share the work.
 
     Args:
         images: The batch.
         extractor: The network.
-        store: Where features are kept; None keeps them in memory only.
+        layers: What to keep of the images.
+        rows: (m,) ascending indices of the images to keep it of; None for all.
+        moments: Layers whose mean and covariance over all images become :attr:`Features.statistics`, unless
+            the file has its own.
+        store: Where features are kept between runs; None keeps them nowhere.
         progress: Told the stage, images done and images in all.
+        team: Processes that share the work, by way of the store. Each has the layers that it asks for; the
+            moments, for which all must ask, are rank 0's alone.
 
     Raises:
         InputError: The images are bad; the message names the first.
         OutputError: The store cannot be written. What was extracted before stays.
+        WorkerError: Another process of the team died, failed or hangs.
     """
     n = len(images)
-    arrays = {layer: np.empty((n, d), np.float32) for layer, d in extractor.dimensions.items()}
-    if n:
-        entry = _Entry(store, images, extractor) if store else None
-        stage = f"Inception features of {images.name}"
-        done = sum(end - begin for begin, end in _shards(n) if entry and entry.read(begin, end, arrays))
-        todo = [span for span in _shards(n) if not (entry and span in entry.present)]
-        if progress:
-            progress(stage, done, n)
-        for begin, end in _joined(todo):
-            position = saved = begin
-            with contextlib.closing(images.batches(extractor.batch_size, start=begin)) as batches:
-                for batch in batches:
-                    batch = batch[: end - position]
-                    for layer, values in extractor(batch).items():
-                        arrays[layer][position : position + len(batch)] = values
-                    position += len(batch)
-                    done += len(batch)
-                    while entry and saved < position and position >= (upto := min(saved + SHARD, end)):
-                        entry.write(saved, upto, arrays)
-                        saved = upto
-                    if progress:
-                        progress(stage, done, n)
-                    if position == end:
-                        break
-            if position != end:
-                raise InputError(f"{images.name} ended at image {position}; expected {n} images.")
+    statistics = _statistics(images)
+    new = {layer: extractor.dimensions[layer] for layer in moments if n and layer not in statistics}
+    arrays = {
+        layer: np.empty((n if rows is None else len(rows), d), np.float32)
+        for layer, d in extractor.dimensions.items()
+        if n and (layer in layers or (layer == "pool" and "logits" in layers))
+    }
+
+    def keep(begin: int, end: int, shard: Mapping[str, Float32Array]) -> None:
+        for layer, array in arrays.items():
+            if rows is None:
+                array[begin:end] = shard[layer]
+            else:
+                first, last = np.searchsorted(rows, (begin, end))
+                array[first:last] = shard[layer][rows[first:last] - begin]
+
+    if new or arrays:
+        with contextlib.closing(_Shards(images, extractor, store, progress, team, {*arrays, *new})) as shards:
+            shards.fill()
+            if new:
+                statistics |= _moments(shards, new, keep)
+            if arrays and (team or not new):
+                for number, span in enumerate(shards.spans):
+                    keep(*span, shards.read(number))
     return Features(
         name=images.name,
         digest=images.digest,
         extractor=extractor.name,
         fingerprint=extractor.fingerprint,
-        pool=arrays["pool"] if n else None,
-        spatial=arrays["spatial"] if n else None,
-        logits=extractor.logits(arrays["pool"]) if n else None,
-        statistics=_statistics(images),
+        pool=arrays.get("pool"),
+        spatial=arrays.get("spatial"),
+        logits=extractor.logits(arrays["pool"]) if n and "logits" in layers else None,
+        statistics=statistics,
         image_shape=images.shape,
         labels=images.labels,
+        count=n,
     )
+
+
+def fill(
+    images: ImageSource,
+    extractor: Extractor,
+    *,
+    store: FeatureStore,
+    progress: Progress | None = None,
+    team: Team | None = None,
+) -> None:
+    """Put the features of a batch into the store, all that it has not got.
+
+    Arguments and errors are those of :func:`extract`. With a team, this ends as soon as nothing is left for
+    this process to do; others may be at work still.
+    """
+    with contextlib.closing(_Shards(images, extractor, store, progress, team)) as shards:
+        shards.fill(wait=False)
+
+
+def _moments(
+    shards: _Shards,
+    dimensions: Mapping[Layer, int],
+    also: Callable[[int, int, Mapping[str, Float32Array]], None],
+) -> dict[str, Statistics]:
+    """Statistics of these layers over a whole batch; each shard is shown to ``also``, too.
+
+    Groups of shards are summed up one by one and then merged in order: the result has the same bits whoever
+    did which.
+    """
+    team = shards.team
+    groups = [range(len(shards.spans))[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
+
+    def sum_up(index: int) -> dict[str, NDArray[Any]]:
+        found = {layer: Moments(d) for layer, d in dimensions.items()}
+        for number in groups[index]:
+            shard = shards.read(number)
+            also(*shards.spans[number], shard)
+            for layer, moments in found.items():
+                moments.update(shard[layer])
+        return {
+            f"{layer}.{key}": array
+            for layer, moments in found.items()
+            for key, array in moments.state().items()
+        }
+
+    if team is None:
+        parts: Iterable[Mapping[str, NDArray[Any]]] = map(sum_up, range(len(groups)))
+    else:
+        parts = team.map(f"moments-{shards.key}", len(groups), sum_up)
+        if team.rank:
+            return {}
+    total = {layer: Moments(d) for layer, d in dimensions.items()}
+    for part in parts:
+        for layer, moments in total.items():
+            other = Moments(dimensions[layer])
+            other.restore({key: part[f"{layer}.{key}"] for key in ("n", "mean", "scatter")})
+            moments.merge(other)
+    return {layer: Statistics(mu=moments.mean, sigma=moments.covariance) for layer, moments in total.items()}
+
+
+class _Shards:
+    """A batch's features a part at a time: from the store, where there is one, and else from the network."""
+
+    def __init__(
+        self,
+        images: ImageSource,
+        extractor: Extractor,
+        store: FeatureStore | None,
+        progress: Progress | None,
+        team: Team | None,
+        layers: Collection[str] = (),
+    ):
+        n = len(images)
+        self.spans = [(begin, min(begin + SHARD, n)) for begin in range(0, n, SHARD)]
+        self.team = team
+        self._images = images
+        self._extractor = extractor
+        self._layers = {layer: d for layer, d in extractor.dimensions.items() if layer in layers}
+        self._progress = team.noting(progress) if team else progress
+        self._entry = _Entry(store, images, extractor, self.spans) if store else None
+        # A power of two, like SHARD, so that no forward pass goes over the end of a part.
+        self._batch_size = min(SHARD, 1 << (extractor.batch_size.bit_length() - 1))
+        self._batches: Generator[NDArray[Any], None, None] | None = None
+        self._position = 0
+        self._done = 0
+
+    @property
+    def key(self) -> str:
+        """Names this batch with this extractor in the store."""
+        assert self._entry is not None
+        return self._entry.folder.name
+
+    def fill(self, *, wait: bool = True) -> None:
+        """Extract what the store has not got; wait for what other processes have in hand, or not."""
+        if self._entry is None:
+            return
+        if self.team is None:
+            claims: Generator[int | None, None, None] = (number for number in self._entry.missing())
+        else:
+            claims = self.team.claims(self._entry.folder / "claims.lock", self._entry.missing)
+        with contextlib.closing(claims):
+            for number in claims:
+                self._count()
+                if number is not None:
+                    self._entry.write(number, self._extract(number))
+                elif not wait:
+                    break
+        self._count()
+
+    def read(self, number: int) -> Mapping[str, Float32Array]:
+        """The layers asked for of part ``number``, ``{layer: (n, d) float32}``."""
+        if self._entry is None:
+            return self._extract(number)
+        begin, end = self.spans[number]
+        shard = self._entry.read(number, {layer: (end - begin, d) for layer, d in self._layers.items()})
+        if shard is None:
+            # Damaged by something other than us: the checksums noticed.
+            self._entry.remove(number)
+            self._count()
+            shard = self._extract(number)
+            self._entry.write(number, shard)
+            self._count()
+        return shard
+
+    def close(self) -> None:
+        """End the stream of images."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _extract(self, number: int) -> dict[str, Float32Array]:
+        begin, end = self.spans[number]
+        if self._batches is None or self._position != begin:
+            self.close()
+            self._batches = self._images.batches(self._batch_size, start=begin)
+            self._position = begin
+        shard = {
+            layer: np.empty((end - begin, d), np.float32) for layer, d in self._extractor.dimensions.items()
+        }
+        while self._position < end:
+            self._report()
+            batch = next(self._batches, None)
+            if batch is None:
+                raise InputError(
+                    f"{self._images.name} ended at image {self._position}; "
+                    f"expected {len(self._images)} images."
+                )
+            for layer, values in self._extractor(batch).items():
+                shard[layer][self._position - begin :][: len(batch)] = values
+            self._position += len(batch)
+            self._done += len(batch)
+        self._report()
+        return shard
+
+    def _count(self) -> None:
+        """Say how much the store has."""
+        assert self._entry is not None
+        missing = (self.spans[number] for number in self._entry.missing())
+        self._done = len(self._images) - sum(end - begin for begin, end in missing)
+        self._report()
+
+    def _report(self) -> None:
+        if self._progress:
+            self._progress(f"Inception features of {self._images.name}", self._done, len(self._images))
 
 
 def _statistics(images: ImageSource) -> dict[str, Statistics]:
@@ -238,20 +426,6 @@ def _statistics(images: ImageSource) -> dict[str, Statistics]:
         "pool": Statistics(mu=found["mu"], sigma=found["sigma"]),
         "spatial": Statistics(mu=found["mu_s"], sigma=found["sigma_s"]),
     }
-
-
-def _shards(n: int) -> list[tuple[int, int]]:
-    return [(begin, min(begin + SHARD, n)) for begin in range(0, n, SHARD)]
-
-
-def _joined(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Neighbouring spans as one, so that a stream is opened once for a run of them."""
-    spans = list(spans)
-    while spans:
-        begin, end = spans.pop(0)
-        while spans and spans[0][0] == end:
-            end = spans.pop(0)[1]
-        yield begin, end
 
 
 class FeatureStore:
@@ -273,9 +447,11 @@ class FeatureStore:
 class _Entry:
     """One batch's folder in the store."""
 
-    def __init__(self, store: FeatureStore, images: ImageSource, extractor: Extractor):
+    def __init__(
+        self, store: FeatureStore, images: ImageSource, extractor: Extractor, spans: Sequence[tuple[int, int]]
+    ):
         self.folder = store.folder(images, extractor)
-        self.present: set[tuple[int, int]] = set()
+        self._files = [self.folder / f"{begin:08d}-{end:08d}.h5" for begin, end in spans]
         need = 4 * len(images) * sum(extractor.dimensions.values())
         with _saying_what_to_do(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -288,34 +464,35 @@ class _Entry:
                 f"{free / 1e9:.2f} GB free. Free some space, point EVALKIT_CACHE elsewhere or use --no-store."
             )
 
-    def _file(self, begin: int, end: int) -> Path:
-        return self.folder / f"{begin:08d}-{end:08d}.h5"
+    def missing(self) -> list[int]:
+        """Numbers of the parts that are not there."""
+        # The folder is listed, because a network file system may remember that a file was not there.
+        there = set(self.folder.iterdir())
+        return [number for number, file in enumerate(self._files) if file not in there]
 
-    def read(self, begin: int, end: int, arrays: dict[str, Float32Array]) -> bool:
-        """Fill ``arrays[layer][begin:end]`` from the store; False where it has not got them whole."""
+    def read(self, number: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Float32Array] | None:
+        """The layers of these shapes of a part; None where it is damaged or not there."""
+        shard = {layer: np.empty(shape, np.float32) for layer, shape in shapes.items()}
         try:
-            with h5py.File(self._file(begin, end), "r") as file:
-                for layer, array in arrays.items():
-                    file[layer].read_direct(array, dest_sel=np.s_[begin:end])
-        except FileNotFoundError:
-            return False
-        except (OSError, KeyError, TypeError, ValueError):
-            # Damaged by something other than us: the checksums noticed. It is extracted again.
-            return False
-        self.present.add((begin, end))
-        return True
+            with h5py.File(self._files[number], "r") as file:
+                for layer, array in shard.items():
+                    file[layer].read_direct(array)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return shard
 
-    def write(self, begin: int, end: int, arrays: dict[str, Float32Array]) -> None:
+    def remove(self, number: int) -> None:
+        with _saying_what_to_do(self.folder):
+            self._files[number].unlink(missing_ok=True)
+
+    def write(self, number: int, shard: Mapping[str, Float32Array]) -> None:
         with (
             _saying_what_to_do(self.folder),
-            replace_atomically(self._file(begin, end)) as partial,
+            replace_atomically(self._files[number]) as partial,
             h5py.File(partial, "w") as file,
         ):
-            for layer, array in arrays.items():
-                file.create_dataset(
-                    layer, data=array[begin:end], chunks=(end - begin, array.shape[1]), fletcher32=True
-                )
-        self.present.add((begin, end))
+            for layer, array in shard.items():
+                file.create_dataset(layer, data=array, chunks=array.shape, fletcher32=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -45,13 +46,19 @@ UNPADDED = STRIDED | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
 
 
 def resolve_device(device: str) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU; anything else is checked to be usable.
+    """``"auto"`` is a GPU if there is one, under torchrun that of this process, and else the CPU.
+
+    Anything else is checked to be usable.
 
     Raises:
         InputError: The device is unknown or not present on this machine.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if "LOCAL_RANK" not in os.environ:
+            return torch.device("cuda")
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     try:
         resolved = torch.device(device)
     except RuntimeError:

@@ -1,0 +1,109 @@
+"""A process of a job that compares by pixels: `python comparing_worker.py VERB ...` is `evalkit VERB ...`.
+
+The folder ``LOG`` tells what each rank extracted. ``TROUBLE`` is what happens to one: its rank, the number of
+the forward pass, and ``kill``, ``stop``, ``hang``, ``slow`` or ``fail``. With ``TOGETHER`` set, no rank
+extracts before all are about to. Shards, groups and blocks are small, so that there are many.
+
+Without a verb it is a server of such processes, which are forked and so need not load everything again: a
+line of JSON, ``{"arguments", "environment", "folder", "out", "err"}``, starts one and is answered with its
+process id, a process id with its exit code (null while it runs).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import evalkit.report  # noqa: F401 - loaded once, for all
+import reference_batches.fetch  # noqa: F401 - loaded once, for all
+from evalkit import cli, distributed, features
+from evalkit.console import ExtractorSetup
+from evalkit.errors import EvalkitError
+from evalkit.extractors.pixels import Pixels
+from evalkit.metrics import neighbours
+
+
+class Watched(Pixels):
+    batch_size = 16
+    calls = 0
+
+    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        rank, size = distributed.world()
+        log = Path(os.environ["LOG"])
+        self.calls += 1
+        if "TOGETHER" in os.environ and self.calls == 1:
+            (log / f"begun-{rank}").touch()
+            while len(list(log.glob("begun-*"))) < size:
+                time.sleep(0.01)
+        troubled, call, how = os.environ.get("TROUBLE", "-1 0 none").split()
+        if str(rank) == troubled and how == "slow":
+            time.sleep(0.2 if int(call) <= self.calls < int(call) + 12 else 0)
+        elif (str(rank), str(self.calls)) == (troubled, call):
+            (log / "trouble").write_text(str(os.getpid()))
+            trouble(how)
+        with (log / f"extracted-{rank}").open("a") as file:
+            file.write(f"{len(images)}\n")
+        time.sleep(0.002)
+        return super().__call__(images)
+
+
+def trouble(how: str) -> None:
+    if how == "fail":
+        raise EvalkitError("The moon is in the wrong place.")
+    if how == "hang":
+        time.sleep(1000)
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
+
+
+def start(order: dict[str, Any]) -> int:
+    """Fork a process; returns its id."""
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        for number, path in enumerate((os.devnull, order["out"], order["err"])):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        os.chdir(order["folder"])
+        sys.argv[1:] = order["arguments"]
+        cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def ended(pid: int) -> int | None:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def main() -> None:
+    features.SHARD = 64
+    features.GROUP = 3
+    neighbours._rows = lambda columns: 10
+    distributed.WATCH_SECONDS = 0.2
+    distributed.BEAT_SECONDS = 0.1
+    distributed.MEET_SECONDS = 1.0
+    torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
+    ExtractorSetup.extractor = lambda self: Watched()  # type: ignore[method-assign]
+    if sys.argv[1:]:
+        cli.main()
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(start(order) if isinstance(order, dict) else ended(order)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
