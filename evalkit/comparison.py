@@ -21,6 +21,7 @@ from evalkit.distributed import Team
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import Inception, resolve_device
 from evalkit.features import (
+    EXTRACTING,
     Extractor,
     Features,
     FeatureStore,
@@ -429,7 +430,7 @@ class _Side:
         )
 
     def _watch(self, stage: str, done: int, total: int) -> None:
-        if done < total:
+        if done < total and stage.startswith(EXTRACTING):
             self._origin = "extracted"
         if self._progress:
             self._progress(stage, done, total)
@@ -469,16 +470,20 @@ def _memory(sides: list[_Side], plan: _Plan) -> str | None:
     more = NEIGHBOUR_BYTES * rows * WIDTHS["pool"] if neighbours else 0
     if features + more < WORTH_SAYING:
         return None
-    text = f"Memory: {features / 1e9:.1f} GB for the features of {rows:,} images"
+    text = f"Memory: {_bytes(features)} for the features of {rows:,} images"
     if more:
-        text += f", and up to {more / 1e9:.1f} GB more for precision and recall"
+        text += f", and up to {_bytes(more)} more for precision and recall"
     there = _physical_memory()
     if there is not None and features + more > there:
         text += (
-            f". This machine has {there / 1e9:.0f} GB: take a subset (--subset 50000), or FID and sFID alone "
+            f". This machine has {_bytes(there)}: take a subset (--subset 50000), or FID and sFID alone "
             "(--metrics fid,sfid), which need none of this"
         )
     return f"{text}."
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _physical_memory() -> int | None:

@@ -28,6 +28,7 @@ from evalkit.metrics import Moments, Statistics
 from evalkit.metrics.base import Layer
 
 __all__ = [
+    "EXTRACTING",
     "SHARD",
     "Extractor",
     "FeatureStore",
@@ -48,6 +49,9 @@ SHARD = 512
 
 GROUP = 64
 """Such files whose moments are summed up before they are merged with others': 32,768 images."""
+
+EXTRACTING = "Inception features of"
+"""How the stage begins in which images are extracted; reading back what is stored is another."""
 
 FORMAT = "evalkit features 1"
 
@@ -291,6 +295,7 @@ def _moments(
             also(*shards.spans[number], shard)
             for layer, moments in found.items():
                 moments.update(shard[layer])
+            shards.report_read(number)
         return {
             f"{layer}.{key}": array
             for layer, moments in found.items()
@@ -376,6 +381,12 @@ class _Shards:
             self._count()
         return shard
 
+    def report_read(self, number: int) -> None:
+        """Say that ``number`` has been read; without a store that is said as it is extracted."""
+        if self._progress and self._entry is not None:
+            stage = f"mean and covariance of the images of {self._images.name}"
+            self._progress(stage, self.spans[number][1], len(self._images))
+
     def close(self) -> None:
         """End the stream of images."""
         if self._batches is not None:
@@ -415,7 +426,7 @@ class _Shards:
 
     def _report(self) -> None:
         if self._progress:
-            self._progress(f"Inception features of {self._images.name}", self._done, len(self._images))
+            self._progress(f"{EXTRACTING} {self._images.name}", self._done, len(self._images))
 
 
 def _statistics(images: ImageSource) -> dict[str, Statistics]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from conftest import Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from evalkit.comparison import compare, features_of, statistics_of
+from evalkit.comparison import Subset, compare, features_of, statistics_of
 from evalkit.console import ExtractorSetup
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.pixels import Pixels
@@ -498,3 +499,180 @@ def test_a_comparison_from_before_published_rows_is_read(batches: tuple[Path, Pa
     values = json.loads(comparison.to_json())
     assert values.pop("published") == []
     assert Comparison.from_json(json.dumps(values)) == comparison
+
+
+# Some metrics, some images, files in parts ------------------------------------------------------------
+
+
+def test_fid_and_sfid_alone_are_streamed(batches: tuple[Path, Path]) -> None:
+    whole = compare(*batches, extractor=Pixels(), store=None)
+    some = compare(*batches, metrics=["sfid", "fid"], extractor=Pixels(), store=None)
+    assert [score.name for score in some.scores] == ["fid", "sfid"]
+    for score in some.scores:
+        assert score.value == pytest.approx(whole[score.name], rel=1e-6)
+        assert score.parameters["mean_dtype"] == "float64"
+    exact = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
+    for name in ("fid", "sfid"):
+        assert some[name] == pytest.approx(exact[name], rel=1e-9)
+    assert dict.fromkeys(("inception_score", "precision", "recall"), "not asked for") == some.missing
+    assert some.samples.images == 30
+    assert (some.samples.statistics, some.samples.features) == ("images", "extracted")
+    for origin in ("extracted", "stored"):
+        stored = compare(*batches, metrics=["sfid", "fid"], extractor=Pixels())
+        assert stored.scores == some.scores
+        assert stored.samples.features == origin
+    assert some.warnings == whole.warnings
+    assert "not asked for" in table(some)
+    assert Comparison.from_json(some.to_json()) == some
+
+
+def test_other_metrics_alone(batches: tuple[Path, Path]) -> None:
+    whole = compare(*batches, extractor=Pixels(), store=None)
+    some = compare(*batches, metrics=["recall", "fid"], extractor=Pixels(), store=None)
+    assert some.scores == tuple(
+        score for score in whole.scores if score.name in ("fid", "precision", "recall")
+    )
+
+
+@pytest.mark.parametrize("names", [[], ["fid", "kid"], [""]])
+def test_unknown_metrics(batches: tuple[Path, Path], names: list[str]) -> None:
+    with pytest.raises(InputError, match=r"Unknown metrics .*inception_score, fid, sfid, precision, recall"):
+        compare(*batches, metrics=names, extractor=Pixels(), store=None)
+
+
+def test_statistics_of_the_file_leave_nothing_to_extract(
+    images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FID with statistics alone needs no image, though the files have some."""
+    for seed, name in enumerate("ab"):
+        np.savez(tmp_path / f"{name}.npz", arr_0=images, **published_statistics(seed))
+    paths = tmp_path / "a.npz", tmp_path / "b.npz"
+    monkeypatch.setattr(Pixels, "__call__", lambda *_: pytest.fail("extracted"))
+    some = compare(*paths, metrics=["fid"], extractor=Pixels())
+    assert some["fid"] > 100
+    assert some.samples.images == 0
+    assert some.samples.statistics == "file"
+
+
+def test_a_subset_is_what_it_says(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    reference, samples = images[:36], images[36:]
+    comparison = compare(reference, samples, subset=Subset(images=25, seed=5), extractor=Pixels(), store=None)
+    drawn = [
+        np.sort(np.random.RandomState(5).permutation(36)[:25]),
+        np.arange(24),  # fewer than 25: all
+    ]
+    by_hand = compare(reference[drawn[0]], samples[drawn[1]], extractor=Pixels(), store=None)
+    whole = compare(reference, samples, protocol="exact", extractor=Pixels(), store=None)
+    for name in ("inception_score", "precision", "recall"):
+        assert comparison[name] == by_hand[name]
+    assert by_hand["recall"] != whole["recall"]
+    for name in ("fid", "sfid"):
+        assert comparison[name] == pytest.approx(whole[name], rel=1e-9)
+    assert (comparison.reference.images, comparison.samples.images) == (36, 24)
+    recorded = {score.name: dict(score.parameters) for score in comparison.scores}
+    assert recorded["precision"] == {"k": 3, "arithmetic": "float16", "subset": 25, "seed": 5}
+    assert "subset" not in recorded["fid"]
+    for text in (table(comparison), markdown(comparison)):
+        assert text.count("of 25 images a side, seed 5") == 3
+    files = []
+    for number, side in enumerate((reference, samples)):
+        files.append(tmp_path / f"{number}.h5")
+        features_of(side, extractor=Pixels(), store=None).save(files[-1])
+    from_files = compare(*files, subset=Subset(images=25, seed=5), extractor=Pixels())
+    assert from_files.scores == comparison.scores
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (5, -1), (5, 2**32)])
+def test_impossible_subsets(count: int, seed: int) -> None:
+    with pytest.raises(InputError, match="expected"):
+        Subset(images=count, seed=seed)
+
+
+def test_a_subset_of_too_few_images_has_no_recall(batches: tuple[Path, Path]) -> None:
+    comparison = compare(*batches, subset=Subset(images=3), extractor=Pixels(), store=None)
+    assert set(comparison.missing) == {"precision", "recall"}
+    assert "at least 4" in comparison.missing["recall"]
+
+
+@pytest.mark.usefixtures("pixels")
+def test_parts_are_compared_as_one_file(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    with np.load(batches[1]) as arrays:
+        for number, part in enumerate(np.array_split(np.arange(30), [7, 8])):
+            np.savez(
+                tmp_path / "parts" / f"{number}.npz", arr_0=arrays["arr_0"][part], arr_1=arrays["arr_1"][part]
+            )
+    pattern = tmp_path / "parts" / "*.npz"
+    options = ("--format", "adm")
+    assert run("compare", batches[0], pattern, *options).out == run("compare", *batches, *options).out
+    for source, out in ((batches[1], "a.npz"), (pattern, "b.npz")):
+        assert run("stats", source, "-o", tmp_path / out).code == 0
+    with np.load(tmp_path / "a.npz") as one, np.load(tmp_path / "b.npz") as parts:
+        assert all(np.array_equal(one[key], parts[key]) for key in ("mu", "sigma", "mu_s", "sigma_s"))
+    result = run("compare", batches[0], tmp_path / "parts" / "*.tar")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "no file or folder matches" in result.err
+
+
+@pytest.mark.usefixtures("pixels")
+def test_metrics_and_subset_options(run: Run, batches: tuple[Path, Path]) -> None:
+    result = run("compare", *batches, "--metrics", "fid,sfid")
+    assert result.code == 0
+    assert "not computed: not asked for" in result.out
+    result = run("compare", *batches, "--subset", 20, "--seed", 3)
+    assert "(of 20 images a side, seed 3)" in result.out
+    for option, value in (("--metrics", "fid,is"), ("--subset", 0), ("--seed", "x")):
+        result = run("compare", *batches, option, value)
+        assert result.code == 2, option
+        assert result.out == ""
+
+
+def test_memory_is_said_before_the_work(
+    batches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, run: Run, pixels: Pixels
+) -> None:
+    said: list[str] = []
+
+    def saying(**settings: Any) -> list[str]:
+        said.clear()
+        compare(*batches, extractor=Pixels(), store=None, say=said.append, **settings)
+        return said
+
+    assert saying() == []
+    assert run("compare", *batches).err == ""
+    monkeypatch.setattr("evalkit.comparison.WORTH_SAYING", 1e6)
+    # 60 images of (2048 + 2023 + 1008) float32, and 8 bytes for each of 2048.
+    assert saying() == [
+        "Memory: 1.2 MB for the features of 60 images, and up to 1.0 MB more for precision and recall."
+    ]
+    assert saying(metrics=["inception_score"]) == []
+    assert saying(metrics=["fid", "sfid"]) == []
+    assert saying(subset=Subset(images=10)) == []
+    monkeypatch.setattr("evalkit.comparison._physical_memory", lambda: 2_000_000)
+    assert "This machine has 2.0 MB: take a subset (--subset 50000)" in saying()[0]
+    assert "--metrics fid,sfid" in run("compare", *batches).err
+    monkeypatch.setattr(Pixels, "__call__", lambda *_: pytest.fail("extracted"))
+    with pytest.raises(pytest.fail.Exception):
+        saying()
+    assert len(said) == 1
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (80_000, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "20000.npy", pixels[:20_000])
+    np.save(tmp_path / "80000.npy", pixels)
+    del pixels
+    peaks = {}
+    choices: tuple[dict[str, Any], ...] = ({"metrics": ["fid", "sfid"]}, {"subset": Subset(images=500)})
+    for settings in choices:
+        for count in (20_000, 80_000):
+            sides = [open_images(tmp_path / f"{count}.npy") for _ in range(2)]
+            tracemalloc.start()
+            try:
+                compare(*sides, extractor=Pixels(), store=FeatureStore(tmp_path / "store"), **settings)
+                peaks[f"{settings} {count}"] = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+    streamed, streamed_4, subset, subset_4 = peaks.values()
+    side = 60_000 * (48 + 12) * 4
+    assert streamed_4 < streamed + side / 20, peaks
+    assert subset_4 < subset + side / 20, peaks

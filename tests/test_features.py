@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from evalkit import features as features_module
 from evalkit.errors import FeatureError, InputError, OutputError
 from evalkit.extractors.pixels import Pixels
-from evalkit.features import Features, FeatureStore, check_same_extractor, extract, is_features_file
+from evalkit.features import Features, FeatureStore, check_same_extractor, extract, fill, is_features_file
 from evalkit.files import STALE_SECONDS, check_writable, remove_stale_partials, replace_atomically
 from evalkit.images import open_images
 from evalkit.metrics import Statistics
@@ -342,3 +343,132 @@ def test_a_source_that_ends_early_is_an_error(
     monkeypatch.setattr(source, "batches", lambda size, start=0: (batch for batch in short(size, start)))
     with pytest.raises(InputError, match="ended at image 10; expected 60"):
         extract(source, Pixels())
+
+
+# In parts ---------------------------------------------------------------------------------------------
+
+
+class Noting(Counting):
+    """Notes how many images each forward pass was given."""
+
+    batch_size = 13
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes: list[int] = []
+
+    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        self.passes.append(len(images))
+        return super().__call__(images)
+
+
+def test_forward_passes_do_not_depend_on_what_was_there(
+    store: FeatureStore, images: NDArray[np.uint8]
+) -> None:
+    """No pass goes over the end of a shard, so a shard has the same passes in every run."""
+    whole = Noting()
+    extract(open_images(images), whole, store=store)
+    assert whole.passes == [8, 8, 8, 8, 8, 8, 8, 4]
+    shards = sorted(store.folder(open_images(images), whole).iterdir())
+    for shard in (shards[1], shards[3]):
+        shard.unlink()
+    again = Noting()
+    extract(open_images(images), again, store=store)
+    assert again.passes == [8, 8, 8, 4]
+    alone = Noting()
+    extract(open_images(images), alone)
+    assert alone.passes == whole.passes
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_moments_and_rows_in_one_pass(
+    store: FeatureStore, images: NDArray[np.uint8], stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "GROUP", 2)
+    extractor, rows = Counting(), np.array([0, 15, 16, 40, 59])
+    got = extract(
+        open_images(images),
+        extractor,
+        layers=("pool", "logits"),
+        rows=rows,
+        moments=("pool", "spatial"),
+        store=store if stored else None,
+    )
+    assert extractor.seen == len(got) == 60
+    whole = Pixels()(images)
+    assert got.spatial is None
+    assert np.array_equal(got.pool, whole["pool"][rows])
+    assert np.array_equal(got.logits, Pixels().logits(whole["pool"][rows]))
+    for layer in ("pool", "spatial"):
+        statistics, expected = got.statistics[layer], whole[layer].astype(np.float64)
+        np.testing.assert_allclose(statistics.mu, expected.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(statistics.sigma, np.cov(expected, rowvar=False), rtol=1e-9, atol=1e-15)
+
+
+def test_moments_are_the_same_bits_from_the_store_and_without(
+    store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "GROUP", 2)
+    found = [
+        extract(open_images(images), Pixels(), layers=(), moments=("pool",), store=where).statistics["pool"]
+        for where in (None, store, store)
+    ]
+    for other in found[1:]:
+        assert np.array_equal(found[0].mu, other.mu)
+        assert np.array_equal(found[0].sigma, other.sigma)
+
+
+def test_only_what_is_needed_is_extracted(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+    extractor = Counting()
+    assert extract(open_images(images), extractor, layers=(), store=store).pool is None
+    assert extractor.seen == 0
+    fill(open_images(images), extractor, store=store)
+    assert extractor.seen == 60
+    extract(open_images(images), extractor, moments=("pool",), store=store)
+    assert extractor.seen == 60
+
+
+def test_damage_is_mended_while_moments_are_summed_up(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+    settings: dict[str, Any] = {"layers": (), "moments": ("pool",), "store": store}
+    expected = extract(open_images(images), Pixels(), **settings).statistics["pool"].sigma
+    shards = sorted(store.folder(open_images(images), Pixels()).iterdir())
+    shards[1].write_bytes(b"no HDF5")
+    with h5py.File(shards[2], "r+") as file:
+        del file["pool"]
+        file["pool"] = np.zeros((3, 48), np.float32)  # of another shape
+    extractor, calls = Counting(), []
+    got = extract(
+        open_images(images), extractor, **settings, progress=lambda _, *numbers: calls.append(numbers)
+    )
+    assert np.array_equal(got.statistics["pool"].sigma, expected)
+    assert extractor.seen == 32
+    assert all(done <= total == 60 for done, total in calls)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_moments_take_the_same_memory_for_any_number_of_images(
+    tmp_path: Path, store: FeatureStore, stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 512)
+    parts = np.random.default_rng(0).integers(0, 256, (5, 2000, 4, 4, 3), dtype=np.uint8)
+    for number in range(20):
+        np.save(tmp_path / f"{number:02}.npy", parts[number % 5] ^ np.uint8(number))
+    peaks = []
+    for pattern in ("0[0-4].npy", "*.npy"):
+        source = open_images(tmp_path / pattern)
+        tracemalloc.start()
+        try:
+            got = extract(
+                source,
+                Pixels(),
+                layers=("pool",),
+                rows=np.arange(0, len(source), len(source) // 50),
+                moments=("pool", "spatial"),
+                store=store if stored else None,
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert len(got) == len(source)
+    one_layer = 10_000 * 48 * 4
+    assert peaks[1] < peaks[0] + one_layer / 10, peaks
