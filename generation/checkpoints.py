@@ -216,7 +216,9 @@ def save_network(
             f"{wrong} of {preset.name} has values that {dtype} cannot hold; nothing was written."
         )
     with replace_atomically(Path(path)) as partial:
+        mode = partial.stat().st_mode
         safetensors.torch.save_file(tensors, partial, metadata={PRESET_KEY: preset.to_json()})
+        partial.chmod(mode)  # safetensors lets nobody else read its files
 
 
 def convert(

@@ -12,11 +12,9 @@ import hashlib
 import math
 import os
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
@@ -32,6 +30,7 @@ from evalkit.errors import EvalkitError, InputError
 from evalkit.images import ImageSource
 from generation.batch import Networks, sample_batch, schedule_of
 from generation.cost import describe_cost
+from generation.interrupts import noted_interrupts
 from generation.networks.modes import arithmetic
 from generation.samplers import Watch, to_uint8
 from generation.settings import Settings, check_labels, choose_labels
@@ -92,7 +91,7 @@ def run(
             shard_size=settings.shard_size,
         ) as folder,
         arithmetic(networks.mode),
-        _shard_finished_on_interrupt(say) as interrupted,
+        noted_interrupts(say, "the shard in hand") as interrupted,
     ):
         for note in folder.notes:
             say(f"Note: {note}; samples may differ by rounding from those that this run was begun with.")
@@ -282,26 +281,3 @@ def _images(source: ImageSource, begin: int, end: int) -> NDArray[Any]:
 def _synchronize(x: Tensor) -> None:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
-
-
-@contextmanager
-def _shard_finished_on_interrupt(say: Say) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C is only noted, the second interrupts; yields whether there was one."""
-    noted = False
-
-    def note(*_: object) -> None:
-        nonlocal noted
-        if noted:
-            raise KeyboardInterrupt
-        noted = True
-        with suppress(RuntimeError):  # it came amid another line
-            say("Interrupted: finishing the shard in hand. Press Ctrl-C again to stop at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals go to the main thread
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: noted
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -16,8 +16,6 @@ import hashlib
 import json
 import os
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -37,6 +35,7 @@ from evalkit.files import check_writable, replace_atomically
 from evalkit.images import ImageSource, read_ahead
 from evalkit.sheet import write_sheet
 from generation.checkpoints import save_network
+from generation.interrupts import noted_interrupts
 from generation.losses import TIMESTEP_SAMPLERS, hybrid_loss
 from generation.networks.unet import Trunk
 from generation.noise import Streams, normal
@@ -162,7 +161,10 @@ def _loop(trainer: _Trainer, images: ImageSource, out: Path, progress: Progress 
     )
     first, started = trainer.step, time.monotonic()
     log = _Log(out, options.tensorboard and group.rank == 0)
-    with closing(data), closing(log), _step_finished_on_interrupt(say, group) as interrupted:
+    # Of several processes each would finish another step, and wait there for the others.
+    alone = group.size == 1
+    noting = noted_interrupts(say, "the step in hand and saving") if alone else nullcontext(lambda: False)
+    with closing(data), closing(log), noting as interrupted:
         for batch in data:
             trainer.learn(batch)
             if trainer.step == first + 1:  # the first step allocates, and is slow
@@ -580,27 +582,3 @@ def _silent(line: str) -> None:
 
 def _hours(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
-
-
-@contextmanager
-def _step_finished_on_interrupt(say: Say, group: _Group) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C is only noted, the second interrupts; yields whether there was one."""
-    noted = False
-
-    def note(signal_number: int, frame: object) -> None:
-        nonlocal noted
-        del signal_number, frame
-        if noted:
-            raise KeyboardInterrupt
-        noted = True
-        say("Interrupted: finishing the step in hand and saving. Press Ctrl-C again to stop at once.")
-
-    # Of several processes each would stop at another step, and wait there for the others.
-    if group.size > 1 or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: noted
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -357,3 +357,9 @@ def test_command_line(tmp_path: Path, own_cache: Path, run: Callable[..., Result
     assert [line for line in listed if str(own_cache) in line] == [listed[list(MODELS).index("lsun_cat")]]
     assert run("checkpoint", "fetch", "64x64_diffusion").code == 2  # offline
     assert run("checkpoint", "fetch", "nonsense").code == 2
+
+
+def test_saved_files_have_the_rights_of_any_other(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    convert(tiny, tmp_path / "tiny.safetensors", TINY)
+    assert (tmp_path / "tiny.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
