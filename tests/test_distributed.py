@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from evalkit import features as features_module
 from evalkit.comparison import Subset, compare, features_of, statistics_of
@@ -66,7 +68,11 @@ class Job:
             np.savez(path, arr_0=generator.integers(0, 256, (IMAGES, 12, 10, 3), dtype=np.uint8))
         self._torchruns: list[subprocess.Popen[str]] = []
         self._server = subprocess.Popen(
-            [sys.executable, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, WORKER],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def close(self) -> None:
@@ -168,6 +174,16 @@ class Alone(NamedTuple):
     out: str
     scores: list[dict[str, Any]]
     stored: dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As torchrun has it: another number of threads adds in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
