@@ -176,10 +176,17 @@ class Team:
             OutputError: The file system has no locks.
             WorkerError: Another process died, failed, or stopped making progress.
         """
-        with locks.open("ab") as file:
+        try:
+            file = locks.open("ab")
+        except OSError as error:
+            raise _cannot_write(locks.parent, error) from error
+        with file:
+            todo: list[int] = []
             following: int | None = None
-            pause = self._pauses()
-            while todo := list(missing()):
+            pause, waiting_since = self._pauses(), time.monotonic()
+            while left := list(missing()):
+                if left != todo:
+                    todo, waiting_since = left, time.monotonic()
                 if following is None:
                     following = todo[len(todo) * self.rank // self.size]
                 for index in _candidates(todo, following):
@@ -192,6 +199,15 @@ class Team:
                 else:
                     yield None
                     next(pause)
+                    if time.monotonic() - waiting_since > self._patience["running"]:
+                        self._give_up(locks, todo)
+
+    def _give_up(self, locks: Path, todo: list[int]) -> NoReturn:
+        raise WorkerError(
+            f"{locks.parent}: {len(todo)} of its files have been in the hands of other processes for "
+            f"{self._patience['running']:g} s (EVALKIT_STALL_SECONDS), and none of this job hangs: it seems that "
+            "another job is at the same work and hangs. End that, and run the same command again."
+        )
 
     def note(self, text: str) -> None:
         """Leave word of progress, and look whether the others are well; both only now and then.

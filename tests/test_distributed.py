@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,10 +26,11 @@ from threadpoolctl import threadpool_limits
 from evalkit import features as features_module
 from evalkit.comparison import Subset, compare, features_of, statistics_of
 from evalkit.distributed import Team, _candidates, world
-from evalkit.errors import InputError, WorkerError
+from evalkit.errors import InputError, OutputError, WorkerError
 from evalkit.extractors.inception import resolve_device
 from evalkit.extractors.pixels import Pixels
 from evalkit.features import Features, FeatureStore
+from evalkit.images import open_images
 from evalkit.metrics import precision_recall
 from evalkit.report import adm_lines
 
@@ -349,6 +351,28 @@ def test_a_worker_that_waits_for_a_slow_one_is_patient(job: Job, alone: Alone) -
     results = job.run(2, TROUBLE="1 10 slow", TOGETHER=1, EVALKIT_STALL_SECONDS=1.5)
     assert [result.code for result in results] == [0, 0], results
     assert job.scores() == alone.scores
+
+
+def test_another_job_that_hangs_over_the_same_work(job: Job) -> None:
+    folder = FeatureStore(job.cache / "features").folder(open_images(job.files[1]), Pixels())
+    folder.mkdir(parents=True)
+    with (folder / "claims.lock").open("ab") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, 5)
+        zero, one = job.run(2, TOGETHER=1, EVALKIT_STALL_SECONDS=1.5)
+    assert (zero.code, one.code) == (2, 2)
+    assert "1 of its files" in zero.err + one.err
+    assert "another job is at the same work and hangs" in zero.err + one.err
+    (result, _) = job.run(2)
+    assert (result.code, result.err) == (0, "")
+
+
+def test_a_store_of_somebody_else(job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "claims.lock").mkdir()  # it cannot be opened for writing, even by root
+    with (
+        pytest.raises(OutputError, match=r"Cannot write in .*EVALKIT_CACHE"),
+        team(monkeypatch, tmp_path / "jobs") as joined,
+    ):
+        list(joined.claims(tmp_path / "claims.lock", lambda: [0]))
 
 
 def test_a_rank_that_never_begins(job: Job, alone: Alone) -> None:
