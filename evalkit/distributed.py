@@ -205,8 +205,8 @@ class Team:
     def _give_up(self, locks: Path, todo: list[int]) -> NoReturn:
         raise WorkerError(
             f"{locks.parent}: {len(todo)} of its files have been in the hands of other processes for "
-            f"{self._patience['running']:g} s (EVALKIT_STALL_SECONDS), and none of this job hangs: it seems that "
-            "another job is at the same work and hangs. End that, and run the same command again."
+            f"{self._patience['running']:g} s (EVALKIT_STALL_SECONDS), and none of this job hangs: it seems "
+            "that another job is at the same work and hangs. End that, and run the same command again."
         )
 
     def note(self, text: str) -> None:
