@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evalkit.comparison import compare, features_of
+    from evalkit.comparison import Subset, compare, features_of
     from evalkit.errors import EvalkitError
     from evalkit.extractors.inception import Inception
     from evalkit.extractors.inception_weights import load_weights
@@ -30,6 +30,7 @@ __all__ = [
     "ImageSource",
     "Inception",
     "Score",
+    "Subset",
     "compare",
     "extract",
     "features_of",
@@ -45,6 +46,7 @@ _HOMES = {
     "ImageSource": "images",
     "Inception": "extractors.inception",
     "Score": "results",
+    "Subset": "comparison",
     "compare": "comparison",
     "extract": "features",
     "features_of": "comparison",

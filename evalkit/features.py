@@ -25,7 +25,7 @@ from evalkit.errors import FeatureError, InputError, OutputError
 from evalkit.files import remove_stale_partials, replace_atomically
 from evalkit.images import ImageSource
 from evalkit.metrics import Moments, Statistics
-from evalkit.metrics.base import Layer
+from evalkit.metrics.base import Layer, check_features
 
 __all__ = [
     "EXTRACTING",
@@ -294,6 +294,8 @@ def _moments(
             shard = shards.read(number)
             also(*shards.spans[number], shard)
             for layer, moments in found.items():
+                first = shards.spans[number][0]
+                check_features(shard[layer], f"{shards.name}, {layer}, counted from image {first}")
                 moments.update(shard[layer])
             shards.report_read(number)
         return {
@@ -342,6 +344,11 @@ class _Shards:
         self._batches: Generator[NDArray[Any], None, None] | None = None
         self._position = 0
         self._done = 0
+
+    @property
+    def name(self) -> str:
+        """Of the images."""
+        return self._images.name
 
     @property
     def key(self) -> str:

@@ -445,6 +445,18 @@ def test_damage_is_mended_while_moments_are_summed_up(store: FeatureStore, image
     assert all(done <= total == 60 for done, total in calls)
 
 
+def test_a_feature_that_is_not_finite_is_named(images: NDArray[np.uint8]) -> None:
+    class Broken(Counting):
+        def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+            features = super().__call__(batch)
+            if self.seen == 48:  # images 32 to 47
+                features["pool"][3, 5] = np.inf
+            return features
+
+    with pytest.raises(FeatureError, match="<array>, pool, counted from image 32: the features of image 3"):
+        extract(open_images(images), Broken(), layers=(), moments=("pool",))
+
+
 @pytest.mark.parametrize("stored", [True, False])
 def test_moments_take_the_same_memory_for_any_number_of_images(
     tmp_path: Path, store: FeatureStore, stored: bool, monkeypatch: pytest.MonkeyPatch
