@@ -2,15 +2,24 @@
 
     python benchmarks/metrics.py                          # 10,000 x 10,000 made features
     python benchmarks/metrics.py --reference a.h5 --samples b.h5    # files of `evalkit features`
+    python benchmarks/metrics.py --growth                 # time and memory, 1,000 to 50,000
 
 The Inception Score uses a made head: it is here for its time. The reference side is `np.cov` and
 `scipy.linalg.sqrtm` for the Fréchet distances, and TensorFlow's float16 distances in blocks of 10,000 for
 precision and recall (NumPy float32, where TensorFlow is not installed). Ours is the protocol "adm".
+
+Where others use the machine, wall time says little: with `--clock cpu` the processor time of one thread
+counts, of both sides.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +32,16 @@ from numpy.typing import NDArray
 
 from evalkit.features import Features
 from evalkit.metrics import PROTOCOLS
+from evalkit.metrics.neighbours import precision_recall
 
 Array = NDArray[np.float32]
 BLOCK = 10_000
+GROWTH = (1_000, 5_000, 10_000, 20_000, 50_000)
+REFERENCE_GROWTH = 20_000  # beyond this the reference is extrapolated with the square
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "1"
+)
 
 
 def synthetic(n: int, width: int, seed: int) -> Array:
@@ -114,10 +130,46 @@ def reference_precision_recall(
     return precision_recall
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
+def timed(clock: Callable[[], float], function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    start = clock()
     result = function(*arguments)
-    return result, time.perf_counter() - start
+    return result, clock() - start
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held, of Linux."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def one_size(folder: Path, n: int, clock: Callable[[], float]) -> None:
+    """A row of the table of growth; in a process of its own, so that its peak is its own."""
+    r, s = (np.array(np.load(folder / f"{side}.npy", mmap_mode="r")[:n]) for side in ("r", "s"))
+    precision_recall(r[:512], s[:512], arithmetic="float16")  # what is loaded late
+    before = peak_bytes()
+    values, ours = timed(clock, lambda: precision_recall(r, s, arithmetic="float16"))
+    memory = peak_bytes() - before
+    known = min(n, REFERENCE_GROWTH)
+    reference = reference_precision_recall(tensorflow_distances() or numpy_distances)
+    expected, seconds = timed(clock, reference, r[:known], s[:known])
+    theirs = seconds * (n / known) ** 2
+    note = "" if n == known else " (extrapolated)"
+    difference = "" if note else f"{max(abs(a - b) for a, b in zip(values, expected, strict=True)):.4f}"
+    cells = f"{theirs:.2f}{note} | {ours:.2f} | {theirs / ours:.1f}"
+    print(f"| {n:,} | {cells} | {memory / 1e9:.2f} | {difference} |", flush=True)
+
+
+def growth(clock: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, side in enumerate(("r", "s"), start=1):
+            np.save(Path(folder) / f"{side}.npy", synthetic(max(GROWTH), 2048, seed))
+        print(
+            "| N each | reference, s | ours, s | ratio | ours, GB beyond the features | largest difference |"
+        )
+        print("|---|---|---|---|---|---|", flush=True)
+        for n in GROWTH:
+            command = [sys.executable, __file__, "--clock", clock, "--one-size", folder, "-n", str(n)]
+            subprocess.run(command, check=True)
 
 
 def main() -> None:
@@ -125,33 +177,51 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="file of `evalkit features`")
     parser.add_argument("--samples", type=Path, help="another one")
     parser.add_argument("-n", type=int, default=10_000, help="rows, where features are made")
-    parser.add_argument("--repeats", type=int, default=1, help="alternating runs; the fastest of each counts")
+    parser.add_argument("--repeats", type=int, default=3, help="alternating runs; the median of each counts")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time of one thread")
+    parser.add_argument("--only", help="one metric: fid, sfid, precision or inception_score")
+    parser.add_argument("--growth", action="store_true", help="precision and recall for growing N")
+    parser.add_argument("--one-size", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.clock == "cpu" and any(os.environ.get(key) != value for key, value in ONE_THREAD.items()):
+        os.environ.update(ONE_THREAD)  # read when the libraries are loaded, so start again
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    clock = CLOCKS[arguments.clock]
+    if arguments.one_size:
+        one_size(arguments.one_size, arguments.n, clock)
+    elif arguments.growth:
+        growth(arguments.clock)
+    else:
+        side_by_side(arguments, clock)
 
+
+def side_by_side(arguments: argparse.Namespace, clock: Callable[[], float]) -> None:
     reference, samples = load(arguments.reference, arguments.n, 1), load(arguments.samples, arguments.n, 2)
     distances = tensorflow_distances()
     print(
         "precision and recall of the reference: " + ("TensorFlow float16" if distances else "NumPy float32")
     )
-    precision_recall = reference_precision_recall(distances or numpy_distances)
+    reference_neighbours = reference_precision_recall(distances or numpy_distances)
     theirs: dict[tuple[str, ...], Callable[[Features, Features], tuple[float, ...]]] = {
         ("inception_score",): lambda _, s: reference_inception_score(s.logits),
         ("fid",): lambda r, s: reference_frechet(r.pool, s.pool),
         ("sfid",): lambda r, s: reference_frechet(r.spatial, s.spatial),
-        ("precision", "recall"): lambda r, s: precision_recall(r.pool, s.pool),
+        ("precision", "recall"): lambda r, s: reference_neighbours(r.pool, s.pool),
     }
     print(
         "\n| metric | reference, s | ours, s | ratio | reference's value | ours |\n|---|---|---|---|---|---|"
     )
     totals = [0.0, 0.0]
     for metric in PROTOCOLS["adm"]:
+        if arguments.only and arguments.only not in metric.names:
+            continue
         ours_seconds, their_seconds = [], []
         for _ in range(arguments.repeats):
-            values, seconds = timed(theirs[metric.names], reference, samples)
+            values, seconds = timed(clock, theirs[metric.names], reference, samples)
             their_seconds.append(seconds)
-            scores, seconds = timed(metric, reference, samples)
+            scores, seconds = timed(clock, metric, reference, samples)
             ours_seconds.append(seconds)
-        slow, fast = min(their_seconds), min(ours_seconds)
+        slow, fast = statistics.median(their_seconds), statistics.median(ours_seconds)
         totals = [totals[0] + slow, totals[1] + fast]
         cells = (
             ", ".join(f"{value:.10g}" for value in side)

@@ -22,8 +22,8 @@ __all__ = ["FrechetDistance", "Moments", "Statistics", "frechet_distance", "is_r
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
-# Rows of features that are copied to float64 at a time: 64 MiB at 2048 features.
-_ROWS = 4096
+# Rows of features that are copied to float64 at a time: 16 MiB at 2048 features, which caches may hold.
+_ROWS = 1024
 
 # Largest asymmetry of sigma, relative to its largest entry, that rounding can explain (float32 files).
 _ASYMMETRY = 1e-5
@@ -99,13 +99,18 @@ class Moments:
         Raises:
             UndefinedMetricError: Fewer than two rows have arrived.
         """
+        upper = self._upper_covariance()
+        covariance: NDArray[np.float64] = np.triu(upper) + np.triu(upper, 1).T
+        return covariance
+
+    def _upper_covariance(self) -> NDArray[np.float64]:
+        """The covariance in Fortran order, without its lower triangle."""
         if self.n < 2:
             raise UndefinedMetricError(
                 f"the covariance of {self.n} images is undefined; give at least two images"
             )
-        upper = self._scatter / (self.n - 1)
-        covariance: NDArray[np.float64] = np.triu(upper) + np.triu(upper, 1).T
-        return covariance
+        upper: NDArray[np.float64] = self._scatter / (self.n - 1)
+        return upper
 
     def update(self, batch: Floats) -> None:
         """Add the rows of `batch`, (n, d) of any floating dtype.
@@ -203,7 +208,10 @@ def frechet_distance(
 
 @dataclass(frozen=True, eq=False)
 class _Gaussian:
-    """One side of the distance: its covariance as a matrix, or as a factor F with sigma = F^T F."""
+    """One side of the distance: its covariance as a matrix, or as a factor F with sigma = F^T F.
+
+    Of `sigma` the diagonal and the upper triangle count; the other may hold anything.
+    """
 
     mu: Floats
     trace: float
@@ -223,7 +231,7 @@ class _Gaussian:
         if not is_rank_deficient(n, dimensions):
             moments = Moments(dimensions)
             moments.update(source)
-            mu, sigma = moments.mean, moments.covariance
+            mu, sigma = moments.mean, moments._upper_covariance()
             trace, factor = float(np.trace(sigma)), None
         else:
             mu, sigma = source.mean(axis=0, dtype=np.float64), None
@@ -237,7 +245,7 @@ class _Gaussian:
         if self.thin_factor is not None:
             return self.thin_factor
         assert self.sigma is not None
-        values, vectors = linalg.eigh(self.sigma)
+        values, vectors = linalg.eigh(self.sigma, lower=False)
         noise = len(values) * np.finfo(np.float64).eps * abs(values).max()
         # Files may carry float32 covariances, whose zero eigenvalues come out at 1e-7 of the largest.
         if values[0] < -_ASYMMETRY * values[-1]:
@@ -260,9 +268,9 @@ def _trace_sqrt_product(p: _Gaussian, q: _Gaussian) -> float:
 
 
 def _trace_from_eigenvalues(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """The trace of sqrtm(a b), or None where one of the two is singular to rounding."""
+    """The trace of sqrtm(a b), from upper triangles; None where one of the two is singular to rounding."""
     try:
-        values = linalg.eigh(a, b, type=2, eigvals_only=True, driver="gv", check_finite=False)
+        values = linalg.eigh(a, b, lower=False, type=2, eigvals_only=True, driver="gv", check_finite=False)
     except linalg.LinAlgError:  # no Cholesky factor of b
         return None
     if values[0] <= np.finfo(np.float64).eps * values[-1]:
