@@ -245,7 +245,7 @@ class _Gaussian:
         if self.thin_factor is not None:
             return self.thin_factor
         assert self.sigma is not None
-        values, vectors = linalg.eigh(self.sigma, lower=False)
+        values, vectors = linalg.eigh(self.sigma, lower=False, driver="evd")
         noise = len(values) * np.finfo(np.float64).eps * abs(values).max()
         # Files may carry float32 covariances, whose zero eigenvalues come out at 1e-7 of the largest.
         if values[0] < -_ASYMMETRY * values[-1]:
