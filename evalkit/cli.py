@@ -142,7 +142,7 @@ def compare(
 
     setup = ExtractorSetup(**options)
     if json_file:
-        check_writable(json_file)
+        check_writable(json_file, reference, samples)
     from evalkit.comparison import Subset, compare
     from evalkit.report import FORMATS
 
@@ -185,7 +185,7 @@ def features(images: str, out: Path, **options: Any) -> None:
     from evalkit.files import check_writable
 
     setup = ExtractorSetup(**options)
-    check_writable(out)
+    check_writable(out, images)
     from evalkit.comparison import features_of
 
     with setup.team() as team:
@@ -223,7 +223,7 @@ def stats(images: str, out: Path, **options: Any) -> None:
     from evalkit.files import check_writable, replace_atomically
 
     setup = ExtractorSetup(**options)
-    check_writable(out)
+    check_writable(out, images)
     import json
 
     import numpy as np
@@ -274,7 +274,7 @@ def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
     """
     from evalkit.files import check_writable
 
-    check_writable(out)
+    check_writable(out, *sweeps)
     from evalkit.plot import write_curves
     from evalkit.results import Sweep
 
@@ -283,7 +283,7 @@ def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
         file = path / "results.json" if path.is_dir() else path
         if not file.is_file():
             raise InputError(f"{file}: there is no such file. Give a folder that `evalkit sweep` has filled.")
-        found.append(Sweep.from_json(file.read_text()))
+        found.append(Sweep.from_json(file.read_bytes()))
     from reference_batches.catalog import published_rows
 
     write_curves(out, found, published_rows(published) if published else ())

@@ -54,13 +54,21 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
     """Cheap check before long work that ``path`` can be written.
 
+    Args:
+        path: The file to write.
+        *inputs: Paths, or names of other things, that must not be overwritten by it.
+
     Raises:
-        OutputError: It cannot.
+        OutputError: It cannot, or is one of the inputs.
     """
     folder = path.parent
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OutputError(f"Cannot write {path}: it is no ordinary file. Give another name.")
+    if path.is_file() and any(Path(name).exists() and path.samefile(name) for name in inputs):
+        raise OutputError(f"Cannot write {path}: it is the input. Give another name.")
     if path.is_dir():
         raise OutputError(f"Cannot write {path}: it is a folder. Give the name of a file.")
     if not folder.is_dir():

@@ -107,6 +107,8 @@ def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[Publis
     legend = axes[len(panels)]
     box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=9)
     notes = [_why_missing(sweeps, score) for score in LABELS if score not in known]
+    if len({comparison.reference.digest for sweep in sweeps for _, comparison in sweep.points}) > 1:
+        notes.append("The curves were measured against different references.")
     if outside:
         notes.append(f"{outside} published points lie outside the panels.")
     text = "\n\n".join(textwrap.fill(note, 42) for note in notes)
@@ -145,6 +147,8 @@ def _draw(
     for index, (sweep, (colour, marker, line)) in enumerate(zip(sweeps, STYLES, strict=False)):
         scales = [scale for scale, _ in sweep.points]
         points = _points(scales if x == "scale" else sweep.values(x), sweep.values(y), scales)
+        if not points:  # an empty line has no place, which would upset the layout
+            continue
         axis.plot(
             [point[0] for point in points],
             [point[1] for point in points],
@@ -152,7 +156,7 @@ def _draw(
             marker=marker,
             linestyle=line,
             markersize=5,
-            label=sweep.name,
+            label=f"{sweep.name}, {sweep.points[0][1].samples.images:,} samples",
             clip_on=False,
         )
         if x != "scale":

@@ -106,7 +106,7 @@ def _citation(comparison: Comparison) -> str:
 
 
 def sweep_table(sweep: Sweep) -> str:
-    """The scores at every scale; below, why one was not computed."""
+    """The scores at every scale; below, why one was not computed, and the warnings of the first scale."""
     columns = {name: sweep.values(name) for name in READING_ORDER}
     known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     rows = [["scale", *(TITLES[name] for name in known)]]
@@ -115,7 +115,9 @@ def sweep_table(sweep: Sweep) -> str:
     widths = [max(8, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     missing = {name: why for _, comparison in sweep.points for name, why in comparison.missing.items()}
-    return "\n".join([*lines, *(f"{TITLES[name]} was not computed: {why}" for name, why in missing.items())])
+    lines += [f"{TITLES[name]} was not computed: {why}" for name, why in missing.items()]
+    # Those of the other scales say the same of other files.
+    return "\n".join([*lines, *(f"warning: {text}" for text in sweep.points[0][1].warnings)])
 
 
 def _names(comparison: Comparison) -> list[str]:

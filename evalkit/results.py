@@ -197,7 +197,7 @@ class Sweep:
         return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Sweep:
+    def from_json(cls, text: str | bytes) -> Sweep:
         """Read what :meth:`to_json` wrote.
 
         Raises:

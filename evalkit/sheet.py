@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from evalkit.files import replace_atomically
+from evalkit.errors import OutputError
+from evalkit.files import check_writable, replace_atomically
 
-__all__ = ["sheet", "write_sheet"]
+__all__ = ["check_picture", "sheet", "write_sheet"]
 
 FRAME = 1
 GREY = 48
@@ -41,6 +43,17 @@ def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.u
     cells[:n, FRAME:-FRAME, FRAME:-FRAME] = images.repeat(factor, axis=1).repeat(factor, axis=2)
     _, height, width, _ = cells.shape
     return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
+
+
+def check_picture(path: Path, *inputs: str | os.PathLike[str]) -> None:
+    """Cheap check before long work that a sheet can be written to ``path``.
+
+    Raises:
+        OutputError: It cannot, is one of the inputs, or does not end in ``.png``.
+    """
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"Cannot write {path}: a sheet of images ends in .png.")
+    check_writable(path, *inputs)
 
 
 def write_sheet(

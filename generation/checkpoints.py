@@ -239,7 +239,7 @@ def convert(
         InputError: As :func:`load_network` and :func:`save_network`.
         OutputError: The file cannot be written.
     """
-    check_writable(Path(out))
+    check_writable(Path(out), path)
     loaded = load_network(path, preset)
     dtype = torch.float16 if half else torch.float32
     save_network(loaded.network.state_dict(), loaded.preset, out, dtype=dtype)

@@ -299,12 +299,12 @@ def _run(
     *,
     base: ImageSource | None = None,
 ) -> None:
-    from evalkit.files import check_writable
+    from evalkit.sheet import check_picture
     from generation.sample import run
 
     grid = options["grid"]
     if grid:
-        check_writable(grid)
+        check_picture(grid, *([base.name] if base else []))
     first = os.environ.get("RANK", "0") == "0"
     path = run(
         settings,

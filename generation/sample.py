@@ -246,6 +246,11 @@ class _Worker:
 def _labels(settings: Settings, networks: Networks, base: ImageSource | None) -> NDArray[np.int64] | None:
     """The classes of a run, after the checks of what goes together."""
     preset = networks.diffusion.preset
+    if settings.guidance_timesteps and settings.guidance_timesteps[1] > preset.diffusion_steps:
+        raise InputError(
+            f"Guidance at timesteps {':'.join(map(str, settings.guidance_timesteps))}; {preset.name} has "
+            f"{preset.diffusion_steps}: expected 0 <= first < end <= {preset.diffusion_steps}."
+        )
     if settings.scale and networks.classifier is None:
         raise InputError(f"Guidance scale {settings.scale} without a classifier. Give one, or scale 0.")
     if base is None:

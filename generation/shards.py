@@ -320,7 +320,7 @@ def _partials(path: Path) -> list[Path]:
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
     """A phrase for every entry that differs, at any depth."""
     found = []
-    for key in sorted({*there, *here}):
+    for key in sorted({*there, *here}, key=lambda name: ("sha256" in name, name)):  # digests last
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{prefix}{key}.")

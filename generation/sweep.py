@@ -13,10 +13,12 @@ same samples, reference, protocol and network is not made again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +91,9 @@ def sweep(
     except OSError as error:
         raise OutputError(f"Cannot make the folder {out}: {error.strerror}.") from error
 
+    common = {key: value for key, value in asdict(settings).items() if key != "scale"}
+    _check_before(out / "results.json", common)
+
     points: list[tuple[float, Comparison]] = []
     files: list[Path] = []
     for step in steps:
@@ -103,7 +108,7 @@ def sweep(
         result = Sweep(
             name=name or networks.diffusion.preset.name,
             points=tuple(points),
-            settings={key: value for key, value in asdict(settings).items() if key != "scale"},
+            settings=common,
         )
         for path, text in (("results.json", result.to_json()), ("results.csv", result.to_csv())):
             with replace_atomically(out / path) as partial:
@@ -112,6 +117,20 @@ def sweep(
         return None
     _draw_samples(out / "samples.png", [scale for scale, _ in points], files)
     return result
+
+
+def _check_before(results: Path, settings: dict[str, Any]) -> None:
+    """A folder holds samples of one kind, whatever scales are asked for."""
+    if not results.is_file():
+        return
+    before = Sweep.from_json(results.read_bytes()).settings
+    changed = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
+    if changed:
+        raise InputError(
+            f"{results.parent} holds a sweep with other settings: "
+            + "; ".join(f"{key} was {before.get(key)!r} and is now {settings[key]!r}" for key in changed)
+            + ". Give the same settings to go on with it, or another folder."
+        )
 
 
 def _compared(

@@ -136,7 +136,7 @@ def build(
         OutputError: The file cannot be written, or there is too little space.
         UndefinedMetricError: Statistics of fewer than two images.
     """
-    check_writable(out)
+    check_writable(out, *([source] if isinstance(source, str | os.PathLike) else []))
     items = _open(source)
     if settings.statistics == "none":
         extractor = None
@@ -411,8 +411,8 @@ class _Builder:
         settings, state = self.folder / "settings.json", self.folder / "state.npz"
         if settings.exists() and settings.read_text() != identity:
             raise InputError(
-                f"{self.folder} holds an unfinished build of another source or with other settings. "
-                f"Repeat that command to finish it, delete the folder to give it up, or name another output."
+                f"{self.folder} holds an unfinished build that differs in {_difference(settings, identity)}. "
+                "Delete that folder to begin anew, repeat that build to finish it, or name another output."
             )
         need = 2 * len(self.order) * size * size * 3 + 2**28
         free = shutil.disk_usage(self.out.parent).free
@@ -503,6 +503,20 @@ class _Builder:
             "classes": self.classes,
             "versions": self._identity()["versions"],
         }
+
+
+def _difference(settings: Path, identity: str) -> str:
+    """What of an unfinished build is not as it is now, in words."""
+    try:
+        before, now = dict(json.loads(settings.read_text())), json.loads(identity)
+    except (OSError, ValueError, TypeError):
+        return "its record, which is damaged"
+    before, now = before | before.pop("settings", {}), now | now.pop("settings")
+    changed = [key for key in now if before.get(key) != now[key]]
+    words = {"source": "the source's files", "extractor": "the network", "size": "--size"}
+    return ", ".join(
+        words.get(key, f"--{key}" if key in asdict(Settings(size=1)) else key) for key in changed
+    )
 
 
 def _contents(

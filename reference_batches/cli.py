@@ -148,11 +148,11 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
     Example:
       evalkit reference show ref256.npz --check --grid ref256.png
     """
-    from evalkit.files import check_writable
+    from evalkit.sheet import check_picture
     from reference_batches import show as looking
 
     if grid:
-        check_writable(grid)
+        check_picture(grid, file)
     found = looking.contents(file)
     click.echo(looking.describe(found))
     if found.images is None or not len(found.images):
@@ -164,7 +164,8 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
         findings = looking.check(found.images, progress_bars())
         for finding in findings:
             click.echo(f"- {finding.what}\n  {finding.meaning}")
-        click.echo(f"looked at {len(found.images):,} images: {len(findings) or 'nothing'} odd")
+        what = "nothing odd" if not findings else f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+        click.echo(f"checked {len(found.images):,} images: {what}")
 
 
 @reference.command()

@@ -54,6 +54,8 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
         OutputError: ``out`` cannot be written.
     """
     images = open_images(source)
+    if out.is_file():
+        check_writable(out, source)
     if images.shape is None:
         raise InputError(f"{images.name}: holds statistics and no images; there is nothing to convert.")
     if images.dtype != np.uint8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -124,7 +125,7 @@ def test_a_missing_score_is_left_out_with_its_reason(headless: Sweep, tmp_path: 
     assert found.count("guidance scale") == 4
     assert "Inception Score" not in found
     assert "Inception Score was not computed: the weights" in " ".join(found).replace("\n", " ")
-    assert "digits" in found
+    assert "digits, 800 samples" in found
     assert [text for text in found if text in ("0", "1", "4")][-3:] == ["0", "1", "4"]  # at the points
 
 
@@ -143,6 +144,15 @@ def test_published_points_have_names_and_are_counted_where_left_out(scored: Swee
 def test_too_many_or_none(headless: Sweep, tmp_path: Path, count: int) -> None:
     with pytest.raises(InputError, match=f"{count} sweeps; one figure shows 1 to 6"):
         write_curves(tmp_path / "a.png", [headless] * count)
+
+
+@pytest.mark.usefixtures("text_in_svg")
+def test_different_references_are_said(headless: Sweep, scored: Sweep, tmp_path: Path) -> None:
+    other = replace(headless.points[0][1], reference=replace(BATCH, digest="1"))
+    write_curves(tmp_path / "a.svg", [scored, Sweep(name="other", points=((0.0, other),))])
+    assert "measured against different" in " ".join(texts(tmp_path / "a.svg"))
+    write_curves(tmp_path / "b.svg", [scored, headless])
+    assert "measured against different" not in " ".join(texts(tmp_path / "b.svg"))
 
 
 def test_one_scale_and_equal_values_can_be_drawn(tmp_path: Path) -> None:
@@ -171,6 +181,7 @@ def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Run) -> No
         (["nowhere", "-o", "{tmp}/c.png"], "nowhere: there is no such file"),
         (["{tmp}", "-o", "{tmp}/c.png"], "results.json: there is no such file"),
         (["{tmp}/other.json", "-o", "{tmp}/c.png"], "Not a sweep"),
+        (["{tmp}/bytes.json", "-o", "{tmp}/c.png"], "Not a sweep"),
         (["{tmp}/a.json", "-o", "{tmp}/c.jpg"], "a figure ends in .pdf, .png, .svg"),
         (["{tmp}/a.json", "-o", "{tmp}/c.png", "--published", "mnist"], "mnist"),
         (["{tmp}/a.json", "-o", "{tmp}/no/c.png"], "there is no folder"),
@@ -179,6 +190,7 @@ def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Run) -> No
 def test_bad_input(headless: Sweep, tmp_path: Path, run: Run, arguments: list[str], message: str) -> None:
     (tmp_path / "a.json").write_text(headless.to_json())
     (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "bytes.json").write_bytes(b"PK\xff\xfe")
     result = run("curves", *(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.code == 2
     assert message in result.err

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.results",
         "evalkit.sheet",
     ),
-    "reference_batches.cli": ("reference_batches", "evalkit.console", "evalkit.files"),
+    "reference_batches.cli": ("reference_batches", "evalkit.console", "evalkit.files", "evalkit.sheet"),
     "generation": ("generation", "evalkit.download", "evalkit.files", "evalkit.images", "evalkit.sheet"),
     "generation.cli": (
         "generation",

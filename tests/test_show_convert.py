@@ -142,7 +142,7 @@ def test_show_prints_what_is_there(photographs: NDArray[np.uint8], tmp_path: Pat
     assert "120 images of 64x64, uint8, in a npz" in result.out
     assert "3 classes of 40 to 40 images" in result.out
     assert "no statistics" in result.out
-    assert result.out.endswith("looked at 120 images: nothing odd\n")
+    assert result.out.endswith("checked 120 images: nothing odd\n")
     # 64 of 120 images, as many rows as columns, a frame of one pixel around each.
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert grid.shape == (8 * 66, 8 * 66, 3)
@@ -266,3 +266,23 @@ def test_labels_that_do_not_fit_are_noted(batch: Path, tmp_path: Path, text: str
     images = open_images(tmp_path / "folder")
     assert images.labels is None
     assert images.notes == ("dataset.json is left out: it has not one integer label for each image.",)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("reference", "show", "{batch}", "--grid", "{batch}"),
+        ("reference", "convert", "{batch}", "{batch}"),
+        ("reference", "build", "{batch}", "-o", "{batch}", "--size", "8", "--statistics", "none"),
+        ("compare", "{batch}", "{batch}", "--json", "{batch}"),
+        ("features", "{batch}", "-o", "{batch}"),
+        ("stats", "{batch}", "-o", "{batch}"),
+        ("reference", "convert", "{batch}", "/dev/full"),
+    ],
+)
+def test_an_input_is_never_overwritten(batch: Path, run: Run, arguments: tuple[str, ...]) -> None:
+    before = batch.read_bytes()
+    result = run(*(argument.format(batch=batch) for argument in arguments))
+    assert (result.code, result.out) == (2, "")
+    assert "Cannot write" in result.err or "is there already" in result.err
+    assert batch.read_bytes() == before

@@ -150,8 +150,10 @@ def test_a_damaged_record_is_made_again(networks: Networks, reference: Path, tmp
 def test_other_settings_are_refused(networks: Networks, reference: Path, tmp_path: Path) -> None:
     silent(networks, reference, tmp_path / "s")
     other = Settings(count=20, respacing="4", shard_size=8)
-    with pytest.raises(InputError, match="respacing"):
+    with pytest.raises(InputError, match="respacing was '3' and is now '4'"):
         silent(networks, reference, tmp_path / "s", settings=other)
+    with pytest.raises(InputError, match="respacing was '3' and is now '4'"):
+        silent(networks, reference, tmp_path / "s", settings=other, scales=(7.0,))
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 1.0), (float("nan"),), (float("inf"), 1.0)])
@@ -206,16 +208,14 @@ def test_command_killed_and_repeated(
         name = f"scale-{scale}/samples_24x8x8x3.npz"
         a, b = (np.load(tmp_path / folder / name)["arr_0"] for folder in ("s", "once"))
         np.testing.assert_array_equal(a, b)
-    assert result.out.splitlines()[-4].split() == [
-        "scale",
-        "FID",
-        "sFID",
-        "Inception",
-        "Score",
-        "Precision",
-        "Recall",
+    tables = [
+        [line.split() for line in text.splitlines() if not line.startswith(("warning", "next"))]
+        for text in (result.out, once.out)
     ]
-    assert result.out.splitlines()[-4:-1] == once.out.splitlines()[-4:-1]
+    assert tables[0][0] == ["scale", "FID", "sFID", "Inception", "Score", "Precision", "Recall"]
+    assert [row[0] for row in tables[0][1:]] == ["0", "30"]
+    assert tables[0] == tables[1]
+    assert "warning: " in result.out  # 24 images are few
     assert json.loads((tmp_path / "s" / "results.json").read_text())["name"] == "small"
     drawn = run("curves", tmp_path / "s", "-o", tmp_path / "curves.png")
     assert drawn.code == 0
