@@ -203,8 +203,8 @@ def prepare(work: Path, count: int, size: int, *, whole: bool) -> None:
     build_graph(work / "graph.pb", weights.convolutions, None)
     if whole:
         for precision in ("float32", "bfloat16"):
-            with open_images(work / "a.npz") as source:
-                extract(source, Inception(weights, precision=precision), store=FeatureStore(work / "kept"))
+            network = Inception(weights, precision=precision)
+            extract(open_images(work / "a.npz"), network, store=FeatureStore(work / "kept"))
 
 
 def install(folder: Path) -> str:
@@ -273,7 +273,7 @@ def main(images: int, size: int, rounds: int, whole: bool, name: str | None, wor
                         results[tool].append(result)
     print(f"{images} against {images} images of {size}x{size}, medians of {rounds} alternating runs\n")
     print(
-        "| | seconds | OpenAI's arithmetic takes times that | peak, GiB | values | why not ours |\n|---|---|---|---|---|---|"
+        "| | seconds | times OpenAI's speed | peak, GiB | values | why not ours |\n|---|---|---|---|---|---|"
     )
     reference_runs = next(iter(results.values()))
     for tool, (_, _, why) in tools.items():
