@@ -29,6 +29,7 @@ from evalkit.features import (
     check_same_extractor,
     extract,
     fill,
+    first_features,
     is_features_file,
 )
 from evalkit.files import cache_directory
@@ -176,7 +177,7 @@ def compare(
     drift: dict[str, Any] = {}
     if plan.leads and isinstance(extractor, Inception) and extractor.precision != "float32":
         with clock.stage("drift"):
-            drift = _drift(sources, extractor, plan.metrics)
+            drift = _drift(sources, extractor, plan.metrics, store)
     return Comparison(
         scores=tuple(scores),
         missing=missing,
@@ -585,15 +586,18 @@ def _size(features: Features) -> str:
 
 
 def _drift(
-    sides: list[ImageSource | Features], extractor: Inception, metrics: Iterable[Metric]
+    sides: list[ImageSource | Features],
+    extractor: Inception,
+    metrics: Iterable[Metric],
+    store: FeatureStore | None,
 ) -> dict[str, Any]:
     """What the reduced precision moves each score by, measured on the first images of both batches."""
-    if not all(isinstance(side, ImageSource) and len(side) > 3 for side in sides):
+    images = [side for side in sides if isinstance(side, ImageSource) and len(side) > 3]
+    if len(images) < len(sides):
         return {}
-    heads = [next(side.batches(DRIFT_IMAGES)) for side in sides if isinstance(side, ImageSource)]
-    drift: dict[str, Any] = {"images": [len(head) for head in heads]}
+    drift: dict[str, Any] = {"images": [min(len(side), DRIFT_IMAGES) for side in images]}
     for candidate in (extractor.at_precision("float32"), extractor):
-        features = [extract(open_images(head), candidate) for head in heads]
+        features = [first_features(side, candidate, DRIFT_IMAGES, store=store) for side in images]
         drift[candidate.precision] = {
             score.name: score.value
             for metric in metrics

@@ -37,6 +37,7 @@ __all__ = [
     "check_same_extractor",
     "extract",
     "fill",
+    "first_features",
     "is_features_file",
 ]
 
@@ -258,6 +259,38 @@ def extract(
     )
 
 
+def first_features(
+    images: ImageSource, extractor: Extractor, count: int, *, store: FeatureStore | None = None
+) -> Features:
+    """Features of the first ``count`` images, or of all where there are fewer, as a batch of their own.
+
+    They are read from the store where it has them, and else extracted, and not kept.
+
+    Raises:
+        InputError: The images are bad; the message names the first.
+    """
+    spans, count = _spans(len(images)), min(count, len(images))
+    found = None
+    if store and count <= spans[0][1]:
+        shapes = {layer: (spans[0][1], d) for layer, d in extractor.dimensions.items()}
+        found = _Entry(store, images, extractor, spans).read(0, shapes)
+    if found is None:
+        with contextlib.closing(images.batches(count)) as batches:
+            found = dict(extractor(next(batches)))
+    pool, spatial = (found[layer][:count] for layer in ("pool", "spatial"))
+    return Features(
+        name=images.name,
+        digest="",
+        extractor=extractor.name,
+        fingerprint=extractor.fingerprint,
+        pool=pool,
+        spatial=spatial,
+        logits=extractor.logits(pool),
+        image_shape=images.shape,
+        count=count,
+    )
+
+
 def fill(
     images: ImageSource,
     extractor: Extractor,
@@ -319,6 +352,11 @@ def _moments(
     return {layer: Statistics(mu=moments.mean, sigma=moments.covariance) for layer, moments in total.items()}
 
 
+def _spans(n: int) -> list[tuple[int, int]]:
+    """First image of each part of a batch of n, and the one after its last."""
+    return [(begin, min(begin + SHARD, n)) for begin in range(0, n, SHARD)]
+
+
 class _Shards:
     """A batch's features a part at a time: from the store, where there is one, and else from the network."""
 
@@ -331,14 +369,15 @@ class _Shards:
         team: Team | None,
         layers: Collection[str] = (),
     ):
-        n = len(images)
-        self.spans = [(begin, min(begin + SHARD, n)) for begin in range(0, n, SHARD)]
+        self.spans = _spans(len(images))
         self.team = team
         self._images = images
         self._extractor = extractor
         self._layers = {layer: d for layer, d in extractor.dimensions.items() if layer in layers}
         self._progress = team.noting(progress) if team else progress
         self._entry = _Entry(store, images, extractor, self.spans) if store else None
+        if self._entry:
+            self._entry.prepare()
         # A power of two, like SHARD, so that no forward pass goes over the end of a part.
         self._batch_size = min(SHARD, 1 << (extractor.batch_size.bit_length() - 1))
         self._batches: Generator[NDArray[Any], None, None] | None = None
@@ -470,15 +509,19 @@ class _Entry:
     ):
         self.folder = store.folder(images, extractor)
         self._files = [self.folder / f"{begin:08d}-{end:08d}.h5" for begin, end in spans]
-        need = 4 * len(images) * sum(extractor.dimensions.values())
+        self._name = images.name
+        self._bytes = 4 * len(images) * sum(extractor.dimensions.values())
+
+    def prepare(self) -> None:
+        """Make the folder, and see that there is room for what is missing."""
         with _saying_what_to_do(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_partials(self.folder)
-            need -= sum(file.stat().st_size for file in self.folder.glob("*.h5"))
+            need = self._bytes - sum(file.stat().st_size for file in self.folder.glob("*.h5"))
             free = shutil.disk_usage(self.folder).free
         if need > free:
             raise OutputError(
-                f"The feature store {store.root} needs {need / 1e9:.2f} GB for {images.name} and has "
+                f"The feature store {self.folder.parent} needs {need / 1e9:.2f} GB for {self._name} and has "
                 f"{free / 1e9:.2f} GB free. Free some space, point EVALKIT_CACHE elsewhere or use --no-store."
             )
 

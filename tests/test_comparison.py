@@ -22,6 +22,8 @@ from PIL import Image
 from evalkit.comparison import Subset, compare, features_of, statistics_of
 from evalkit.console import ExtractorSetup
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.extractors.inception import Inception
+from evalkit.extractors.inception_weights import InceptionWeights
 from evalkit.extractors.pixels import Pixels
 from evalkit.features import FeatureStore, extract
 from evalkit.images import open_images
@@ -676,3 +678,22 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     side = 60_000 * (48 + 12) * 4
     assert streamed_4 < streamed + side / 20, peaks
     assert subset_4 < subset + side / 20, peaks
+
+
+def test_a_reduced_precision_tells_its_drift(
+    inception_weights: InceptionWeights, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    sides = images[:6], images[30:36]
+    full, reduced = (Inception(inception_weights, device="cpu", precision=p) for p in ("float32", "bfloat16"))
+    store = FeatureStore(tmp_path / "store")
+    assert compare(*sides, extractor=full, store=store).drift == {}
+    # From the store, where both precisions have features; and extracted anew.
+    stored = compare(*sides, extractor=reduced, store=store)
+    assert stored.drift == compare(*sides, extractor=reduced, store=None).drift
+    assert stored.drift["images"] == [6, 6]
+    assert set(stored.drift) == {"images", "float32", "bfloat16"}
+    for name in ("fid", "sfid", "precision", "recall"):
+        assert stored.drift["bfloat16"][name] == pytest.approx(stored[name], rel=1e-6)
+        exact = compare(*sides, extractor=full, store=store)
+        assert stored.drift["float32"][name] == pytest.approx(exact[name], rel=1e-6)
+    assert stored.drift["bfloat16"]["fid"] != stored.drift["float32"]["fid"]

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from evalkit import features as features_module
 from evalkit.errors import FeatureError, InputError, OutputError
 from evalkit.extractors.pixels import Pixels
-from evalkit.features import Features, FeatureStore, check_same_extractor, extract, fill, is_features_file
+from evalkit.features import (
+    Features,
+    FeatureStore,
+    check_same_extractor,
+    extract,
+    fill,
+    first_features,
+    is_features_file,
+)
 from evalkit.files import STALE_SECONDS, check_writable, remove_stale_partials, replace_atomically
 from evalkit.images import open_images
 from evalkit.metrics import Statistics
@@ -46,6 +54,30 @@ def store(tmp_path: Path) -> FeatureStore:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "SHARD", 16)
+
+
+def test_first_features_come_from_the_store_and_are_not_kept_there(
+    store: FeatureStore, images: NDArray[np.uint8]
+) -> None:
+    extractor, source = Counting(), open_images(images)
+    expected = extract(open_images(images[:10]), Pixels())
+    for _ in range(2):
+        found = first_features(source, extractor, 10, store=store)
+        assert len(found) == 10
+        for layer in ("pool", "spatial", "logits"):
+            np.testing.assert_array_equal(getattr(found, layer), getattr(expected, layer))
+    assert extractor.seen == 20
+    assert not store.root.exists()
+    extract(source, extractor, store=store)
+    seen = extractor.seen
+    np.testing.assert_array_equal(first_features(source, extractor, 10, store=store).pool, expected.pool)
+    assert extractor.seen == seen
+    # More than the first part has, more than there are, and a damaged part.
+    assert len(first_features(source, extractor, 20, store=store)) == 20
+    assert len(first_features(source, extractor, 1000)) == len(images)
+    for file in store.folder(source, extractor).glob("*.h5"):
+        file.write_bytes(b"damaged")
+    np.testing.assert_array_equal(first_features(source, extractor, 10, store=store).pool, expected.pool)
 
 
 def test_second_time_comes_from_the_store(store: FeatureStore, images: NDArray[np.uint8]) -> None:
