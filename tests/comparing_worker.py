@@ -92,7 +92,7 @@ def ended(pid: int) -> int | None:
 def main() -> None:
     features.SHARD = 64
     features.GROUP = 3
-    neighbours._rows = lambda columns: 10
+    neighbours._CPU_TILE = (16, 32)
     distributed.WATCH_SECONDS = 0.2
     distributed.BEAT_SECONDS = 0.1
     distributed.MEET_SECONDS = 1.0

@@ -106,6 +106,19 @@ def test_the_screens_dtype_does_not_matter(monkeypatch, dtype, arithmetic):
         assert precision_recall(r, s, arithmetic=arithmetic) == every_pair(r, s, 3, arithmetic)
 
 
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """So that the clouds have many, ragged ones too."""
+    monkeypatch.setattr(neighbours, "_CPU_TILE", (64, 160))
+
+
+@pytest.mark.parametrize("arithmetic", DISTANCES)
+@pytest.mark.parametrize("name", CLOUDS.keys() - OVERFLOWING)
+def test_tiles_do_not_matter(small_tiles, name, arithmetic):
+    r, s = CLOUDS[name]
+    assert precision_recall(r, s, arithmetic=arithmetic) == every_pair(r, s, 3, arithmetic)
+
+
 @pytest.mark.parametrize("arithmetic", DISTANCES)
 def test_block_sizes_do_not_matter(monkeypatch, arithmetic):
     r, s = CLOUDS["decaying spectrum"]
@@ -115,21 +128,57 @@ def test_block_sizes_do_not_matter(monkeypatch, arithmetic):
     assert precision_recall(r, s, arithmetic=arithmetic) == expected
 
 
+@pytest.mark.parametrize("arithmetic", DISTANCES)
+def test_the_order_of_the_work_does_not_matter(small_tiles, arithmetic):
+    """Processes that share it begin anywhere, and know only what they have done themselves."""
+
+    def backwards(name, count, work):
+        del name
+        return reversed([work(index) for index in reversed(range(count))])
+
+    def alone_each(name, count, work):
+        """Each stripe by a process that knows nothing."""
+        del name
+        look = work.__closure__[[*work.__code__.co_freevars].index("look")].cell_contents
+        owner = look.__self__
+        state = {
+            key: value.clone() for key, value in vars(owner).items() if isinstance(value, torch.Tensor)
+        }
+        for index in range(count):
+            vars(owner).update({key: value.clone() for key, value in state.items()})
+            yield work(index)
+
+    for name in ("decaying spectrum", "lattice, full of ties", "near duplicates"):
+        r, s = CLOUDS[name]
+        expected = every_pair(r, s, 3, arithmetic)
+        for spread in (backwards, alone_each):
+            assert precision_recall(r, s, arithmetic=arithmetic, spread=spread) == expected
+
+
 @pytest.mark.parametrize("name", ["decaying spectrum", "isotropic", "small common offset"])
 def test_screens_bound_every_distance(name):
     """No screen may see a pair farther apart than its decided distance allows."""
-    r, s = (torch.from_numpy(side[:300]) for side in CLOUDS[name])
+    n = 300
+    r, s = (torch.from_numpy(side[:n]) for side in CLOUDS[name])
+    everything = slice(0, n)
     for kind in (neighbours._Exact, neighbours._Float16):
         a, b = kind(r), kind(s)
-        i, j = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, (300, 300)), indexing="ij"))
-        decided = neighbours._decide(a, i, b, j).view(300, 300)
-        for dtype in (torch.bfloat16, torch.float32, torch.float64):
-            screen = neighbours._Screen(r.mean(dim=0), dtype)
-            u, v = screen.view(a), screen.view(b)
-            norms = (1 - screen.error) * (u.norms[:, None] + v.norms)
-            seen = norms - 2 * (u.q @ v.q.T).double()
-            displacement = u.displacement[:, None] + v.displacement
-            assert (seen <= neighbours._grown(decided, a.slack[:, None] + b.slack, displacement)).all()
+        i, j = (grid.flatten() for grid in torch.meshgrid(*map(torch.arange, (n, n)), indexing="ij"))
+        decided = neighbours._decide(a, i, b, j).view(n, n)
+        screening = neighbours._Screening(a)
+        screening._screens = [
+            neighbours._Screen(r.mean(dim=0), dtype)
+            for dtype in (torch.bfloat16, torch.float32, torch.float64)
+        ]
+        for _ in screening._screens:
+            seen = screening.seen(a, everything, b, everything)
+            # The limits of the rows, for each column's distances in turn; and likewise of the columns.
+            for t, of, to, matrix in ((decided, a, b, seen), (decided.T, b, a, seen.T)):
+                limits = [screening.limits(column, of, everything, to) for column in t.T]
+                assert (matrix <= torch.stack(limits, dim=1)).all()
+            below = torch.stack([screening.limits(column * 0.9, a, everything, b) for column in decided.T], 1)
+            assert (seen > below).float().mean() > 0.9  # and most are seen about as far as they are
+            screening.refine()
 
 
 def test_neighbours_agree_with_scikit_learn():
@@ -196,7 +245,7 @@ def test_progress_counts_every_row_once(arithmetic):
     r, s = CLOUDS["decaying spectrum"]
     seen = []
     precision_recall(r, s, arithmetic=arithmetic, progress=lambda done, total: seen.append((done, total)))
-    total = 2 * (len(r) + len(s))
+    total = 2 * len(r) + len(s)
     assert seen[-1] == (total, total)
     assert seen == sorted(seen)
 

@@ -6,7 +6,8 @@ is the union of balls around its points, each reaching to the point's k-th neare
 Only comparisons of distances matter, and most are clear at a glance. So a cheap *screen* bounds all
 distances from below, by products in few bits, and the few pairs that it cannot rule out are *decided* one by
 one, in float64 or in the emulated float16 arithmetic. The margins of the screen are worst-case bounds of its
-rounding, so the result is that of deciding every pair.
+rounding, so the result is that of deciding every pair. A product serves both of its points: of the pairs
+within a set one half is seen, and those between the sets are seen once for precision and recall.
 """
 
 from __future__ import annotations
@@ -35,16 +36,17 @@ Arithmetic: TypeAlias = Literal["float16", "exact"]
 # The reference evaluator's blocks; one overflow sends a whole block of them to float32.
 _REFERENCE_BLOCK = 10_000
 
-# Entries of a block of screened distances: 16 MiB of float32, or 256 rows where those are more.
+# Entries of a block of features that are converted at a time.
 _BLOCK_ENTRIES = 2**22
 
-# Blocks that one process does at a time where several share the work.
-_BLOCKS_IN_A_PIECE = 4
+# Rows and columns of the products that are looked at in one go: on a CPU they stay in its caches.
+_CPU_TILE = (1024, 2048)
+_GPU_TILE = (4096, 8192)
 
 # The share of pairs worth deciding one by one; where more survive a screen, the next finer one is used.
 _SURVIVORS = 0.01
 
-# Columns of a block whose scores are looked at through their minimum.
+# Entries of a row that are looked at through their minimum.
 _GROUP = 16
 
 # Entries of the features of pairs that are decided in one go on a CPU; torch uses threads from 2^15 on.
@@ -229,13 +231,21 @@ def _decide(a: _Points, i: Tensor, b: _Points, j: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------- screening
 
 
+_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+"""Integers in whose order the bits of not negative numbers of these types are."""
+
+# Columns that a view has beside those of the points.
+_NORM_PARTS = 3
+_ALIGNMENT = 32
+
+
 @dataclass(frozen=True, eq=False)
 class _Screen:
     """A way to see all distances cheaply, and how wrong it can be.
 
     Attributes:
         centre: (d,) float32 that is subtracted, against cancellation.
-        dtype: Of the points and of their products, which are accumulated in float32 or float64.
+        dtype: Of the points and of what is seen; products are accumulated in float32 or float64.
     """
 
     centre: Tensor
@@ -243,42 +253,58 @@ class _Screen:
 
     @property
     def wide(self) -> torch.dtype:
-        """Of centred points, of accumulated products and of scores."""
+        """Of centred points and of accumulated products."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
     def error(self) -> float:
-        """Bound of the error of a computed ``|p|^2 + |q|^2 - 2pq``, relative to ``|p|^2 + |q|^2``."""
-        accumulation = (len(self.centre) + 16) * torch.finfo(self.wide).eps
-        return accumulation + (0.0 if self.dtype == self.wide else torch.finfo(self.dtype).eps / 2)
+        """Bound of the error of an accumulated ``|p|^2 + |q|^2 - 2pq``, relative to ``|p|^2 + |q|^2``.
+
+        Of norms that are rounded to a sum of three numbers of `dtype`, too.
+        """
+        return (len(self.centre) + 2 * _NORM_PARTS + 16) * torch.finfo(self.wide).eps
 
     def view(self, points: _Points) -> _View:
         n, d = points.x.shape
         epsilon = torch.finfo(self.wide).eps
-        q = torch.empty(n, d, dtype=self.dtype, device=points.x.device)
-        norms, displacement = (torch.empty(n, dtype=torch.float64, device=q.device) for _ in range(2))
-        for rows in torch.split(torch.arange(n, device=q.device), _rows(d)):
+        width = d + 2 * _NORM_PARTS
+        right = torch.zeros(n, width + -width % _ALIGNMENT, dtype=self.dtype, device=points.x.device)
+        displacement = torch.empty(n, dtype=torch.float64, device=right.device)
+        for rows in torch.split(torch.arange(n, device=right.device), _rows(d)):
             centred = points.x[rows].to(self.wide) - self.centre
-            q[rows] = centred.to(self.dtype)
-            seen = q[rows].double()
-            norms[rows] = seen.square().sum(dim=1)
-            displacement[rows] = (seen - centred).norm(dim=1) + epsilon * norms[rows].sqrt()
-        return _View(q, norms, displacement)
+            right[rows, :d] = centred.to(self.dtype)
+            seen = right[rows, :d].double()
+            norms = seen.square().sum(dim=1)
+            displacement[rows] = (seen - centred).norm(dim=1) + epsilon * norms.sqrt()
+            rest = (1 - self.error) * norms
+            for part in range(_NORM_PARTS):
+                right[rows, d + part] = rest.to(self.dtype)
+                rest = rest - right[rows, d + part]
+        right[:, d + _NORM_PARTS : width] = 1
+        return _View(right, d, displacement)
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """Points as a screen sees them.
+    """Points as a screen sees them, so that one product gives squared distances, never too large.
 
     Attributes:
-        q: (n, d) centred points in the screen's dtype.
-        norms: (n,) float64 squared norms of `q`.
+        right: (n, w) in the screen's dtype: the centred points q, their squared norms (a little less than
+            that) in three parts, and as many ones; then zeros.
+        d: Columns of q.
         displacement: (n,) float64; ``|q_i - q_j| <= |x_i - x_j| + displacement_i + displacement_j``.
     """
 
-    q: Tensor
-    norms: Tensor
+    right: Tensor
+    d: int
     displacement: Tensor
+
+    def left(self, rows: slice) -> Tensor:
+        """(rows, w) whose product with ``right`` of another view, transposed, is ``|q_i - q_j|^2``."""
+        right = self.right[rows]
+        norms, ones = (right[:, self.d + start :][:, :_NORM_PARTS] for start in (0, _NORM_PARTS))
+        rest = right[:, self.d + 2 * _NORM_PARTS :]
+        return torch.cat([-2 * right[:, : self.d], ones, norms, rest], dim=1)
 
 
 def _rows(columns: int) -> int:
@@ -324,53 +350,73 @@ def _grown(t: Tensor, slack: Tensor | float, displacement: Tensor | float) -> Te
 
 
 class _Screening:
-    """The screens of one comparison, and the views of its sides, each made when first needed.
-
-    Attributes:
-        screens: From fast to fine.
-        level: The one in use.
-    """
+    """The screens of one comparison, and the views of its sides, each made when first needed."""
 
     def __init__(self, reference: _Points) -> None:
-        self.screens = _screens(reference)
-        self.level = 0
+        self._screens = _screens(reference)
+        self._level = 0
         self._views: dict[tuple[int, int], _View] = {}
+        self._left: tuple[tuple[int, int, int], Tensor] | None = None
         self._buffers: dict[torch.dtype, Tensor] = {}
+        device = self._screens[0].centre.device
+        self.tile = _CPU_TILE if device.type == "cpu" else _GPU_TILE
 
-    def view(self, points: _Points, level: int) -> _View:
-        key = (id(points), level)
+    def begin(self) -> None:
+        """Back to the fast screen."""
+        self._level = 0
+
+    def refine(self) -> bool:
+        """On to the next finer screen, if there is one."""
+        finer = self._level + 1 < len(self._screens)
+        self._level += finer
+        return finer
+
+    def seen(self, a: _Points, rows: slice, b: _Points, columns: slice) -> Tensor:
+        """(rows, columns) squared distances, as integers whose order is theirs; valid until the next."""
+        key = (id(a), rows.start, self._level)
+        if self._left is None or self._left[0] != key:
+            self._left = key, self._view(a).left(rows)
+        left, right = self._left[1], self._view(b).right[columns]
+        seen = torch.mm(left, right.T, out=self._buffer(len(left), len(right), left.dtype))
+        return seen.view(_BITS[seen.dtype])
+
+    def limits(self, t: Tensor, a: _Points, rows: slice, b: _Points) -> Tensor:
+        """(rows,) the most that is seen of a distance from points of `a` to one of `b`, if decided as t.
+
+        Where t is negative no distance is so small.
+        """
+        displacement = self._view(a).displacement[rows] + self._view(b).displacement.max()
+        limits = _grown(t.clamp(min=0), a.slack[rows] + b.slack.max(), displacement)
+        dtype = self._screens[self._level].dtype
+        limits = limits * (1 + torch.finfo(dtype).eps / 2)  # what is seen was rounded to nearest
+        rounded = limits.to(dtype)
+        bits = rounded.view(_BITS[dtype])
+        bits = bits + (rounded.double() < limits)  # the next number
+        return torch.where(t < 0, torch.iinfo(bits.dtype).min, bits)
+
+    def values(self, seen: Tensor) -> Tensor:
+        """What :meth:`seen` or :meth:`limits` gave, as float32."""
+        return seen.view(self._screens[self._level].dtype).float()
+
+    def _view(self, points: _Points) -> _View:
+        key = (id(points), self._level)
         if key not in self._views:
-            self._views[key] = self.screens[level].view(points)
+            self._views[key] = self._screens[self._level].view(points)
         return self._views[key]
-
-    def scores(self, q: Tensor, centres: Tensor, weights: Tensor) -> _Scores:
-        """``weights - 2 q centres^T`` in float32, or the points' float64; valid until the next."""
-        rows, columns = len(q), len(centres)
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        scores = self._buffer(rows, columns + -columns % _GROUP, dtype)
-        scores[:, columns:] = torch.inf
-        if q.dtype == dtype:
-            torch.addmm(weights.to(dtype), q, centres.T, alpha=-2, out=scores[:, :columns])
-        else:
-            product = torch.mm(q, centres.T, out=self._buffer(rows, columns, q.dtype))
-            torch.add(weights.to(dtype), product, alpha=-2, out=scores[:, :columns])
-        groups = scores.view(rows, _GROUP, -1)
-        return _Scores(groups, groups.amin(dim=1))
 
     def _buffer(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         """Memory that is used again and again: fresh pages cost more than the arithmetic."""
-        buffer = self._buffers.get(dtype)
-        if buffer is None or buffer.numel() < rows * columns:
-            buffer = torch.empty(rows * columns, dtype=dtype, device=self.screens[0].centre.device)
-            self._buffers[dtype] = buffer
-        return buffer[: rows * columns].view(rows, columns)
+        if dtype not in self._buffers:
+            entries = math.prod(self.tile)
+            self._buffers[dtype] = torch.empty(entries, dtype=dtype, device=self._screens[0].centre.device)
+        return self._buffers[dtype][: rows * columns].view(rows, columns)
 
 
 def _screened(
     r: _Points, s: _Points, k: int, progress: Progress | None, spread: Spread | None
 ) -> tuple[float, float]:
     """Precision and recall without overflow of the deciding arithmetic."""
-    done, total = 0, 2 * (len(r.x) + len(s.x))
+    done, total = 0, 2 * len(r.x) + len(s.x)
     screening = _Screening(r)
 
     def report(rows: int) -> None:
@@ -379,28 +425,34 @@ def _screened(
         if progress is not None:
             progress(done, total)
 
-    def of_all(points: _Points, columns: int, name: str, find: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is to be found of all points, in pieces that processes can share."""
-        before, device = done, points.x.device
-        screening.level = 0
-        pieces = torch.split(torch.arange(len(points.x), device=device), _BLOCKS_IN_A_PIECE * _rows(columns))
-        found = (spread or _alone)(name, len(pieces), lambda index: find(pieces[index]).cpu().numpy())
-        result = torch.from_numpy(np.concatenate(list(found))).to(device)
-        if others := before + len(points.x) - done:
+    def stripes(points: _Points, name: str, look: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        """What is found looking along stripes of rows of the product, which processes can share."""
+        before, n = done, len(points.x)
+        parts = list(_slices(0, n, screening.tile[0]))
+
+        def work(index: int) -> NDArray[Any]:
+            screening.begin()
+            found = look(parts[index]).cpu().numpy()
+            report(parts[index].stop - parts[index].start)
+            return found
+
+        for found in (spread or _alone)(name, len(parts), work):
+            yield torch.from_numpy(found).to(points.x.device)
+        if others := before + n - done:
             report(others)
-        return result
 
     def radii(points: _Points, name: str) -> Tensor:
-        return of_all(points, len(points.x), name, lambda rows: _radii(points, rows, k, screening, report))
+        neighbours = _Neighbours(points, k, screening)
+        nearest = neighbours.none()
+        for found in stripes(points, name, neighbours.look):
+            nearest = _smallest(nearest, found)
+        return nearest[:, k]
 
-    radii_r, radii_s = radii(r, "radii-reference"), radii(s, "radii-samples")
-    samples_inside = of_all(
-        s, len(r.x), "samples", lambda rows: _covered(s, rows, r, radii_r, True, screening, report)
-    )
-    reference_inside = of_all(
-        r, len(s.x), "reference", lambda rows: _covered(r, rows, s, radii_s, False, screening, report)
-    )
-    return float(samples_inside.double().mean()), float(reference_inside.double().mean())
+    covering = _Covering(r, radii(r, "radii-reference"), s, radii(s, "radii-samples"), screening)
+    inside = torch.zeros(len(s.x) + len(r.x), dtype=torch.bool, device=r.x.device)
+    for found in stripes(r, "inside", covering.look):
+        inside |= found
+    return float(inside[: len(s.x)].double().mean()), float(inside[len(s.x) :].double().mean())
 
 
 def _alone(name: str, count: int, work: Callable[[int], NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -408,107 +460,155 @@ def _alone(name: str, count: int, work: Callable[[int], NDArray[Any]]) -> Iterat
     return map(work, range(count))
 
 
-def _radii(
-    points: _Points, wanted: Tensor, k: int, screening: _Screening, report: Callable[[int], None]
-) -> Tensor:
-    """(wanted,) float64 squared distance of these points to their k-th nearest neighbour, as decided."""
-    radii = []
-    for rows in torch.split(wanted, _rows(len(points.x))):
-        while True:
-            level = screening.level
-            view, error = screening.view(points, level), screening.screens[level].error
-            shrunk = (1 - error) * view.norms
-            scores = screening.scores(view.q[rows], view.q, shrunk)
-            # Any k + 1 points bound the radius from above; the nearest in this view bound it well.
-            near = scores.lowest(k + 1)
-            bounds = _decide(points, rows.repeat_interleave(k + 1), points, near.flatten())
-            bound = bounds.view(-1, k + 1).amax(dim=1)
-            limit = _grown(
-                bound,
-                points.slack[rows] + points.slack.max(),
-                view.displacement[rows] + view.displacement.max(),
-            )
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+class _Neighbours:
+    """The search for the k nearest neighbours of all points of a side, and for the points themselves.
+
+    Of each pair of stripes of points one product is looked at, for the neighbours of either.
+    """
+
+    def __init__(self, points: _Points, k: int, screening: _Screening) -> None:
+        self._points = points
+        self._k = k
+        self._screening = screening
+        self._nearest = self.none()
+        # (n,) no radius is larger; of points that this process has looked at.
+        self._bound = self._nearest[:, k].clone()
+
+    def none(self) -> Tensor:
+        """(n, k + 1) distances before anything is found."""
+        shape = len(self._points.x), self._k + 1
+        return torch.full(shape, torch.inf, dtype=torch.float64, device=self._points.x.device)
+
+    def look(self, rows: slice) -> Tensor:
+        """(n, k + 1) ascending decided distances, of pairs of these points with themselves and later ones.
+
+        Larger ones than the (k + 1)-th of all may be missing, and stand as infinity.
+        """
+        found = self.none()
+        for columns in (rows, *_slices(rows.stop, len(self._points.x), self._screening.tile[1])):
+            pairs = None
+            while pairs is None:
+                pairs = self._pairs(rows, columns)
+            for own, i, other, j in pairs:
+                distances = _decide(self._points, i + own.start, self._points, j + other.start)
+                _insert(found[own], i, distances)
+            self._bound[rows] = torch.minimum(self._bound[rows], found[rows, self._k])
+        found[self._bound == 0] = 0
+        self._nearest = _smallest(self._nearest, found)
+        self._bound = torch.minimum(self._bound, self._nearest[:, self._k])
+        return found
+
+    def _pairs(self, rows: slice, columns: slice) -> list[tuple[slice, Tensor, slice, Tensor]] | None:
+        """Pairs that may be neighbours, counted from the beginnings of two ranges; None: look more finely."""
+        screening, points = self._screening, self._points
+        seen = screening.seen(points, rows, points, columns)
+        sides = [(rows, columns, seen)]
+        if rows != columns:
+            sides.append((columns, rows, seen.T))
+        pairs = []
+        for own, other, matrix in sides:
+            self._bound_by_the_nearest(own, other, matrix)
+            bound = self._bound[own]
             # A radius of 0 cannot shrink: duplicates need not be compared with each other.
-            limit = torch.where(bound > 0, limit - shrunk[rows], -torch.inf)
-            i, j = scores.not_above(torch.arange(len(rows), device=rows.device), limit)
-            if len(i) <= _affordable(scores, k) or level + 1 == len(screening.screens):
-                break
-            screening.level += 1
-        distances = _decide(points, rows[i], points, j)
-        bound[bound > 0] = _kth_smallest(i, distances, k)
-        radii.append(bound)
-        report(len(rows))
-    return torch.cat(radii)
+            limits = screening.limits(torch.where(bound > 0, bound, -1), points, own, points)
+            i, j = _not_above(matrix, limits)
+            if len(i) > _affordable(matrix, self._k) and screening.refine():
+                return None
+            pairs.append((own, i, other, j))
+        return pairs
+
+    def _bound_by_the_nearest(self, own: slice, other: slice, seen: Tensor) -> None:
+        """Any k + 1 points bound a radius from above; the nearest that are seen bound it well."""
+        unknown = self._bound[own].isinf().nonzero().flatten()
+        if not len(unknown) or seen.shape[1] <= self._k:
+            return
+        near = seen[unknown].topk(self._k + 1, largest=False).indices
+        of = (unknown + own.start).repeat_interleave(self._k + 1)
+        distances = _decide(self._points, of, self._points, near.flatten() + other.start)
+        self._bound[unknown + own.start] = distances.view(-1, self._k + 1).amax(dim=1)
 
 
-def _covered(
-    points: _Points,
-    wanted: Tensor,
-    centres: _Points,
-    radii: Tensor,
-    centres_first: bool,
-    screening: _Screening,
-    report: Callable[[int], None],
-) -> Tensor:
-    """(wanted,) bool: whether each of these points lies in a ball around one of the centres.
+class _Covering:
+    """The search for points of each side inside a ball of the other."""
 
-    `centres_first` says which side the reference evaluator puts first, which matters in float16.
-    """
+    def __init__(
+        self, r: _Points, radii_r: Tensor, s: _Points, radii_s: Tensor, screening: _Screening
+    ) -> None:
+        self._r, self._s = r, s
+        self._radii_r, self._radii_s = radii_r, radii_s
+        self._screening = screening
+        self._r_inside, self._s_inside = (
+            torch.zeros(len(side.x), dtype=torch.bool, device=side.x.device) for side in (r, s)
+        )
 
-    def inside(i: Tensor, j: Tensor) -> Tensor:
-        distances = _decide(centres, j, points, i) if centres_first else _decide(points, i, centres, j)
-        return distances <= radii[j]
+    def look(self, rows: slice) -> Tensor:
+        """(samples + reference,) bool: those found inside by pairs of these points of the reference."""
+        for columns in _slices(0, len(self._s.x), self._screening.tile[1]):
+            while not self._look_at(rows, columns):
+                pass
+        return torch.cat([self._s_inside, self._r_inside])
 
-    covered = []
-    for rows in torch.split(wanted, _rows(len(centres.x))):
-        while True:
-            level = screening.level
-            view, centre_view = (screening.view(side, level) for side in (points, centres))
-            error = screening.screens[level].error
-            reach = _grown(
-                radii, centres.slack + points.slack.max(), centre_view.displacement + view.displacement.max()
-            )
-            scores = screening.scores(view.q[rows], centre_view.q, (1 - error) * centre_view.norms - reach)
-            # Most points that are inside are inside the most promising ball.
-            is_inside = inside(rows, scores.lowest(1).flatten())
-            unclear = (~is_inside).nonzero().flatten()
-            i, j = scores.not_above(unclear, (error - 1) * view.norms[rows[unclear]])
-            if len(i) <= _affordable(scores, 1) or level + 1 == len(screening.screens):
-                break
-            screening.level += 1
-        i = unclear[i]
-        is_inside[i[inside(rows[i], j)]] = True
-        covered.append(is_inside)
-        report(len(rows))
-    return torch.cat(covered)
+    def _look_at(self, rows: slice, columns: slice) -> bool:
+        """Whether this screen was fine enough."""
+        r, s, screening = self._r, self._s, self._screening
+        seen = screening.seen(r, rows, s, columns)
+        of_r = screening.limits(self._radii_r[rows], r, rows, s)
+        of_s = screening.limits(self._radii_s[columns], s, columns, r)
+
+        def inside_r(centre: Tensor, point: Tensor) -> Tensor:
+            centre, point = centre + rows.start, point + columns.start
+            return _decide(r, centre, s, point) <= self._radii_r[centre]
+
+        def inside_s(centre: Tensor, point: Tensor) -> Tensor:
+            # The reference comes first, as in the reference evaluator: in float16 this matters.
+            centre, point = centre + columns.start, point + rows.start
+            return _decide(r, point, s, centre) <= self._radii_s[centre]
+
+        return self._mark(seen, of_r, self._s_inside[columns], inside_r) and self._mark(
+            seen.T, of_s, self._r_inside[rows], inside_s
+        )
+
+    def _mark(
+        self, seen: Tensor, limits: Tensor, inside: Tensor, test: Callable[[Tensor, Tensor], Tensor]
+    ) -> bool:
+        """Set `inside` for points, the columns, in a ball around a centre, the rows; False: see above."""
+        centre, point = _not_above(seen, limits)
+        unclear = ~inside[point]
+        centre, point = centre[unclear], point[unclear]
+        if not len(point):
+            return True
+        # Most points that are inside are inside the most promising ball.
+        depth = self._screening.values(seen[centre, point]) - self._screening.values(limits[centre])
+        deepest = torch.full(inside.shape, torch.inf, device=depth.device)
+        deepest.scatter_reduce_(0, point, depth, "amin")
+        first = depth == deepest[point]
+        inside[point[first][test(centre[first], point[first])]] = True
+        rest = ~first & ~inside[point]
+        centre, point = centre[rest], point[rest]
+        if len(point) > _affordable(seen, 1) and self._screening.refine():
+            return False
+        inside[point[test(centre, point)]] = True
+        return True
 
 
-@dataclass(frozen=True, eq=False)
-class _Scores:
-    """Scores of a block, with minima of groups of columns, so that few need to be looked at again.
-
-    Attributes:
-        groups: (rows, _GROUP, g); column c of the block is at ``[:, c // g, c % g]``.
-        minima: (rows, g) of each group; NaN, from overflow, spreads.
-    """
-
-    groups: Tensor
-    minima: Tensor
-
-    def lowest(self, count: int) -> Tensor:
-        """(rows, count) distinct columns with low scores, the lowest among them."""
-        if count > self.minima.shape[1]:
-            return self.groups.flatten(1).topk(count, largest=False).indices
-        group = self.minima.topk(count, largest=False).indices
-        members = self.groups.gather(2, group[:, None, :].expand(-1, _GROUP, -1))
-        return members.argmin(dim=1) * self.minima.shape[1] + group
-
-    def not_above(self, rows: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Index into `rows`, ascending, and column of the scores not above the row's limit; NaN is not."""
-        limits = limits.to(self.minima.dtype)
-        i, group = _nonzero(~(self.minima[rows] > limits[:, None]))
-        member, offset = _nonzero(~(self.groups[rows[i], :, group] > limits[i, None]))
-        return i[member], offset * self.minima.shape[1] + group[member]
+def _not_above(seen: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    """Row, ascending, and column of the entries of an (m, n) matrix that are not above the row's limit."""
+    m, n = seen.shape
+    if n % _GROUP:
+        return _nonzero(seen <= limits[:, None])
+    # Few entries are: most are ruled out by the minimum of a group.
+    groups = seen.view(m, _GROUP, n // _GROUP)
+    # Of the transpose of a contiguous matrix, reducing that is many times as fast.
+    transposed = seen.T.view(_GROUP, n // _GROUP, m) if seen.T.is_contiguous() else None
+    minima = groups.amin(dim=1) if transposed is None else transposed.amin(dim=0).T
+    i, group = _nonzero(minima <= limits[:, None])
+    pair, member = _nonzero(groups[i, :, group] <= limits[i, None])
+    return i[pair], member * (n // _GROUP) + group[pair]
 
 
 def _nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -519,18 +619,26 @@ def _nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
     return flat.div(mask.shape[1], rounding_mode="floor"), flat % mask.shape[1]
 
 
-def _affordable(scores: _Scores, k: int) -> int:
-    """How many pairs of a block may be decided one by one."""
-    return max(int(_SURVIVORS * scores.groups.numel()), 8 * (k + 1) * len(scores.groups))
+def _affordable(seen: Tensor, k: int) -> int:
+    """How many pairs of a tile may be decided one by one."""
+    return max(int(_SURVIVORS * seen.numel()), 8 * (k + 1) * len(seen))
 
 
-def _kth_smallest(i: Tensor, distances: Tensor, k: int) -> Tensor:
-    """Entry k of the sorted distances of each group; `i`, ascending, names the groups."""
-    order = distances.argsort(stable=True)
-    order = order[i[order].argsort(stable=True)]
-    _, counts = torch.unique_consecutive(i, return_counts=True)
-    starts = counts.cumsum(0) - counts
-    return distances[order[starts + k]]
+def _insert(nearest: Tensor, i: Tensor, distances: Tensor) -> None:
+    """Keep, in each row of `nearest`, the smallest of what it holds and the distances of point `i`."""
+    if not len(i):
+        return
+    points, counts = torch.unique_consecutive(i, return_counts=True)
+    group = torch.arange(len(points), device=i.device).repeat_interleave(counts)
+    position = torch.arange(len(i), device=i.device) - (counts.cumsum(0) - counts)[group]
+    new = nearest.new_full((len(points), int(counts.max())), torch.inf)
+    new[group, position] = distances
+    nearest[points] = _smallest(nearest[points], new)
+
+
+def _smallest(a: Tensor, b: Tensor) -> Tensor:
+    """(n, c) the c smallest of each row of `a`, (n, c), and `b` together, ascending."""
+    return torch.cat([a, b], dim=1).topk(a.shape[1], dim=1, largest=False).values
 
 
 # ------------------------------------------------------------------------------------- float16 overflow

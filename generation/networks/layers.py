@@ -220,8 +220,8 @@ class AttentionBlock(nn.Module):
         """(b, c, h, w) to the same."""
         tokens = self.norm(x).flatten(2).mT
         q, k, v = _split_heads(_pointwise(self.qkv, tokens), self.heads, new_order=self.new_order)
-        # A gradient in eval mode is guidance, whose runs repeat their bytes. On a CPU the backward of the fused
-        # kernel takes longer than the products: training at 32x32 is an eighth faster without.
+        # A gradient in eval mode is guidance, whose runs repeat their bytes. On a CPU the backward of the
+        # fused kernel takes longer than the products: training at 32x32 is an eighth faster without.
         products = not self.training or q.device.type == "cpu"
         h = attend(q, k, v, repeatable=q.requires_grad and products)
         h = _pointwise(self.proj_out, h.transpose(1, 2).flatten(2))
