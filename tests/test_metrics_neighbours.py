@@ -141,9 +141,7 @@ def test_the_order_of_the_work_does_not_matter(small_tiles, arithmetic):
         del name
         look = work.__closure__[[*work.__code__.co_freevars].index("look")].cell_contents
         owner = look.__self__
-        state = {
-            key: value.clone() for key, value in vars(owner).items() if isinstance(value, torch.Tensor)
-        }
+        state = {key: value.clone() for key, value in vars(owner).items() if isinstance(value, torch.Tensor)}
         for index in range(count):
             vars(owner).update({key: value.clone() for key, value in state.items()})
             yield work(index)
