@@ -11,6 +11,11 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +24,7 @@ from evalkit.errors import OutputError
 __all__ = [
     "cache_directory",
     "check_writable",
+    "only_process",
     "remove_stale_partials",
     "replace_atomically",
     "tensor_digest",
@@ -75,6 +81,34 @@ def check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
         raise OutputError(f"Cannot write {path}: there is no folder {folder}. Make it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"Cannot write {path}: the folder {folder} is not writable.")
+
+
+@contextlib.contextmanager
+def only_process(lock: Path, work: str) -> Iterator[None]:
+    """Holds the file ``lock``, which stays, while the block runs; the kernel frees it however that ends.
+
+    Args:
+        lock: A file in a folder that is there. Where the system has no such locks, nothing is refused.
+        work: What is done meanwhile, for the message.
+
+    Raises:
+        OutputError: Another process holds it, or it cannot be opened.
+    """
+    try:
+        file = lock.open("ab")
+    except OSError as error:
+        raise OutputError(f"Cannot write {lock}: {error.strerror}.") from error
+    with file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"Another process is {work}. Wait for it or stop it, or name another output."
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
 
 
 def remove_stale_partials(folder: Path) -> None:

@@ -121,6 +121,7 @@ def convert(file: Path, out: Path, preset: str | None, half: bool) -> None:
 
 
 FILE = click.Path(path_type=Path)
+MODES = "reference|reference-fp16|fast"
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -138,30 +139,44 @@ network_options = _options(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
 )
 sampler_options = _options(
-    click.option("--sampler", help="ddpm, ddim or dpm-solver++; by default as --preset or --respacing says."),
     click.option(
-        "--respacing", help="Steps: 250, ddim25 or 90,60,60,20,20; by default the preset's, or 250."
+        "--sampler", metavar="ddpm|ddim|dpm-solver++", help="By default as --preset or --respacing says."
+    ),
+    click.option(
+        "--respacing",
+        metavar="STEPS",
+        help="250, ddim25 or 90,60,60,20,20; by default the preset's, or 250.",
     ),
     click.option("--eta", type=float, default=0.0, show_default=True, help="Of ddim: its share of noise."),
     click.option(
-        "--thresholding", default="static", show_default=True, help="Of dpm-solver++: static or dynamic."
+        "--thresholding",
+        metavar="static|dynamic",
+        default="static",
+        show_default=True,
+        help="Of dpm-solver++.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of noise and random classes."),
 )
 scale_option = click.option(
-    "--scale", type=float, help="Of the guidance; by default the preset's. 0: no guidance."
+    "--scale",
+    type=float,
+    help="Of the guidance; by default the preset's, or 1 with a classifier. 0: no guidance.",
 )
 guidance_options = _options(
     click.option("--classifier", type=FILE, metavar="FILE", help="The classifier's weights, likewise."),
     click.option("--guidance-steps", metavar="A:B", help="Guide only at timesteps A <= t < B (of 0 to 999)."),
     click.option(
-        "--classes", help="random (the default), balanced, one class, or a file (npy, or text, one a line)."
+        "--classes",
+        metavar="CLASSES",
+        help="random (the default), balanced, one class, or a file (npy, or text, one a line).",
     ),
 )
 run_options = _options(
     click.option("--out", type=FILE, required=True, metavar="FOLDER", help="The run's folder."),
-    click.option("--mode", default="reference", show_default=True, help="reference, reference-fp16 or fast."),
-    click.option("--batch-size", default="auto", show_default=True, help="Samples at a time, or auto."),
+    click.option("--mode", metavar=MODES, default="reference", show_default=True, help="The arithmetic."),
+    click.option(
+        "--batch-size", metavar="N|auto", default="auto", show_default=True, help="Samples at a time."
+    ),
     click.option(
         "--shard-size", type=int, default=64, show_default=True, help="Samples a file until the end."
     ),
@@ -210,13 +225,15 @@ def upsample(base: str, **options: Any) -> None:
     from evalkit.images import open_images
 
     images = open_images(base)
-    settings, load = _set_up(len(images), options)
+    settings, load = _set_up(len(images), options, upsamples=True)
     _run(settings, load, options, base=images)
 
 
 @click.command()
 @click.option("-n", "--count", type=int, default=4, show_default=True, help="Samples, all in one batch.")
-@click.option("--mode", default="fast", show_default=True, help="What is compared with reference.")
+@click.option(
+    "--mode", metavar=MODES, default="fast", show_default=True, help="What is compared with reference."
+)
 @network_options
 @scale_option
 @guidance_options
@@ -244,12 +261,21 @@ def drift(count: int, mode: str, **options: Any) -> None:
     )
 
 
-def _set_up(count: int, options: dict[str, Any]) -> tuple[Settings, Callable[[str], Networks]]:
+def _set_up(
+    count: int, options: dict[str, Any], *, upsamples: bool = False
+) -> tuple[Settings, Callable[[str], Networks]]:
     """The settings that options and preset say, and what loads the networks in a mode."""
-    from generation.presets import find_sampling
+    from generation.presets import find_model, find_sampling
     from generation.settings import Settings
 
     preset = find_sampling(options["preset"]) if options["preset"] else None
+    # Before its checkpoint is asked for.
+    if preset and (find_model(preset.diffusion).kind == "upsampler") != upsamples:
+        raise InputError(
+            f"{preset.name} makes images from noise: use `evalkit sample`."
+            if upsamples
+            else f"{preset.name} makes large images from small ones: use `evalkit upsample`."
+        )
     respacing = options["respacing"] or (preset.respacing if preset else "250")
     scale = options.get("scale")
     if scale is None:
@@ -369,9 +395,19 @@ def _samples_bar() -> Progress:
 @sampler_options
 @run_options
 @click.option("--name", help="What a plot calls it; by default the model's name.")
-@click.option("--protocol", default="adm", show_default=True, help="adm or exact, as in `evalkit compare`.")
 @click.option(
-    "--precision", default="float32", show_default=True, help="Of Inception, as in `evalkit compare`."
+    "--protocol",
+    metavar="adm|exact",
+    default="adm",
+    show_default=True,
+    help="As in `evalkit compare`.",
+)
+@click.option(
+    "--precision",
+    metavar="TYPE",
+    default="float32",
+    show_default=True,
+    help="Of Inception, as in `evalkit compare`.",
 )
 @click.option("--weights", metavar="FILE", help="Inception weights; by default what `evalkit weights` shows.")
 def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
@@ -486,7 +522,7 @@ training_options = _options(
     click.option("--steps", type=int, help="Updates, instead of the recipe's."),
     click.option("--batch-size", type=int, help="Images an update, of all processes; likewise."),
     click.option("--learning-rate", type=float, help="Likewise."),
-    click.option("--precision", help="float32 or bfloat16; likewise."),
+    click.option("--precision", metavar="float32|bfloat16", help="Likewise."),
     click.option("--seed", type=int, help="Likewise."),
     click.option("--microbatch", type=int, help="Images at a time on each device, if not its whole share."),
     click.option(

@@ -18,7 +18,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError, InputError, MissingDependencyError, OutputError
-from evalkit.files import check_writable, replace_atomically
+from evalkit.files import check_writable, only_process, replace_atomically
 from evalkit.images import ImageSource, read_ahead
 from evalkit.sheet import write_sheet
 from generation.checkpoints import save_network
@@ -117,7 +117,7 @@ def train(
         InputError: The images do not fit the network, or ``out`` holds a run with other settings.
         KeyboardInterrupt: After Ctrl-C, when the step in hand is finished and saved; at a second one, at
             once. Of several processes, at once.
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written, or another process trains in it.
     """
     model, settings = recipe.model, recipe.settings
     for source in (images, options.validation):
@@ -128,7 +128,7 @@ def train(
     except OSError as error:
         raise OutputError(f"Cannot make {out}: {error.strerror}. Its parent must be there.") from error
     check_writable(out / "checkpoint.pt")
-    with _joined(options.device) as group:
+    with _joined(options.device) as group, _alone(out, group):
         trainer = _Trainer(recipe, _identity(recipe, images), options, group)
         trainer.resume(out / "checkpoint.pt")
         if group.rank:
@@ -225,6 +225,11 @@ def _joined(device: torch.device) -> Iterator[_Group]:
         yield _Group(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
+
+
+def _alone(out: Path, group: _Group) -> AbstractContextManager[None]:
+    """Keeps other runs out of the folder: two would overwrite each other's checkpoints."""
+    return only_process(out / "lock", f"training in {out}") if group.rank == 0 else nullcontext()
 
 
 class _Trainer:

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice, takewhile
@@ -29,15 +29,10 @@ from PIL import Image
 
 from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError
 from evalkit.features import Extractor
-from evalkit.files import check_writable, replace_atomically
+from evalkit.files import check_writable, only_process, replace_atomically
 from evalkit.image_files import DECODERS, MAX_IMAGE_BYTES, ImageFiles, open_image_files
 from evalkit.images import ImageSource, NpzWriter, SupportsArray, open_images, read_ahead
 from evalkit.metrics import Moments
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Report", "Settings", "build", "center_crop", "decode_rgb", "labels_of"]
 
@@ -422,15 +417,8 @@ class _Builder:
                 "Free some space, keep fewer images or name an output elsewhere."
             )
         self.folder.mkdir(exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
-        if fcntl:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                raise OutputError(
-                    f"{out} cannot be built: another process is building it. Wait for it, or stop it."
-                ) from None
+        self._alone = ExitStack()
+        self._alone.enter_context(only_process(self.folder / "lock", f"building {out}"))
         with replace_atomically(settings) as partial:
             partial.write_text(identity)
         shape = (len(self.order), size, size, 3)
@@ -441,7 +429,7 @@ class _Builder:
 
     def close(self) -> None:
         """Let another process go on with the work, if any is left."""
-        self._lock.close()
+        self._alone.close()
 
     def save(self) -> None:
         """Write down what has been done, pixels first."""

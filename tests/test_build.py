@@ -516,7 +516,7 @@ def test_an_unfinished_build_of_another_kind_is_not_touched(tree: Path, tmp_path
 def test_two_builds_of_one_file_at_once(tree: Path, tmp_path: Path) -> None:
     class Rival(Wide):
         def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-            with pytest.raises(OutputError, match="another process is building"):
+            with pytest.raises(OutputError, match="Another process is building"):
                 build(tree, tmp_path / "ref.npz", Settings(size=16), extractor=Wide())
             return super().__call__(images)
 

@@ -645,6 +645,7 @@ def test_command_line(
     [
         (("--preset", "imagenet9"), "no sampling preset 'imagenet9'"),
         (("--preset", "imagenet64"), "evalkit checkpoint fetch 64x64_diffusion"),
+        (("--preset", "upsample-64-256"), "use `evalkit upsample`"),
         ((), "Give --preset NAME or --model FILE"),
         (("--model", "UNET", "--scale", "1"), "needs a classifier"),
         (("--model", "UNET", "--guidance-steps", "5"), "'5' is not understood"),
@@ -666,6 +667,13 @@ def test_command_line_bad_input(
     assert message in result.err
     assert "Traceback" not in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_upsampling_with_a_preset_that_does_not(run: Callable[..., Any], tmp_path: Path) -> None:
+    np.savez(tmp_path / "small.npz", np.zeros((2, 64, 64, 3), np.uint8))
+    result = run("upsample", tmp_path / "small.npz", "--preset", "imagenet64", "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "use `evalkit sample`" in result.err
 
 
 def test_command_line_interrupted(

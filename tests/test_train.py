@@ -630,6 +630,21 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     refused("no checkpoint of a training run", tmp_path, good)
 
 
+def test_two_runs_in_one_folder_at_once_are_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    refused = []
+
+    def rival(line: str) -> None:
+        del line
+        with pytest.raises(OutputError, match="Another process is training in"):
+            run(tmp_path, recipe(tmp_path))
+        refused.append(True)
+
+    train(recipe(tmp_path), open_images(str(tmp_path / "images.npz")), tmp_path / "run", options(), say=rival)
+    assert refused
+    run(tmp_path, recipe(tmp_path))  # and is let in afterwards
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     write(tmp_path)
     wild = recipe(tmp_path, learning_rate=1e30, steps=60)
