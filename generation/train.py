@@ -37,6 +37,7 @@ from evalkit.sheet import write_sheet
 from generation.checkpoints import save_network
 from generation.interrupts import noted_interrupts
 from generation.losses import TIMESTEP_SAMPLERS, hybrid_loss
+from generation.networks.layers import GROUPS
 from generation.networks.unet import Trunk
 from generation.noise import Streams, normal
 from generation.presets import ModelPreset
@@ -134,6 +135,12 @@ def train(
         if group.rank:
             progress, say = None, _silent
         say(trainer.cost(len(images)))
+        if model.kind == "diffusion" and model.network.widths[0] == GROUPS:
+            say(
+                f"Warning: with {GROUPS} channels at full size, group norm takes the mean of every channel "
+                "away, and with it the colour of an image as a whole: samples come out garish. "
+                f"Give it {2 * GROUPS} or more."
+            )
         if trainer.step < settings.steps:
             _loop(trainer, images, out, progress, say)
         if group.rank == 0:

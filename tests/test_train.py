@@ -630,6 +630,16 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     refused("no checkpoint of a training run", tmp_path, good)
 
 
+def test_a_network_that_cannot_see_colours_is_warned_of(tmp_path: Path) -> None:
+    write(tmp_path)
+    for text, width in ((RECIPE, 32), (CLASSIFIER, 32), (RECIPE, 64)):
+        said: list[str] = []
+        chosen = with_network(recipe(tmp_path, text, steps=1), model_channels=width)
+        source = open_images(str(tmp_path / "images.npz"))
+        train(chosen, source, tmp_path / f"{chosen.model.kind}-{width}", options(), say=said.append)
+        assert any("garish" in line for line in said) == (text == RECIPE and width == 32)
+
+
 def test_two_runs_in_one_folder_at_once_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     refused = []
