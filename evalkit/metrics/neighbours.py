@@ -394,6 +394,16 @@ class _Screening:
         bits = bits + (rounded.double() < limits)  # the next number
         return torch.where(t < 0, torch.iinfo(bits.dtype).min, bits)
 
+    def near_enough(self, seen: Tensor, t: Tensor, a: _Points, i: Tensor, b: _Points, j: Tensor) -> Tensor:
+        """(pairs,) bool: whether what is :meth:`seen` of these pairs can be, if they are decided as t.
+
+        :meth:`limits` knows one point alone, and allows for the worst of the other side.
+        """
+        slack, displacement = a.slack[i] + b.slack[j], self._view(a).displacement[i]
+        limits = _grown(t, slack, displacement + self._view(b).displacement[j])
+        epsilon = torch.finfo(self._screens[self._level].dtype).eps
+        return self.values(seen).double() <= limits * (1 + epsilon)
+
     def values(self, seen: Tensor) -> Tensor:
         """What :meth:`seen` or :meth:`limits` gave, as float32."""
         return seen.view(self._screens[self._level].dtype).float()
@@ -517,6 +527,10 @@ class _Neighbours:
             # A radius of 0 cannot shrink: duplicates need not be compared with each other.
             limits = screening.limits(torch.where(bound > 0, bound, -1), points, own, points)
             i, j = _not_above(matrix, limits)
+            near = screening.near_enough(
+                matrix[i, j], bound[i], points, i + own.start, points, j + other.start
+            )
+            i, j = i[near], j[near]
             if len(i) > _affordable(matrix, self._k) and screening.refine():
                 return None
             pairs.append((own, i, other, j))
