@@ -265,7 +265,7 @@ def test_precision_and_recall_in_pieces(monkeypatch: pytest.MonkeyPatch, arithme
     generator = np.random.default_rng(1)
     r, s = (generator.standard_normal((900, 24)).astype(np.float32) for _ in range(2))
     expected = precision_recall(r, s, arithmetic=arithmetic)
-    monkeypatch.setattr("evalkit.metrics.neighbours._rows", lambda columns: 40)
+    monkeypatch.setattr("evalkit.metrics.neighbours._CPU_TILE", (160, 240))
     counts, calls = {}, []
 
     def backwards(name: str, count: int, work: Any) -> Sequence[NDArray[Any]]:
@@ -274,8 +274,8 @@ def test_precision_and_recall_in_pieces(monkeypatch: pytest.MonkeyPatch, arithme
 
     report = lambda done, total: calls.append((done, total))  # noqa: E731
     assert precision_recall(r, s, arithmetic=arithmetic, progress=report, spread=backwards) == expected
-    assert list(counts.values()) == [6, 6, 6, 6]
-    assert calls[-1] == (3600, 3600)
+    assert list(counts.values()) == [6, 6, 6]
+    assert calls[-1] == (2700, 2700)
     calls.clear()
     kept = {}
 
@@ -286,7 +286,7 @@ def test_precision_and_recall_in_pieces(monkeypatch: pytest.MonkeyPatch, arithme
 
     precision_recall(r, s, arithmetic=arithmetic, spread=elsewhere)
     assert precision_recall(r, s, arithmetic=arithmetic, progress=report, spread=elsewhere) == expected
-    assert calls == [(900, 3600), (1800, 3600), (2700, 3600), (3600, 3600)]
+    assert calls == [(900, 2700), (1800, 2700), (2700, 2700)]
 
 
 # When one dies, fails or hangs ------------------------------------------------------------------------
