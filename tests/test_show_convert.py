@@ -244,8 +244,8 @@ def test_floats_are_not_rounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.zip", "x.npz"])
 def test_converting_holds_few_images(tmp_path: Path, name: str) -> None:
-    # So large that a zip's list of its members, which grows with their number, weighs little.
-    pixels = np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 3), dtype=np.uint8)
+    # So large that some batches of 64 and the list of members of a zip weigh little.
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 64, 64, 3), dtype=np.uint8)
     np.savez(tmp_path / "big.npz", pixels)
     size = pixels.nbytes
     del pixels
