@@ -44,7 +44,7 @@ def peers_without_downloads(module: Any, work: Path) -> None:
 
 def with_torchvision() -> None:
     """A build for another torch lacks operators that it needs to be imported, and no peer calls."""
-    import torch
+    from torch import library
 
     while True:
         try:
@@ -53,7 +53,7 @@ def with_torchvision() -> None:
             missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
             if missing is None:
                 raise
-            torch.library.define(missing[1], "(Tensor x) -> Tensor")
+            library.define(missing[1], "(Tensor x) -> Tensor")
             for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
                 del sys.modules[name]
         else:
