@@ -88,19 +88,25 @@ def resize_tf1(images: Tensor, size: int = INPUT_SIZE) -> Tensor:
     Returns:
         (n, size, size, c), same dtype.
     """
-    for axis in (2, 1):
-        extent = images.shape[axis]
-        if extent == size:
-            continue
-        scale = np.float32(extent) / np.float32(size)
-        position = np.arange(size, dtype=np.float32) * scale
-        lower = np.floor(position).astype(np.int64)
-        weight = torch.from_numpy(position - lower.astype(np.float32)).to(images)
-        weight = weight.reshape([-1 if dimension == axis else 1 for dimension in range(4)])
-        near = images.index_select(axis, torch.from_numpy(lower).to(images.device))
-        upper = torch.from_numpy(np.minimum(lower + 1, extent - 1)).to(images.device)
-        images = near.addcmul(images.index_select(axis, upper) - near, weight)
-    return images
+    n, height, width, channels = images.shape
+    # Gathering a table's columns is several times as fast as gathering runs of three numbers.
+    rows = _interpolate(images.reshape(n * height, width * channels), size, channels)
+    return _interpolate(rows.reshape(n, height, size * channels), size).reshape(n, size, size, channels)
+
+
+def _interpolate(x: Tensor, size: int, lanes: int = 1) -> Tensor:
+    """Resize axis 1 to `size` pixels of `lanes` numbers each."""
+    extent = x.shape[1] // lanes
+    if extent == size:
+        return x
+    position = np.arange(size, dtype=np.float32) * (np.float32(extent) / np.float32(size))
+    lower = np.floor(position).astype(np.int64)
+    near, far = (
+        x.index_select(1, torch.from_numpy((index[:, None] * lanes + np.arange(lanes)).ravel()).to(x.device))
+        for index in (lower, np.minimum(lower + 1, extent - 1))
+    )
+    weight = torch.from_numpy(np.repeat(position - lower.astype(np.float32), lanes)).to(x)
+    return near.addcmul_(far.sub_(near), weight.reshape([-1] + [1] * (x.ndim - 2)))
 
 
 class _Convolution:
@@ -189,13 +195,11 @@ class _Network:
         return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False).relu_()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self._convolve(x, "Conv2d_1a_3x3")
-        x = self._convolve(x, "Conv2d_2a_3x3")
-        x = self._convolve(x, "Conv2d_2b_3x3")
-        x = F.max_pool2d(x, 3, 2)
-        x = self._convolve(x, "Conv2d_3b_1x1")
-        x = self._convolve(x, "Conv2d_4a_3x3")
-        x = F.max_pool2d(x, 3, 2)
+        if x.device.type == "cpu":
+            # Its activations are the largest by far: an image a thread at a time stays in the caches.
+            x = torch.cat([self._stem(images) for images in torch.split(x, torch.get_num_threads())])
+        else:
+            x = self._stem(x)
         for block in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
             x = self._block_35(x, block)
         x = self._reduce_to_17(x, "Mixed_6a")
@@ -209,6 +213,15 @@ class _Network:
         # The reference flattens H, W, C; means and results are float32 whatever the network's precision.
         return x.float().mean((2, 3)), spatial.permute(0, 2, 3, 1).float().flatten(1)
 
+    def _stem(self, x: Tensor) -> Tensor:
+        x = self._convolve(x, "Conv2d_1a_3x3")
+        x = self._convolve(x, "Conv2d_2a_3x3")
+        x = self._convolve(x, "Conv2d_2b_3x3")
+        x = _halve(x)
+        x = self._convolve(x, "Conv2d_3b_1x1")
+        x = self._convolve(x, "Conv2d_4a_3x3")
+        return _halve(x)
+
     def _block_35(self, x: Tensor, block: str) -> Tensor:
         one, five, three = self._heads(x, block, "branch1x1", "branch5x5_1", "branch3x3dbl_1")
         five = self._chain(five, block, "branch5x5_2")
@@ -218,7 +231,7 @@ class _Network:
     def _reduce_to_17(self, x: Tensor, block: str) -> Tensor:
         three = self._chain(x, block, "branch3x3")
         double = self._chain(x, block, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
-        return torch.cat([three, double, F.max_pool2d(x, 3, 2)], 1)
+        return torch.cat([three, double, _halve(x)], 1)
 
     def _block_17(self, x: Tensor, block: str) -> Tensor:
         one, seven, double = self._heads(x, block, "branch1x1", "branch7x7_1", "branch7x7dbl_1")
@@ -230,7 +243,7 @@ class _Network:
         three, seven = self._heads(x, block, "branch3x3_1", "branch7x7x3_1")
         three = self._chain(three, block, "branch3x3_2")
         seven = self._chain(seven, block, "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4")
-        return torch.cat([three, seven, F.max_pool2d(x, 3, 2)], 1)
+        return torch.cat([three, seven, _halve(x)], 1)
 
     def _block_8(self, x: Tensor, block: str, pooled: Tensor) -> Tensor:
         one, three, double = self._heads(x, block, "branch1x1", "branch3x3_1", "branch3x3dbl_1")
@@ -241,6 +254,24 @@ class _Network:
             for half in ("a", "b")
         ]
         return torch.cat([one, *split, pooled], 1)
+
+
+def _halve(x: Tensor) -> Tensor:
+    """``max_pool2d(x, 3, 2)`` of what a ReLU gave."""
+    if x.device.type != "cpu":
+        return F.max_pool2d(x, 3, 2)
+    # Numbers that are not negative compare as their bits do: 3 times the speed of torch's pool in bfloat16,
+    # which moreover keeps the places of the maxima, 8 bytes each.
+    x, dtype = x.permute(0, 2, 3, 1), x.dtype
+    x = x.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    for axis in (1, 2):
+        first, second, third = (
+            x.narrow(axis, k, x.shape[axis] - 2)[(slice(None),) * axis + (slice(None, None, 2),)]
+            for k in range(3)
+        )
+        x = torch.maximum(first, second)
+        torch.maximum(x, third, out=x)
+    return x.view(dtype).permute(0, 3, 1, 2)
 
 
 def _has_fused_convolution(dtype: torch.dtype) -> bool:
@@ -304,7 +335,9 @@ class Inception:
         self.device = str(self._device)
         self.precision = precision
         # On a CPU, activations of few images stay in its caches.
-        self.batch_size = batch_size or (16 if self._device.type == "cpu" else 128)
+        self.batch_size = batch_size or (
+            max(8, torch.get_num_threads()) if self._device.type == "cpu" else 128
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -353,7 +386,7 @@ class Inception:
     def _forward(self, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
         # uint8 crosses to the device as it is: a quarter of the bytes.
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float()
-        x = (resize_tf1(x) - 128) * 0.0078125
+        x = (resize_tf1(x) - 128).mul_(0.0078125)
         with _float32_arithmetic(tf32=self.precision == "tf32"):
             # An NHWC tensor seen as NCHW is channels-last: no copy.
             return self._network(x.permute(0, 3, 1, 2).to(self._network._like))
