@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,15 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError
 from generation.noise import random_labels
 
-__all__ = ["SAMPLERS", "SamplerName", "Settings", "Thresholding", "choose_labels"]
+__all__ = [
+    "SAMPLERS",
+    "SamplerName",
+    "Settings",
+    "Thresholding",
+    "check_labels",
+    "choose_labels",
+    "differences",
+]
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
 Thresholding = Literal["static", "dynamic"]
@@ -130,3 +140,21 @@ def _read_labels(path: Path, count: int) -> NDArray[np.int64]:
     if labels.shape != (count,) or labels.dtype.kind not in "ui":
         raise InputError(f"{path} holds {labels.dtype} {labels.shape}; expected {count} integers.")
     return labels.astype(np.int64)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A phrase for every entry, at any depth, in which a folder's work differs from what is asked for now.
+
+    Args:
+        there: What the folder was begun with, as JSON holds it.
+        here: The same of now.
+        prefix: What stands before every key.
+    """
+    found = []
+    for key in sorted({*there, *here}, key=lambda name: ("sha256" in name, name)):  # digests last
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
+    return found

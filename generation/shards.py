@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError, OutputError
 from evalkit.files import replace_atomically
 from evalkit.images import NpzWriter
+from generation.settings import differences
 
 __all__ = ["Shard", "ShardFolder"]
 
@@ -253,12 +254,12 @@ class ShardFolder:
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be read ({error}). Give another folder for this run.") from error
         begun_with, now = theirs.pop("begun_with", {}), ours.pop("begun_with")
-        if differences := _differences(theirs, ours):
+        if changed := differences(theirs, ours):
             raise InputError(
-                f"{self.root} holds samples of other settings: {'; '.join(differences)}. "
+                f"{self.root} holds samples of other settings: {'; '.join(changed)}. "
                 "Give the same settings to go on with them, or another folder."
             )
-        self.notes = tuple(_differences(begun_with, now))
+        self.notes = tuple(differences(begun_with, now))
 
     def _check_space(self) -> None:
         if self.final.exists():
@@ -315,15 +316,3 @@ def _remove_partials(path: Path) -> None:
 def _partials(path: Path) -> list[Path]:
     """Under the names that :func:`replace_atomically` gives them."""
     return list(path.parent.glob(f".{path.name}.*.partial"))
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A phrase for every entry that differs, at any depth."""
-    found = []
-    for key in sorted({*there, *here}, key=lambda name: ("sha256" in name, name)):  # digests last
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
-    return found

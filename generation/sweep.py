@@ -33,7 +33,7 @@ from evalkit.results import Comparison, Sweep
 from evalkit.sheet import write_sheet
 from generation.batch import Networks
 from generation.sample import Progress, Say, rank_of_worker, run
-from generation.settings import Settings
+from generation.settings import Settings, differences
 
 __all__ = ["sweep"]
 
@@ -124,12 +124,10 @@ def _check_before(results: Path, settings: dict[str, Any]) -> None:
     if not results.is_file():
         return
     before = Sweep.from_json(results.read_bytes()).settings
-    changed = [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]
-    if changed:
+    if changed := differences(before, json.loads(json.dumps(settings))):
         raise InputError(
-            f"{results.parent} holds a sweep with other settings: "
-            + "; ".join(f"{key} was {before.get(key)!r} and is now {settings[key]!r}" for key in changed)
-            + ". Give the same settings to go on with it, or another folder."
+            f"{results.parent} holds a sweep with other settings: {'; '.join(changed)}. "
+            "Give the same settings to go on with it, or another folder."
         )
 
 

@@ -44,6 +44,7 @@ from generation.presets import ModelPreset
 from generation.recipe import Recipe
 from generation.samplers import ddim, to_uint8
 from generation.schedule import Schedule, make_schedule
+from generation.settings import differences
 from generation.training_data import Batch, Use, as_bytes, batches, check_images, keep, resize_crop, uniform
 
 __all__ = ["Options", "Progress", "accuracy_by_noise", "train"]
@@ -415,12 +416,7 @@ class _Trainer:
             return
         content = _read(path)
         theirs: dict[str, Any] = json.loads(content["identity"])
-        changed = [
-            f"{key} was {theirs.get(key)!r} and is now {self._identity.get(key)!r}"
-            for key in {**theirs, **self._identity}
-            if theirs.get(key) != self._identity.get(key)
-        ]
-        if changed:
+        if changed := differences(theirs, self._identity):
             raise InputError(
                 f"{path.parent} holds a run with other settings: {'; '.join(changed)}. Give the same ones to "
                 "go on with it, or another folder."

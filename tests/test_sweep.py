@@ -150,9 +150,9 @@ def test_a_damaged_record_is_made_again(networks: Networks, reference: Path, tmp
 def test_other_settings_are_refused(networks: Networks, reference: Path, tmp_path: Path) -> None:
     silent(networks, reference, tmp_path / "s")
     other = Settings(count=20, respacing="4", shard_size=8)
-    with pytest.raises(InputError, match="respacing was '3' and is now '4'"):
+    with pytest.raises(InputError, match='respacing was "3" and is now "4"'):
         silent(networks, reference, tmp_path / "s", settings=other)
-    with pytest.raises(InputError, match="respacing was '3' and is now '4'"):
+    with pytest.raises(InputError, match='respacing was "3" and is now "4"'):
         silent(networks, reference, tmp_path / "s", settings=other, scales=(7.0,))
 
 

@@ -613,7 +613,7 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     refused("learning_rate was 0.001 and is now 0.01", tmp_path, recipe(tmp_path, learning_rate=0.01))
     refused("model.dropout was 0.0 and is now 0.5", tmp_path, with_network(good, dropout=0.5))
     refused(
-        "anneal was False and is now True; steps was None and is now 9",
+        "anneal was false and is now true; steps was null and is now 9",
         tmp_path,
         recipe(tmp_path, steps=9, anneal=True),
     )
