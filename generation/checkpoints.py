@@ -109,8 +109,8 @@ class Inspection:
         dtypes: Their types.
         digest: :func:`weights_digest`; None where there are no named tensors.
         preset: What its metadata says; None where it says nothing.
-        fits: The published checkpoints with just these keys and shapes.
-        nearest: The published checkpoint of that kind that shares most of them.
+        fits: ``preset`` and the published checkpoints, those of them with just these keys and shapes.
+        nearest: ``preset``, or else the published checkpoint of that kind that shares most of them.
         difference: Between the file and ``nearest``.
     """
 
@@ -284,10 +284,15 @@ def inspect(path: str | Path) -> Inspection:
     state: dict[str, Tensor] = file.content if _is_state_dict(file.content) else {}
     shapes = _shapes(state)
     kind = _kind(shapes)
-    alike = {
-        preset: _likeness(_expected(preset), shapes) for preset in MODELS.values() if preset.kind == kind
-    }
-    nearest = max(alike, key=alike.__getitem__) if alike else None
+    fits = identify(shapes)
+    nearest = file.preset
+    if nearest is None:
+        alike = {
+            preset: _likeness(_expected(preset), shapes) for preset in MODELS.values() if preset.kind == kind
+        }
+        nearest = max(alike, key=alike.__getitem__) if alike else None
+    elif nearest not in fits and _expected(nearest) == shapes:
+        fits = [nearest, *fits]
     return Inspection(
         path=file.path,
         container=file.container,
@@ -298,7 +303,7 @@ def inspect(path: str | Path) -> Inspection:
         dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})),
         digest=weights_digest(state) if state else None,
         preset=file.preset,
-        fits=tuple(identify(shapes)),
+        fits=tuple(fits),
         nearest=nearest,
         difference=_difference(_expected(nearest), shapes) if nearest else None,
     )

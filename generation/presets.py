@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import MISSING, asdict, dataclass, fields
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -20,7 +20,16 @@ from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
 
-__all__ = ["MODELS", "SAMPLING", "Kind", "ModelPreset", "SamplingPreset", "find_model", "find_sampling"]
+__all__ = [
+    "MODELS",
+    "SAMPLING",
+    "Kind",
+    "ModelPreset",
+    "SamplingPreset",
+    "find_model",
+    "find_sampling",
+    "from_table",
+]
 
 P = TypeVar("P")
 Kind = Literal["diffusion", "classifier", "upsampler"]
@@ -94,16 +103,79 @@ class ModelPreset:
             InputError: The text is not one.
         """
         try:
-            fields: dict[str, Any] = json.loads(text)
-            if fields["kind"] not in get_args(Kind):
-                raise ValueError(f"kind {fields['kind']!r}")
-            settings = ClassifierSettings if fields["kind"] == "classifier" else UNetSettings
-            fields["network"] = settings(**fields["network"])
-            return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls.from_table(json.loads(text))
+        except (InputError, ValueError) as error:
             raise InputError(
                 f"This is not the JSON of a model preset ({error}). `evalkit checkpoint convert` writes it."
             ) from error
+
+    @classmethod
+    def from_table(cls, table: Any, name: str = "preset") -> ModelPreset:
+        """The preset whose fields `table` has, those of ``network`` in a table of their own.
+
+        Args:
+            table: From JSON or TOML.
+            name: What an error calls it.
+
+        Raises:
+            InputError: It is none, a field is missing or unknown, or a value is of another type.
+        """
+        if isinstance(table, Mapping) and isinstance(table.get("network"), Mapping):
+            settings = ClassifierSettings if table.get("kind") == "classifier" else UNetSettings
+            table = {**table, "network": from_table(settings, table["network"], f"{name}.network")}
+        return from_table(cls, table, name)
+
+
+def from_table(cls: type[P], table: Any, name: str) -> P:
+    """An object of a dataclass from a table of JSON or TOML.
+
+    Args:
+        cls: A dataclass of numbers, texts, truth values, tuples of one type, literals and dataclasses.
+        table: Its fields.
+        name: What an error calls the table.
+
+    Raises:
+        InputError: It is no table, a field is missing or unknown, or a value is of another type or out of
+            range.
+    """
+    if not isinstance(table, Mapping):
+        raise InputError(f"{name} is {table!r}; expected a table.")
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    types = get_type_hints(cls)
+    for key, value in table.items():
+        if key not in known:
+            raise InputError(f"{name}.{key} is unknown; expected some of {', '.join(known)}.")
+        if not _suits(value, types[key]):
+            raise InputError(f"{name}.{key} is {value!r}; expected {_in_words(types[key])}.")
+    for key, field in known.items():
+        if key not in table and field.default is MISSING:
+            raise InputError(f"{name}.{key} is missing; expected {_in_words(types[key])}.")
+    return cls(**table)
+
+
+def _suits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is UnionType:
+        return any(_suits(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_suits(item, arguments[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(arguments)
+    if origin is UnionType:
+        return " or ".join(map(_in_words, arguments))
+    if origin is tuple:
+        return f"a list, each item {_in_words(arguments[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return words.get(kind, "a table")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from evalkit.errors import InputError
 from generation.losses import TIMESTEP_SAMPLERS
-from generation.presets import ModelPreset, find_model
+from generation.presets import ModelPreset, find_model, from_table
 
 __all__ = ["SHIPPED", "Recipe", "Settings", "load_recipe"]
 
@@ -136,13 +135,12 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
     except ValueError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     try:
-        model = content["model"]
-        settings = Settings(**content["training"])
-        preset = find_model(model) if isinstance(model, str) else ModelPreset.from_json(json.dumps(model))
-    except (KeyError, TypeError, InputError) as error:
+        model = content.get("model")
+        preset = find_model(model) if isinstance(model, str) else ModelPreset.from_table(model, "model")
+        settings = from_table(Settings, content.get("training"), "training")
+    except InputError as error:
         raise InputError(
-            f"{path} is not understood as a recipe: {error} Expected a table [training] and a table [model] "
-            "or model = NAME; the shipped recipes show them."
+            f"{path} is not understood as a recipe: {error} Those in {SHIPPED} show what one has."
         ) from error
     return Recipe(
         model=preset,

@@ -31,6 +31,8 @@ BATCH = 64
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 # PNG is lossless at any level; higher ones take several times as long.
 PNG_LEVEL = 1
+# Names that nobody gives a folder.
+_NOT_WRITTEN = {".bz2", ".gz", ".h5", ".hdf5", ".npy", ".parquet", ".tar", ".tgz", ".xz"}
 
 
 def convert(source: str | PathLike[str], out: Path, progress: Progress | None = None) -> ImageSource:
@@ -50,9 +52,15 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
         The source, with its notes.
 
     Raises:
-        InputError: The source cannot be read, has no images, or floats, which rounding would change.
+        InputError: The source cannot be read, has no images, or floats, which rounding would change; or
+            ``out`` is named as another kind of file.
         OutputError: ``out`` cannot be written.
     """
+    if out.suffix.lower() in _NOT_WRITTEN:
+        raise InputError(
+            f"{out}: converting writes an npz, a zip or a folder, no {out.suffix} file. Give a name ending "
+            "in .npz or .zip, or that of a folder."
+        )
     images = open_images(source)
     if out.is_file():
         check_writable(out, source)

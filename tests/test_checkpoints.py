@@ -252,6 +252,15 @@ def test_inspect_names_the_nearest(tmp_path: Path) -> None:
     assert inspect(tmp_path / "other.pt").nearest is None
 
 
+def test_inspect_holds_a_network_of_ones_own_to_what_it_says_it_is(tiny: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    convert(tiny, own, TINY)
+    found = inspect(own)
+    assert found.fits == (TINY,)
+    assert found.nearest == TINY
+    assert not found.difference
+
+
 def test_no_file_runs_code(tmp_path: Path) -> None:
     target = tmp_path / "touched"
 

@@ -236,6 +236,13 @@ def test_a_folder_that_is_there_is_left_alone(batch: Path, tmp_path: Path) -> No
         convert(batch, tmp_path / "folder")
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.h5", "x.NPY"])
+def test_other_kinds_of_file_are_not_written_as_folders(batch: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="an npz, a zip or a folder"):
+        convert(batch, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_floats_are_not_rounded(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", np.full((2, 4, 4, 3), 7.5, np.float32))
     with pytest.raises(InputError, match="holds floats, and 8-bit files would change the metrics"):

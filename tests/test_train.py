@@ -584,10 +584,18 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (("ema = 0.9", "ema = 1.0"), "ema 1"),
         (("ema = 0.9", 'timesteps = "often"'), "uniform or loss-second-moment"),
         (("ema = 0.9", 'precision = "float16"'), "float32 or bfloat16"),
-        (("ema = 0.9", "emma = 0.9"), "emma"),
-        (("[training]", "[trainings]"), "training"),
+        (("ema = 0.9", "emma = 0.9"), "training.emma is unknown; expected some of steps"),
+        (("ema = 0.9", "ema = true"), "training.ema is True; expected a number"),
+        (("ema = 0.9", "flip = 1"), "training.flip is 1; expected true or false"),
+        (("steps = 4", 'steps = "4"'), "training.steps is '4'; expected a whole number"),
+        (("[training]", "[trainings]"), "training is None; expected a table"),
         (("steps = 4", "steps ="), "not TOML"),
-        (("model_channels = 32\n", ""), "model_channels"),
+        (("model_channels = 32\n", ""), "model.network.model_channels is missing; expected a whole number"),
+        (
+            ("model_channels = 32", 'model_channels = 32\nnum_classes = "2"'),
+            "num_classes is '2'; expected a whole",
+        ),
+        (('kind = "diffusion"', 'kind = "detector"'), "model.kind is 'detector'; expected diffusion or"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(
