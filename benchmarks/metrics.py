@@ -2,7 +2,7 @@
 
     python benchmarks/metrics.py                          # 10,000 x 10,000 made features
     python benchmarks/metrics.py --reference a.h5 --samples b.h5    # files of `evalkit features`
-    python benchmarks/metrics.py --growth                 # time and memory, 1,000 to 50,000
+    python benchmarks/metrics.py --growth                 # time and memory, 1,000 to 100,000
 
 The Inception Score uses a made head: it is here for its time. The reference side is `np.cov` and
 `scipy.linalg.sqrtm` for the Fréchet distances, and TensorFlow's float16 distances in blocks of 10,000 for
@@ -32,11 +32,12 @@ from numpy.typing import NDArray
 
 from evalkit.features import Features
 from evalkit.metrics import PROTOCOLS
+from evalkit.metrics.frechet import frechet_distance
 from evalkit.metrics.neighbours import precision_recall
 
 Array = NDArray[np.float32]
 BLOCK = 10_000
-GROWTH = (1_000, 5_000, 10_000, 20_000, 50_000)
+GROWTH = (1_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 REFERENCE_GROWTH = 20_000  # beyond this the reference is extrapolated with the square
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ONE_THREAD = dict.fromkeys(
@@ -149,6 +150,7 @@ def one_size(folder: Path, n: int, clock: Callable[[], float]) -> None:
     before = peak_bytes()
     values, ours = timed(clock, lambda: precision_recall(r, s, arithmetic="float16"))
     memory = peak_bytes() - before
+    _, fid = timed(clock, frechet_distance, r, s)
     known = min(n, REFERENCE_GROWTH)
     reference = reference_precision_recall(tensorflow_distances() or numpy_distances)
     expected, seconds = timed(clock, reference, r[:known], s[:known])
@@ -156,17 +158,16 @@ def one_size(folder: Path, n: int, clock: Callable[[], float]) -> None:
     note = "" if n == known else " (extrapolated)"
     difference = "" if note else f"{max(abs(a - b) for a, b in zip(values, expected, strict=True)):.4f}"
     cells = f"{theirs:.2f}{note} | {ours:.2f} | {theirs / ours:.1f}"
-    print(f"| {n:,} | {cells} | {memory / 1e9:.2f} | {difference} |", flush=True)
+    print(f"| {n:,} | {cells} | {memory / 1e9:.2f} | {difference} | {fid:.2f} |", flush=True)
 
 
 def growth(clock: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed, side in enumerate(("r", "s"), start=1):
             np.save(Path(folder) / f"{side}.npy", synthetic(max(GROWTH), 2048, seed))
-        print(
-            "| N each | reference, s | ours, s | ratio | ours, GB beyond the features | largest difference |"
-        )
-        print("|---|---|---|---|---|---|", flush=True)
+        heads = "precision and recall: reference, s | ours, s | ratio | GB beyond the features"
+        print(f"| N each | {heads} | largest difference | FID, ours, s |")
+        print("|---|---|---|---|---|---|---|", flush=True)
         for n in GROWTH:
             command = [sys.executable, __file__, "--clock", clock, "--one-size", folder, "-n", str(n)]
             subprocess.run(command, check=True)
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs; the median of each counts")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time of one thread")
     parser.add_argument("--only", help="one metric: fid, sfid, precision or inception_score")
-    parser.add_argument("--growth", action="store_true", help="precision and recall for growing N")
+    parser.add_argument("--growth", action="store_true", help="precision, recall and FID for growing N")
     parser.add_argument("--one-size", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.clock == "cpu" and any(os.environ.get(key) != value for key, value in ONE_THREAD.items()):

@@ -15,6 +15,7 @@ from evalkit.console import (
     ExtractorSetup,
     announce,
     bytes_bar,
+    echo_drift,
     extractor_options,
     leads,
     no_store_option,
@@ -190,10 +191,11 @@ def features(images: str, out: Path, **options: Any) -> None:
 
     with setup.team() as team:
         (side,), _ = open_batches(images)
+        extractor = setup.extractor()
         extracted = features_of(
             side,
             layers=("pool", "spatial"),
-            extractor=setup.extractor(),
+            extractor=extractor,
             store=setup.store,
             progress=progress_bars(),
             team=team,
@@ -201,6 +203,7 @@ def features(images: str, out: Path, **options: Any) -> None:
         if leads():
             extracted.save(out)
             click.echo(f"{out}: features of {len(extracted):,} images of {images}")
+            echo_drift(side, extractor)
 
 
 @root.command()
@@ -232,11 +235,12 @@ def stats(images: str, out: Path, **options: Any) -> None:
 
     with setup.team() as team:
         (side,), _ = open_batches(images)
+        extractor = setup.extractor()
         summed = features_of(
             side,
             layers=(),
             moments=("pool", "spatial"),
-            extractor=setup.extractor(),
+            extractor=extractor,
             store=setup.store,
             progress=progress_bars(),
             team=team,
@@ -248,6 +252,7 @@ def stats(images: str, out: Path, **options: Any) -> None:
             with replace_atomically(out) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
             click.echo(f"{out}: statistics of {len(summed):,} images of {images}")
+            echo_drift(side, extractor)
 
 
 @root.command()

@@ -51,6 +51,7 @@ __all__ = [
     "Subset",
     "compare",
     "default_store",
+    "feature_drift",
     "features_of",
     "open_source",
     "statistics_of",
@@ -605,6 +606,39 @@ def _drift(
             for score in metric(*features, device=_algebra_device(extractor))
         }
     return drift
+
+
+def feature_drift(
+    images: Source, extractor: Extractor, *, store: FeatureStore | None = None
+) -> tuple[int, dict[str, float]]:
+    """How far a reduced precision moves the features of the first images of a batch.
+
+    Args:
+        images: The batch; where it is features already, nothing is looked at.
+        extractor: Of which precision.
+        store: Where features are read, if it has them.
+
+    Returns:
+        How many images were looked at, 0 where the precision is not reduced; and by layer, the root mean
+        square of the difference from float32 as a share of that of the float32 features.
+
+    Raises:
+        InputError: The images are bad.
+    """
+    if not isinstance(extractor, Inception) or extractor.precision == "float32":
+        return 0, {}
+    images = open_source(images)
+    if not isinstance(images, ImageSource) or not len(images):
+        return 0, {}
+    exact, reduced = (
+        first_features(images, candidate, DRIFT_IMAGES, store=store)
+        for candidate in (extractor.at_precision("float32"), extractor)
+    )
+    norm = np.linalg.norm
+    return len(exact), {
+        layer: float(norm(getattr(reduced, layer) - getattr(exact, layer)) / norm(getattr(exact, layer)))
+        for layer in ("pool", "spatial")
+    }
 
 
 def _algebra_device(extractor: Extractor | None) -> str:

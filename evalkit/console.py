@@ -13,6 +13,7 @@ import click
 from evalkit.errors import InputError
 
 if TYPE_CHECKING:
+    from evalkit.comparison import Source
     from evalkit.distributed import Team
     from evalkit.features import Extractor, Features, FeatureStore, Progress
     from evalkit.images import ImageSource
@@ -22,6 +23,7 @@ __all__ = [
     "ExtractorSetup",
     "announce",
     "bytes_bar",
+    "echo_drift",
     "extractor_options",
     "leads",
     "no_store_option",
@@ -170,6 +172,17 @@ def progress_bars() -> Progress:
             bar.close()
 
     return report
+
+
+def echo_drift(images: Source, extractor: Extractor) -> None:
+    """Print how far a reduced precision moves the features; nothing in float32."""
+    from evalkit.comparison import default_store, feature_drift
+
+    count, moved = feature_drift(images, extractor, store=default_store())
+    if count:
+        by = " and ".join(f"{layer} features by {share:.2%}" for layer, share in moved.items())
+        precision = getattr(extractor, "precision", "")
+        click.echo(f"drift: against float32, {precision} moves {by} on the first {count} images")
 
 
 def announce(text: str) -> None:

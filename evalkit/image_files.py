@@ -96,12 +96,17 @@ class ImageFiles(ABC):
     def sizes(self) -> list[int]:
         """Size of each image in bytes, encoded; one of a whole file's where single ones are not known."""
 
-    def digest(self) -> str:
-        """Hex sha256 over the contents in order; for a zip, over the checksums that it has of them."""
+    def digest(self, look: Callable[[str, bytes], object]) -> str:
+        """Hex sha256 over the contents in order; for a zip, over the checksums that it has of them.
+
+        Args:
+            look: Given the name and content of every image that is read for it; what it raises comes out.
+        """
         digest = hashlib.sha256(b"image files\n")
-        for _, data in self.read(range(len(self))):
+        for name, data in self.read(range(len(self))):
             if isinstance(data, InputError):
                 raise data
+            look(name, data)
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
         return digest.hexdigest()
@@ -285,7 +290,8 @@ class _Zip(_Members):
     def _size(self, member: zipfile.ZipInfo) -> int:
         return member.file_size
 
-    def digest(self) -> str:
+    def digest(self, look: Callable[[str, bytes], object]) -> str:
+        del look  # nothing is read
         checksums = [(info.CRC, info.file_size) for info in self._members]
         return hashlib.sha256(f"zip {checksums}".encode()).hexdigest()
 

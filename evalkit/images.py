@@ -690,10 +690,23 @@ class _Decoded(ImageSource):
                 yield np.stack(images)
 
     def _decode(self, encoded: tuple[str, bytes | InputError]) -> NDArray[np.uint8]:
-        """Returns (height, width, 3); sizes are compared before the pixels are decoded."""
+        """Returns (height, width, 3)."""
         name, data = encoded
         if isinstance(data, InputError):
             raise data
+        with self._opened(name, data) as image:
+            if not image.has_transparency_data:
+                return np.asarray(image.convert("RGB"))
+            rgba = np.asarray(image.convert("RGBA"))
+        if rgba[..., 3].min() < 255:
+            raise ImageError(
+                f"{self.name}, {name}: has transparent pixels; flatten it onto the background you want"
+            )
+        return rgba[..., :3]
+
+    @contextmanager
+    def _opened(self, name: str, data: bytes) -> Iterator[Image.Image]:
+        """The image, its pixels not yet decoded, if its header says what is expected."""
         where = f"{self.name}, {name}"
         try:
             with Image.open(io.BytesIO(data), formats=DECODERS) as image:
@@ -711,18 +724,18 @@ class _Decoded(ImageSource):
                     raise ImageError(
                         f"{where}: Pillow mode {image.mode}, more than 8 bits a channel; convert it to 8 bits"
                     )
-                if not image.has_transparency_data:
-                    return np.asarray(image.convert("RGB"))
-                rgba = np.asarray(image.convert("RGBA"))
+                yield image
         except ImageError:
             raise
         except Exception as error:  # on damaged data Pillow's decoders raise almost anything
             raise ImageError(
                 f"{where}: cannot be decoded ({type(error).__name__}: {error}); replace or remove it"
             ) from error
-        if rgba[..., 3].min() < 255:
-            raise ImageError(f"{where}: has transparent pixels; flatten it onto the background you want")
-        return rgba[..., :3]
+
+    def _look(self, name: str, data: bytes) -> None:
+        """Finds at the beginning what would else end the work after hours."""
+        with self._opened(name, data):
+            pass
 
     def _digest(self) -> str:
-        return self._files.digest()
+        return self._files.digest(self._look)

@@ -103,14 +103,15 @@ class ModelPreset:
             InputError: The text is not one.
         """
         try:
-            return cls.from_table(json.loads(text))
-        except (InputError, ValueError) as error:
+            table = json.loads(text)
+        except ValueError as error:
             raise InputError(
                 f"This is not the JSON of a model preset ({error}). `evalkit checkpoint convert` writes it."
             ) from error
+        return cls.from_table(table, "The model preset")
 
     @classmethod
-    def from_table(cls, table: Any, name: str = "preset") -> ModelPreset:
+    def from_table(cls, table: Any, name: str) -> ModelPreset:
         """The preset whose fields `table` has, those of ``network`` in a table of their own.
 
         Args:
@@ -120,7 +121,11 @@ class ModelPreset:
         Raises:
             InputError: It is none, a field is missing or unknown, or a value is of another type.
         """
-        if isinstance(table, Mapping) and isinstance(table.get("network"), Mapping):
+        if (
+            isinstance(table, Mapping)
+            and table.get("kind") in get_args(Kind)
+            and isinstance(table.get("network"), Mapping)
+        ):
             settings = ClassifierSettings if table.get("kind") == "classifier" else UNetSettings
             table = {**table, "network": from_table(settings, table["network"], f"{name}.network")}
         return from_table(cls, table, name)
@@ -142,14 +147,14 @@ def from_table(cls: type[P], table: Any, name: str) -> P:
         raise InputError(f"{name} is {table!r}; expected a table.")
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     types = get_type_hints(cls)
-    for key, value in table.items():
+    for key in table:
         if key not in known:
             raise InputError(f"{name}.{key} is unknown; expected some of {', '.join(known)}.")
-        if not _suits(value, types[key]):
-            raise InputError(f"{name}.{key} is {value!r}; expected {_in_words(types[key])}.")
     for key, field in known.items():
         if key not in table and field.default is MISSING:
             raise InputError(f"{name}.{key} is missing; expected {_in_words(types[key])}.")
+        if key in table and not _suits(table[key], types[key]):
+            raise InputError(f"{name}.{key} is {table[key]!r}; expected {_in_words(types[key])}.")
     return cls(**table)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from evalkit.console import ExtractorSetup, announce, bytes_bar, extractor_options, progress_bars
+from evalkit.console import ExtractorSetup, announce, bytes_bar, echo_drift, extractor_options, progress_bars
 
 __all__ = ["reference"]
 
@@ -115,12 +115,12 @@ def build(
     from reference_batches.build import Settings, build
 
     settings = Settings(size=size, images=images, seed=seed, statistics=statistics, labels=labels)
-    setup = ExtractorSetup(**options)
+    extractor = None if statistics == "none" else ExtractorSetup(**options).extractor()
     report = build(
         source,
         out,
         settings,
-        extractor=None if statistics == "none" else setup.extractor(),
+        extractor=extractor,
         skip_bad=skip_bad,
         workers=workers,
         progress=progress_bars(),
@@ -134,6 +134,8 @@ def build(
         click.echo(f"{len(report.bad):,} images were left out:")
     for reason in report.bad:
         click.echo(f"  {reason}")
+    if extractor:
+        echo_drift(out, extractor)
 
 
 @reference.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -25,7 +26,7 @@ from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.inception_weights import InceptionWeights
 from evalkit.extractors.pixels import Pixels
-from evalkit.features import FeatureStore, extract
+from evalkit.features import Features, FeatureStore, extract
 from evalkit.images import open_images
 from evalkit.metrics import PROTOCOLS, frechet_distance
 from evalkit.report import FORMATS, adm_lines, markdown, table
@@ -697,3 +698,30 @@ def test_a_reduced_precision_tells_its_drift(
         exact = compare(*sides, extractor=full, store=store)
         assert stored.drift["float32"][name] == pytest.approx(exact[name], rel=1e-6)
     assert stored.drift["bfloat16"]["fid"] != stored.drift["float32"]["fid"]
+
+
+@pytest.mark.usefixtures("inception_weights")
+def test_features_and_statistics_in_a_reduced_precision_tell_their_drift(
+    images: NDArray[np.uint8], tmp_path: Path, run: Run
+) -> None:
+    batch = tmp_path / "batch.npz"
+    np.savez(batch, images[:4])
+    reduced = ("--precision", "bfloat16", "--device", "cpu")
+    assert "drift" not in run("features", batch, "-o", tmp_path / "float32.h5", "--device", "cpu").out
+    told = [
+        run("features", batch, "-o", tmp_path / "bfloat16.h5", *reduced).out,
+        run("stats", batch, "-o", tmp_path / "statistics.npz", *reduced).out,
+        run("reference", "build", batch, "-o", tmp_path / "built.npz", "--size", 10, *reduced).out,
+    ]
+    pattern = (
+        r"drift: against float32, bfloat16 moves pool features by (.*)% and spatial features by (.*)% on"
+    )
+    shares = [[float(share) for share in re.search(pattern, out).groups()] for out in told]  # type: ignore[union-attr]
+    exact, moved = (Features.load(tmp_path / f"{precision}.h5") for precision in ("float32", "bfloat16"))
+    for layer, share in zip(("pool", "spatial"), shares[0], strict=True):
+        difference = getattr(moved, layer) - getattr(exact, layer)
+        expected = np.linalg.norm(difference) / np.linalg.norm(getattr(exact, layer))
+        assert share == pytest.approx(100 * expected, abs=0.006)
+        assert share > 0.05
+    assert shares[1] == shares[0]
+    assert shares[2] != shares[0]  # the images are cropped

@@ -796,6 +796,15 @@ def test_mixed_sizes_name_both_files(tmp_path):
         bad(path, path.name, "a/c/10.png: 5x4 pixels", "a.png, has 5x6", error=ImageError)
 
 
+def test_headers_are_looked_at_before_any_work(tmp_path):
+    folder, archive, tar = image_containers(tmp_path, image_files() | {"a/c/10.png": encoded(PIXELS[0, :4])})
+    parquet = write_parquet(tmp_path / "x.parquet", [encoded(PIXELS[0]), encoded(PIXELS[0, :4])])
+    for path in (folder, tar, parquet):
+        with pytest.raises(ImageError, match="5x4 pixels"):
+            _ = open_images(path).digest
+    assert open_images(archive).digest  # of the checksums, which a zip has beside its images
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: b"no image", lambda data: b""])
 def test_a_corrupt_image_in_the_middle_is_named(tmp_path, damage):
     files = image_files()

@@ -59,15 +59,27 @@ def test_json_both_ways(preset: ModelPreset) -> None:
     assert hash(again) == hash(preset)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "diffusion"}'])
-def test_other_json(text: str) -> None:
-    with pytest.raises(InputError, match="not the JSON of a model preset"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not the JSON of a model preset"),
+        ("[]", r"The model preset is \[\]; expected a table"),
+        ("{}", "name is missing; expected a text"),
+        ('{"name": "x", "kind": "diffusion"}', "network is missing; expected a table"),
+        ('{"name": "x", "kind": "diffusion", "network": 3}', "network is 3; expected a table"),
+    ],
+)
+def test_other_json(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         ModelPreset.from_json(text)
+
+
+def test_json_with_other_fields() -> None:
     fields = json.loads(MODELS["64x64_classifier"].to_json())
     fields["network"]["colour"] = 3
     with pytest.raises(InputError, match="colour"):
         ModelPreset.from_json(json.dumps(fields))
-    with pytest.raises(InputError, match="kind 'detector'"):
+    with pytest.raises(InputError, match="kind is 'detector'; expected diffusion or classifier or upsampler"):
         ModelPreset.from_json(json.dumps({**fields, "kind": "detector"}))
 
 
