@@ -120,7 +120,8 @@ def compare(
     """FID, sFID, Inception Score, precision and recall of ``samples`` against ``reference``.
 
     With a subset, and where FID and sFID alone are asked for, means and covariances are summed up in float64
-    while features stream past: memory does not grow with the number of images.
+    while features stream past: memory does not grow with the number of images. Of no more images than there
+    are features, which make covariances singular, features are kept instead: faster, and no digit is lost.
 
     Args:
         reference: Images (npz, folder, zip, tar, HDF5, array; several files by a pattern), features, or
@@ -158,6 +159,11 @@ def compare(
         _check_enough(source)
     if extractor is None and any(isinstance(source, ImageSource) for source in sources):
         extractor = Inception()
+    widths = extractor.dimensions if extractor else WIDTHS
+    if not any(
+        source.statistics or len(source) > min(widths["pool"], widths["spatial"]) for source in sources
+    ):
+        plan = _plan(protocol, metrics, subset, leads=plan.leads, streaming=False)
     sides = [_Side(source, plan, extractor, store, progress, team) for source in sources]
     if say and (cost := _memory(sides, plan)):
         say(cost)
@@ -291,7 +297,14 @@ class _Plan:
     leads: bool = True
 
 
-def _plan(protocol: str, names: Collection[str] | None, subset: Subset | None, *, leads: bool) -> _Plan:
+def _plan(
+    protocol: str,
+    names: Collection[str] | None,
+    subset: Subset | None,
+    *,
+    leads: bool,
+    streaming: bool = True,
+) -> _Plan:
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}. Give one of {', '.join(PROTOCOLS)}.")
     known = [name for metric in PROTOCOLS[protocol] for name in metric.names]
@@ -302,7 +315,7 @@ def _plan(protocol: str, names: Collection[str] | None, subset: Subset | None, *
     metrics = [metric for metric in PROTOCOLS[protocol] if wanted & set(metric.names)]
     frechet = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
     in_memory = [metric for metric in metrics if metric not in frechet]
-    if subset is None and in_memory:
+    if subset is None and (in_memory or not streaming):
         in_memory, frechet = metrics, []
     computed = {name for metric in metrics for name in metric.names}
     return _Plan(

@@ -529,6 +529,16 @@ def test_fid_and_sfid_alone_are_streamed(batches: tuple[Path, Path]) -> None:
     assert Comparison.from_json(some.to_json()) == some
 
 
+def test_few_images_are_not_streamed(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Their covariances are singular."""
+    sides = images[:12], images[20:32]
+    whole = compare(*sides, extractor=Pixels(), store=None)
+    some = compare(*sides, metrics=["sfid", "fid"], extractor=Pixels(), store=None)
+    assert some.scores == tuple(score for score in whole.scores if score.name in ("fid", "sfid"))
+    more = compare(images[:13], sides[1], metrics=["fid"], extractor=Pixels(), store=None)
+    assert more.scores[0].parameters["mean_dtype"] == "float64"
+
+
 def test_other_metrics_alone(batches: tuple[Path, Path]) -> None:
     whole = compare(*batches, extractor=Pixels(), store=None)
     some = compare(*batches, metrics=["recall", "fid"], extractor=Pixels(), store=None)
