@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +130,27 @@ def test_public_names_are_documented() -> None:
     assert set(evalkit.__all__) <= set(dir(evalkit))
     with pytest.raises(AttributeError, match="nonsense"):
         _ = evalkit.nonsense
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_waiting_threads_sleep_soon(given: dict[str, str], expected: str | None) -> None:
+    """As OpenMP itself says that it understood it."""
+    code = (
+        "import sys\nfrom evalkit.cli import main\nsys.argv = ['evalkit', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    import torch\n"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if found is None:
+        pytest.skip("torch was built with another OpenMP than GNU's")
+    assert found[1] == expected if expected else int(found[1]) > 1000
 
 
 def test_help_loads_nothing_heavy() -> None:
