@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy import linalg
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.metrics import FrechetDistance, Moments, Statistics, frechet_distance, is_rank_deficient
@@ -35,28 +34,6 @@ def test_moments_equal_numpy():
     assert moments.n == 9000
     np.testing.assert_allclose(moments.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(x, rowvar=False), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(("n", "names"), [(100, ("eigh",)), (10, ("svdvals",))])
-def test_factorisations_keep_to_one_thread(monkeypatch, n, names):
-    threads = []
-
-    def seen(name, original):
-        def call(*arguments, **options):
-            threads.append((name, {pool["num_threads"] for pool in blas()}))
-            return original(*arguments, **options)
-
-        return call
-
-    def blas():
-        return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-    with threadpool_limits(2, user_api="blas"):
-        for name in ("eigh", "svdvals"):
-            monkeypatch.setattr(linalg, name, seen(name, getattr(linalg, name)))
-        frechet_distance(features(n), features(n, seed=1))
-        assert {pool["num_threads"] for pool in blas()} == {2}
-    assert threads == [(name, {1}) for name in names]
 
 
 def test_moments_survive_a_large_offset():

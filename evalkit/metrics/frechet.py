@@ -7,15 +7,12 @@ equation 6; Nash et al. 2021, "Generating Images with Sparse Representations", f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
-from threadpoolctl import ThreadpoolController
 
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.metrics.base import FeatureSet, Layer, Progress, Spread, check_features, required_features
@@ -248,8 +245,7 @@ class _Gaussian:
         if self.thin_factor is not None:
             return self.thin_factor
         assert self.sigma is not None
-        with _one_thread():
-            values, vectors = linalg.eigh(self.sigma, lower=False, driver="evd")
+        values, vectors = linalg.eigh(self.sigma, lower=False, driver="evd")
         noise = len(values) * np.finfo(np.float64).eps * abs(values).max()
         # Files may carry float32 covariances, whose zero eigenvalues come out at 1e-7 of the largest.
         if values[0] < -_ASYMMETRY * values[-1]:
@@ -268,39 +264,18 @@ def _trace_sqrt_product(p: _Gaussian, q: _Gaussian) -> float:
         trace = _trace_from_eigenvalues(p.sigma, q.sigma)
         if trace is not None:
             return trace
-    product = p.factor() @ q.factor().T
-    with _one_thread():
-        return float(linalg.svdvals(product).sum())
+    return float(linalg.svdvals(p.factor() @ q.factor().T).sum())
 
 
 def _trace_from_eigenvalues(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """The trace of sqrtm(a b), from upper triangles; None where one of the two is singular to rounding."""
     try:
-        with _one_thread():
-            values = linalg.eigh(
-                a, b, lower=False, type=2, eigvals_only=True, driver="gv", check_finite=False
-            )
+        values = linalg.eigh(a, b, lower=False, type=2, eigvals_only=True, driver="gv", check_finite=False)
     except linalg.LinAlgError:  # no Cholesky factor of b
         return None
     if values[0] <= np.finfo(np.float64).eps * values[-1]:
         return None
     return float(np.sqrt(values).sum())
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """Keeps LAPACK to one thread.
-
-    In its reductions threads wait for one another after each of thousands of small products. Where another
-    program holds a core, that takes some 50 times as long as one thread does; where none does, one thread
-    takes half as long again as two. And so the result does not depend on the number of threads.
-    """
-    limit: AbstractContextManager[Any] = _thread_pools().limit(limits=1, user_api="blas")
-    return limit
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 @dataclass(frozen=True)
