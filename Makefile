@@ -6,9 +6,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# While they wait for one another, threads of OpenMP sleep soon, as evalkit's own commands have them do: where
-# they spin beside other work, everything takes several times as long.
+# While they wait for one another, threads sleep soon, as evalkit's own commands have them do: where they spin
+# beside other work, everything takes several times as long.
 export GOMP_SPINCOUNT ?= 1000
+export OPENBLAS_THREAD_TIMEOUT ?= 10
 
 .PHONY: demo test test-slow lint format clean
 

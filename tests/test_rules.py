@@ -140,13 +140,15 @@ def test_waiting_threads_sleep_soon(given: dict[str, str], expected: str | None)
     """As OpenMP itself says that it understood it."""
     code = (
         "import sys\nfrom evalkit.cli import main\nsys.argv = ['evalkit', '--version']\n"
-        "try:\n    main()\nexcept SystemExit:\n    import torch\n"
+        "try:\n    main()\nexcept SystemExit:\n    import os, torch\n"
+        "print(os.environ.get('OPENBLAS_THREAD_TIMEOUT'))\n"
     )
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT")
     environment = {key: value for key, value in os.environ.items() if key not in names} | given
     environment["OMP_DISPLAY_ENV"] = "verbose"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ("None" if "OMP_WAIT_POLICY" in given else "10")
     found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
     if found is None:
         pytest.skip("torch was built with another OpenMP than GNU's")
