@@ -210,6 +210,8 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
     """
     if not isinstance(source, str | os.PathLike):
         return _open_array(source)
+    if not os.fspath(source):
+        raise InputError("A path is empty. Give a file, a folder or a pattern; . is the current folder.")
     path = Path(source)
     if is_pattern(source):
         return _open_parts(str(path))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from evalkit.results import Batch, Comparison, Score, Sweep
 
-__all__ = ["FORMATS", "adm_lines", "markdown", "sweep_table", "table"]
+__all__ = ["FORMATS", "adm_lines", "markdown", "remarks", "sweep_table", "table"]
 
 TITLES = {
     "inception_score": "Inception Score",
@@ -41,14 +41,16 @@ def table(comparison: Comparison) -> str:
             lines.append(f"{TITLES[name]:<16} {'-':>10}  not computed: {comparison.missing[name]}")
         else:
             spread = "" if score.spread is None else f"   (± {score.spread:.2f} over splits)"
-            lines.append(f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}{_drawn(score)}")
+            lines.append(
+                f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}{_drawn(score, comparison)}"
+            )
     if comparison.published:
         rows = _beside_published(comparison)
         width = max(len(model) for model, *_ in rows)
         lines += ["", _citation(comparison)]
         for model, *cells in rows:
             lines.append(f"{model:<{width}}{''.join(f'{cell:>11}' for cell in cells)}".rstrip())
-    for text in _remarks(comparison):
+    for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
 
@@ -61,7 +63,9 @@ def markdown(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"| {TITLES[name]} | – | not computed: {comparison.missing[name]} |")
         else:
-            lines.append(f"| {TITLES[name]} | {_rounded(score)}{_drawn(score)} | {score.better} |")
+            lines.append(
+                f"| {TITLES[name]} | {_rounded(score)}{_drawn(score, comparison)} | {score.better} |"
+            )
     if comparison.published:
         header, *rows = (f"| {' | '.join(row)} |" for row in _beside_published(comparison))
         lines += ["", _citation(comparison), "", header, "|---" * len(READING_ORDER) + "|---|---|", *rows]
@@ -71,7 +75,7 @@ def markdown(comparison: Comparison) -> str:
         f"Samples: {_describe_batch(comparison.samples)}. "
         f"Protocol {comparison.protocol}; {_describe_extractor(comparison)}.",
     ]
-    for text in _remarks(comparison):
+    for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
 
@@ -133,11 +137,14 @@ def _rounded(score: Score) -> str:
     return f"{score.value:.4f}"
 
 
-def _drawn(score: Score) -> str:
+def _drawn(score: Score, comparison: Comparison) -> str:
     """Of which images a score is, where not of all."""
     if "subset" not in score.parameters:
         return ""
-    return f"   (of {score.parameters['subset']:,} images a side, seed {score.parameters['seed']})"
+    subset = score.parameters["subset"]
+    counts = [min(subset, batch.images) for batch in (comparison.reference, comparison.samples)]
+    of = f"{subset:,} images a side" if counts == [subset] * 2 else f"{counts[0]:,} and {counts[1]:,} images"
+    return f"   (of {of}, seed {score.parameters['seed']})"
 
 
 def _describe_batch(batch: Batch) -> str:
@@ -159,7 +166,8 @@ def _describe_extractor(comparison: Comparison) -> str:
     return f"{extractor['name']} ({how})" if how else str(extractor["name"])
 
 
-def _remarks(comparison: Comparison) -> Iterator[str]:
+def remarks(comparison: Comparison) -> Iterator[str]:
+    """The drift of a reduced precision, and the warnings, a line each."""
     drift = comparison.drift
     if drift:
         precision = next(key for key in drift if key not in ("images", "float32"))

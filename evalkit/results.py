@@ -141,8 +141,8 @@ class Comparison:
         """
         try:
             values = json.loads(text)
-            if values.pop("format") != FORMAT:
-                raise KeyError("format")
+            if (found := values.pop("format")) != FORMAT:
+                raise ValueError(f"it holds {found!r}")
             for side in ("reference", "samples"):
                 shape = values[side]["image_shape"]
                 values[side] = Batch(
@@ -206,7 +206,7 @@ class Sweep:
         try:
             record = json.loads(text)
             if record["format"] != SWEEP_FORMAT or not record["points"]:
-                raise KeyError("format")
+                raise ValueError(f"it holds {record['format']!r}")
             points = [
                 (float(point["scale"]), Comparison.from_json(json.dumps(point["comparison"])))
                 for point in record["points"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,10 +105,14 @@ class Recipe:
                 network.out_channels in outputs,
                 f"out_channels {network.out_channels}; a diffusion model has 3, or 6 with the variance",
             ),
+            (
+                re.fullmatch(r"\w[\w.+-]*", model.name) is not None,
+                "that name, which its file gets; expected letters, digits and . _ + - in it",
+            ),
             (model.diffusion_steps > 1, f"{model.diffusion_steps} timesteps; expected at least 2"),
         ):
             if not good:
-                raise InputError(f"Cannot train {model.name} with {what}.")
+                raise InputError(f"Cannot train {model.name or 'a model without a name'} with {what}.")
 
 
 def load_recipe(name: str | Path, **changes: Any) -> Recipe:

@@ -82,6 +82,8 @@ def sweep(
         raise InputError(
             f"Scales {', '.join(map(repr, scales)) or '(none)'}: expected each once, at least one."
         )
+    if settings.count < 2:
+        raise InputError(f"{settings.count} sample a scale: metrics are of at least 2, better 5,000.")
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}. Give one of {', '.join(PROTOCOLS)}.")
     steps = [replace(settings, scale=scale) for scale in sorted(scales)]  # every value is checked now

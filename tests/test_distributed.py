@@ -120,7 +120,9 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
         out, err = ((self.log / f"{name}-{rank}").read_text() for name in ("out", "err"))
-        return Result(code, out, err)
+        # Warnings are about the images, not the job.
+        lines = [line for line in err.splitlines(keepends=True) if not line.startswith("warning: ")]
+        return Result(code, out, "".join(lines))
 
     def run(self, size: int, *arguments: object, **variables: Any) -> list[Result]:
         """All ranks of a job, with nobody to end one when another fails."""

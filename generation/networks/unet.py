@@ -74,6 +74,18 @@ class UNetSettings:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         halvings = len(self.widths) - 1
         _require(halvings >= 0, "no levels: channel_mult is empty")
+        for name in ("image_size", "in_channels", "out_channels", "num_res_blocks", "num_heads"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} is {value}, expected at least 1")
+        for name in ("num_classes", "num_head_channels"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} is {value}, expected at least 1, or to be left out")
+        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}, expected 0 to 1, without 1")
+        factors = [2**level for level in range(halvings + 1)]
+        _require(
+            set(self.attention_resolutions) <= set(factors),
+            f"attention_resolutions are {list(self.attention_resolutions)}, but the levels are at {factors}",
+        )
         _require(
             self.image_size % 2**halvings == 0,
             f"images of {self.image_size} pixels cannot be halved {halvings} times",
