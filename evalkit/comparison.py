@@ -356,8 +356,14 @@ def _scores(
             with clock.stage(names):
                 found = metric(*results, device=device, progress=_report_to(progress, names), spread=spread)
         except UndefinedMetricError as error:
-            headless = "logits" in metric.layers and len(results[1]) and extractor is not None
-            missing |= dict.fromkeys(metric.names, HEAD_MISSING if headless else str(error))
+            reason = str(error)
+            if "logits" in metric.layers and not len(results[1]):
+                reason = (
+                    f"{results[1].name} is statistics alone; this needs the images, or features kept of them"
+                )
+            elif "logits" in metric.layers and extractor is not None:
+                reason = HEAD_MISSING
+            missing |= dict.fromkeys(metric.names, reason)
             continue
         if plan.subset and not isinstance(metric, FrechetDistance):
             drawn = {"subset": plan.subset.images, "seed": plan.subset.seed}

@@ -461,7 +461,7 @@ class _Npz(ImageSource):
                     )
             elif statistics:
                 super().__init__(name, "npz", 0, None, np.dtype(np.uint8))
-                self.notes += ("The file holds statistics and no images.",)
+                self.notes += (f"{name} holds statistics and no images.",)
             else:
                 raise InputError(
                     f"{name}: has no arr_0, the images; its keys are {', '.join(sorted(keys))}. "

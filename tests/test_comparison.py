@@ -737,3 +737,14 @@ def test_features_and_statistics_in_a_reduced_precision_tell_their_drift(
         assert share > 0.05
     assert shares[1] == shares[0]
     assert shares[2] != shares[0]  # the images are cropped
+
+
+def test_samples_that_are_statistics_alone_need_images_for_the_rest(
+    images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", images, **published_statistics(1))
+    np.savez(tmp_path / "b.npz", **published_statistics(2))
+    comparison = compare(tmp_path / "a.npz", tmp_path / "b.npz", extractor=Pixels(), store=None)
+    assert [score.name for score in comparison.scores] == ["fid", "sfid"]
+    assert "b.npz is statistics alone; this needs the images" in comparison.missing["inception_score"]
+    assert "b.npz has no pool features" in comparison.missing["recall"]
