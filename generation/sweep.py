@@ -94,7 +94,13 @@ def sweep(
         raise OutputError(f"Cannot make the folder {out}: {error.strerror}.") from error
 
     common = {key: value for key, value in asdict(settings).items() if key != "scale"}
-    _check_before(out / "results.json", common)
+    left_out = _check_before(out / "results.json", common) - set(scales)
+    if left_out and rank_of_worker() == 0:
+        others = ", ".join(f"{scale:g}" for scale in sorted(left_out))
+        say(
+            f"{out} also has results of scale {others}. They stay in their folders, and are in results.json "
+            "again when those scales are asked for as well."
+        )
 
     points: list[tuple[float, Comparison]] = []
     files: list[Path] = []
@@ -103,7 +109,9 @@ def sweep(
         file = run(step, networks, folder, batch_size=batch_size, progress=sampling(step.scale), say=say)
         if rank_of_worker() != 0:
             continue
-        comparison = _compared(folder / "comparison.json", reference, file, protocol, extractor, comparing)
+        comparison = _compared(
+            folder / "comparison.json", reference, file, protocol, extractor, comparing, say
+        )
         files.append(file)
         points.append((step.scale, comparison))
         say(f"scale {step.scale:g}: {', '.join(f'{s.name} {s.value:.4f}' for s in comparison.scores)}")
@@ -121,16 +129,17 @@ def sweep(
     return result
 
 
-def _check_before(results: Path, settings: dict[str, Any]) -> None:
-    """A folder holds samples of one kind, whatever scales are asked for."""
+def _check_before(results: Path, settings: dict[str, Any]) -> set[float]:
+    """The scales of the results that are there; a folder holds samples of one kind, whatever the scales."""
     if not results.is_file():
-        return
-    before = Sweep.from_json(results.read_bytes()).settings
-    if changed := differences(before, json.loads(json.dumps(settings))):
+        return set()
+    before = Sweep.from_json(results.read_bytes())
+    if changed := differences(before.settings, json.loads(json.dumps(settings))):
         raise InputError(
             f"{results.parent} holds a sweep with other settings: {'; '.join(changed)}. "
             "Give the same settings to go on with it, or another folder."
         )
+    return {scale for scale, _ in before.points}
 
 
 def _compared(
@@ -140,6 +149,7 @@ def _compared(
     protocol: str,
     extractor: Extractor,
     progress: FeaturesProgress | None,
+    say: Say,
 ) -> Comparison:
     """The comparison that was recorded, if it is of these very things, or a new one."""
     if record.is_file():
@@ -154,6 +164,8 @@ def _compared(
             found.samples.digest,
         ) == (protocol, extractor.fingerprint, _digest(reference), _digest(samples)):
             return found
+        if found and found.reference.digest != _digest(reference):
+            say(f"{record.parent} was compared with {found.reference.name}; this takes the place of it.")
     comparison = compare(reference, samples, protocol=protocol, extractor=extractor, progress=progress)
     with replace_atomically(record) as partial:
         partial.write_text(comparison.to_json())

@@ -147,6 +147,21 @@ def test_a_damaged_record_is_made_again(networks: Networks, reference: Path, tmp
     assert silent(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
 
 
+def test_what_is_replaced_or_left_out_is_told(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    first = silent(networks, reference, tmp_path / "s", say=said.append)
+    silent(networks, reference, tmp_path / "s", say=said.append)
+    assert not [line for line in said if "takes the place" in line or "also has results" in line]
+    other = tmp_path / "other.npz"
+    np.savez(other, np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
+    silent(networks, other, tmp_path / "s", scales=SCALES[:1], say=said.append)
+    kept = " ".join(f"{scale:g}" for scale in sorted(SCALES[1:])).replace(" ", ", ")
+    assert any(f"also has results of scale {kept}. They stay" in line for line in said)
+    folder = tmp_path / "s" / f"scale-{SCALES[0]!r}"
+    assert f"{folder} was compared with {reference}; this takes the place of it." in said
+    assert silent(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
+
+
 def test_other_settings_are_refused(networks: Networks, reference: Path, tmp_path: Path) -> None:
     silent(networks, reference, tmp_path / "s")
     other = Settings(count=20, respacing="4", shard_size=8)
