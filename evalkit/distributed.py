@@ -53,6 +53,7 @@ STALL_SECONDS = 1800.0
 
 SLOT = 1024
 BEAT_SECONDS = 1.0
+WAITING = "waiting"
 WATCH_SECONDS = 5.0
 POLL_SECONDS = (0.02, 1.0)
 JOIN_SECONDS = 30.0
@@ -199,8 +200,22 @@ class Team:
                 else:
                     yield None
                     next(pause)
-                    if time.monotonic() - waiting_since > self._patience["running"]:
+                    if time.monotonic() - waiting_since > self._patience["running"] and self._all_wait():
                         self._give_up(locks, todo)
+
+    def _all_wait(self) -> bool:
+        """Whether nobody of this job can have a piece in hand: those that run wait, and are alive.
+
+        One that hangs, or is slow, is for :meth:`_look` to judge.
+        """
+        for rank in range(self.size):
+            if rank == self.rank or self._state(rank) != "running":
+                continue
+            content, since = self._seen.get(rank, (b"", 0.0))
+            fresh = content != self._slot(rank) or time.monotonic() - since < 3 * BEAT_SECONDS
+            if not fresh or self._read(rank).get("text") != WAITING:
+                return False
+        return True
 
     def _give_up(self, locks: Path, todo: list[int]) -> NoReturn:
         raise WorkerError(
@@ -313,7 +328,7 @@ class Team:
         while True:
             time.sleep(pause)
             pause = min(1.5 * pause, longest)
-            self.note("waiting")
+            self.note(WAITING)
             if time.monotonic() - looked >= min(longest, min(self._patience.values()) / 4):
                 self._look(waiting_since=begun)
                 looked = time.monotonic()
