@@ -334,9 +334,11 @@ def test_a_failure_is_told_to_the_others(job: Job) -> None:
     assert zero.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("hangs", "how", "left"), [(1, "stop", 0), (0, "hang", 1)])
+@pytest.mark.parametrize(
+    ("hangs", "how", "left"), [(1, "10 stop", 0), (0, "10 hang", 1), (1, "9 late", 0), (0, "9 late", 1)]
+)
 def test_a_hanging_worker_is_noticed(job: Job, alone: Alone, hangs: int, how: str, left: int) -> None:
-    settings = {"TROUBLE": f"{hangs} 10 {how}", "TOGETHER": 1, "EVALKIT_STALL_SECONDS": 1.5}
+    settings = {"TROUBLE": f"{hangs} {how}", "TOGETHER": 1, "EVALKIT_STALL_SECONDS": 1.5}
     pids = [job.start(rank, 2, **settings) for rank in range(2)]
     noticed = job.end(left, pids[left])
     assert job.ask(pids[hangs]) is None
