@@ -17,6 +17,8 @@ Every message says what was given, what was expected and what to do. The command
 as one line and exits with 2; anything else that escapes is a bug and shows its traceback.
 """
 
+from collections.abc import Iterable
+
 __all__ = [
     "DownloadError",
     "EvalkitError",
@@ -28,11 +30,37 @@ __all__ = [
     "UndefinedMetricError",
     "WeightsError",
     "WorkerError",
+    "listing",
+    "shortened",
 ]
+
+MOST_CHARACTERS = 900
+MOST_LISTED = 8
+
+
+def listing(items: Iterable[object], most: int = MOST_LISTED) -> str:
+    """The first items, each shortened, and how many more there are: ``a, b, c and 5 more``."""
+    texts = [shortened(str(item), 100) for item in items]
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The text, or its beginning and end where it has more than ``most`` characters."""
+    if len(text) <= most:
+        return text
+    half = (most - 7) // 2
+    return f"{text[:half]} [...] {text[-half:]}"
 
 
 class EvalkitError(Exception):
-    """Base of every error that evalkit raises on purpose."""
+    """Base of every error that evalkit raises on purpose.
+
+    A message of over 900 characters is cut in the middle: names and values in it may come from a file.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message)))
 
 
 class InputError(EvalkitError):

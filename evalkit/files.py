@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from evalkit.errors import OutputError
 __all__ = [
     "cache_directory",
     "check_writable",
+    "expand_user",
+    "kind_of",
     "only_process",
     "remove_stale_partials",
     "replace_atomically",
@@ -43,9 +46,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         OutputError: The folder is missing or not writable, or the disk is full.
     """
     check_writable(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Threads share a process number, and so do processes of two containers: only a random name is one's own.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.touch()
+        partial.touch(exist_ok=False)
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
@@ -125,19 +129,76 @@ def cache_directory() -> Path:
     Returns:
         ``$EVALKIT_CACHE`` where set, else ``evalkit`` in the platform's place for caches:
         ``$XDG_CACHE_HOME`` or ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
+
+    Raises:
+        OutputError: None of these can be told: the user has no home folder.
     """
     if chosen := os.environ.get("EVALKIT_CACHE"):
-        return Path(chosen).expanduser()
+        return expand_user(chosen)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "evalkit"
+        return expand_user("~/Library/Caches/evalkit")
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "evalkit"
+        return Path(os.environ.get("LOCALAPPDATA") or expand_user("~/AppData/Local")) / "evalkit"
     return xdg_cache_home() / "evalkit"
 
 
 def xdg_cache_home() -> Path:
-    """``$XDG_CACHE_HOME``, or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """``$XDG_CACHE_HOME``, or ``~/.cache``.
+
+    Raises:
+        OutputError: There is neither.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or expand_user("~/.cache"))
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """``path`` with a leading ``~`` replaced by the user's home folder.
+
+    Raises:
+        OutputError: There is no such folder, as for the numbered user of a container.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OutputError(
+            f"{path}: this user has no home folder. Set EVALKIT_CACHE to a folder for evalkit's cache, or "
+            "HOME."
+        ) from error
+
+
+# First bytes of files that people take for images, samples or weights.
+_KINDS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git LFS pointer and not the file itself: `git lfs pull` brings that"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"(\xb5/\xfd", "a Zstandard file"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"\x89PNG", "a single PNG image"),
+    (b"\xff\xd8\xff", "a single JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"\x93NUMPY", "a NumPy npy file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PAR1", "a parquet file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"PK", "a zip archive"),
+)
+
+
+def kind_of(start: bytes) -> str:
+    """What a file is, in words, by its first bytes; 16 or more tell all kinds apart."""
+    if not start:
+        return "empty"
+    if start.lstrip().lower()[:1] == b"<":
+        return "a web page, as a failed download leaves it"
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        return "a Python pickle, as torch.save also wrote before PyTorch 1.6"
+    if start[4:8] == b"ftyp":
+        return "a video, or an AVIF or HEIC image"
+    if start[8:9] == b"{" and start[4:8] == bytes(4):
+        return "a safetensors file"
+    return next((what for first, what in _KINDS if start.startswith(first)), "of an unknown kind")
 
 
 def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:

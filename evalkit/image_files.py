@@ -11,20 +11,28 @@ import io
 import json
 import lzma
 import os
+import re
+import shutil
+import struct
 import tarfile
+import tempfile
+import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
-from evalkit.errors import ImageError, InputError, MissingDependencyError
+from evalkit.errors import ImageError, InputError, MissingDependencyError, OutputError, listing
+from evalkit.files import kind_of
 
 __all__ = [
     "DATASET",
@@ -33,8 +41,11 @@ __all__ = [
     "READ_ERRORS",
     "ImageFiles",
     "check_member_name",
+    "check_zip",
+    "first_folders",
     "is_image",
     "open_image_files",
+    "open_picture",
     "readable",
 ]
 
@@ -47,6 +58,12 @@ DATASET = PurePosixPath("dataset.json")
 
 MAX_IMAGE_BYTES = 2**28
 """One image, encoded or decoded; as RGB it is Pillow's limit against decompression bombs, 89 megapixels."""
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
+"""Words by which data sets name their splits, in folders and in files of the hub."""
+
+# Chunks of a PNG that hold no pixels. Pillow unpacks them, and refuses an image with a megabyte of text.
+_PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"iCCP"}
 
 # What readers raise: RuntimeError is zipfile's answer to encryption, KeyError one of h5py's to damage.
 READ_ERRORS = (
@@ -69,6 +86,7 @@ class ImageFiles(ABC):
         kind: ``"folder"``, ``"zip"``, ``"tar"`` or ``"parquet"``.
         names: Relative POSIX path of each image; in a parquet file its file and row.
         labels: ``(n,)`` int64 where the container has them (``dataset.json``, a column), or None.
+        labels_problem: Why ``labels`` is None although the container has some; None where it has none.
         notes: What the user should know and that is no error, a sentence each.
     """
 
@@ -77,6 +95,7 @@ class ImageFiles(ABC):
         self.kind = kind
         self.names = names
         self.labels: NDArray[np.int64] | None = None
+        self.labels_problem: str | None = None
         self.notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -96,8 +115,17 @@ class ImageFiles(ABC):
     def sizes(self) -> list[int]:
         """Size of each image in bytes, encoded; one of a whole file's where single ones are not known."""
 
+    @abstractmethod
+    def paths(self) -> list[Path]:
+        """The files on disk that hold the images."""
+
+    def leave_labels_out(self, problem: str) -> None:
+        """Note why labels that are there are not used."""
+        self.labels_problem = problem
+        self.notes += (problem,)
+
     def digest(self, look: Callable[[str, bytes], object]) -> str:
-        """Hex sha256 over the contents in order; for a zip, over the checksums that it has of them.
+        """Hex sha256 over the contents in order.
 
         Args:
             look: Given the name and content of every image that is read for it; what it raises comes out.
@@ -125,14 +153,45 @@ def open_image_files(path: Path) -> ImageFiles | None:
     if path.is_dir():
         return _open_folder(path)
     with path.open("rb") as file:
-        head = file.read(4)
+        head = file.read(64)
     if head.startswith(b"PK"):
         return _Zip(path)
-    if head == b"PAR1":
+    if head.startswith(b"PAR1"):
         return _Parquet(path, [path])
     if tarfile.is_tarfile(path):
         return _Tar(path)
     return None
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Pillow's image of an encoded file, its pixels not yet decoded; close it after use.
+
+    Text and colour profiles of PNG files, which change no pixel, are not looked at.
+
+    Raises:
+        Exception: On damaged data, almost any.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        data = _without_text(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=DECODERS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is {kind_of(data[:64])}, not an image that Pillow knows") from None
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without the chunks that are not needed for its pixels; as it is from where it is damaged."""
+    kept, start, place = [], 0, 8
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if end > len(data):
+            break
+        if kind in _PNG_TEXT:
+            kept.append(data[start:place])
+            start = end
+        place = end
+    return b"".join([*kept, data[start:]]) if kept else data
 
 
 @contextmanager
@@ -158,6 +217,30 @@ def check_member_name(archive: str, name: str) -> None:
         raise InputError(f"{archive}: refused for its member {name!r}; expected relative paths without '..'")
 
 
+def check_zip(name: str, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    """Notes on what of a zip its directory does not lead to.
+
+    Raises:
+        InputError: Another archive stands before this one.
+    """
+    infos = archive.infolist()
+    first = min((info.header_offset for info in infos), default=0)
+    if first > 0:
+        with Path(str(archive.filename)).open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise InputError(
+                    f"{name}: {first:,} bytes before its first member begin another zip, whose members its "
+                    "directory "
+                    "does not list. Archives that were joined must be unpacked one by one"
+                )
+    again = [member for member, count in Counter(info.filename for info in infos).items() if count > 1]
+    return (_duplicates(name, again),) if again else ()
+
+
+def _duplicates(name: str, members: list[str]) -> str:
+    return f"{name} has several members of one name, of which the last counts: {listing(members)}."
+
+
 def is_image(name: PurePosixPath) -> bool:
     """Whether the suffix is that of an image and no part of the path is hidden."""
     return name.suffix.lower() in _SUFFIXES and not _is_hidden(name)
@@ -170,40 +253,66 @@ def _is_hidden(name: PurePosixPath) -> bool:
 class _Members(ImageFiles):
     """Image files that the container lists by name: of a folder, a zip or a tar."""
 
-    def __init__(self, name: str, kind: str, members: Mapping[PurePosixPath, Any]) -> None:
+    def __init__(
+        self, name: str, kind: str, members: Iterable[tuple[str, Any]], notes: tuple[str, ...] = ()
+    ) -> None:
+        found: dict[PurePosixPath, Any] = {}
+        again, backslashes = [], 0
+        for path, value in members:
+            # Archives of .NET and PowerShell 5 have these between folders, and so do files unpacked from
+            # them.
+            member = PurePosixPath(path.replace("\\", "/"))
+            backslashes += "\\" in path
+            if member in found and is_image(member):
+                again.append(path)
+            found[member] = value
         left_out = Counter(
             "hidden" if _is_hidden(member) else member.suffix or "without suffix"
-            for member in members
+            for member in found
             if not is_image(member) and member != DATASET
         )
-        others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
-        images = sorted((str(member), value) for member, value in members.items() if is_image(member))
+        others = listing(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        images = sorted((str(member), value) for member, value in found.items() if is_image(member))
         if not images:
+            packed = {".npz", ".npy", ".tar", ".zip", ".h5", ".hdf5"} & left_out.keys()
+            advice = (
+                f". For these give a pattern: '{name}/*{min(packed)}'" if kind == "folder" and packed else ""
+            )
             raise InputError(
                 f"{name}: no images; expected files ending in {', '.join(_SUFFIXES)}, "
-                f"found {others or 'no files'}"
+                f"found {others or 'no files'}{advice}{' '.join(('', *notes))}"
             )
         super().__init__(name, kind, [member for member, _ in images])
         self._members = [value for _, value in images]
-        if DATASET in members:
+        self.notes += notes
+        if DATASET in found:
             with readable(name), self._open() as read:
-                self._take_labels(read, members[DATASET])
+                self._take_labels(read, found[DATASET])
         if others:
             self.notes += (f"Files that are not images are left out: {others}.",)
+        if again:
+            self.notes += (_duplicates(name, again),)
+        if backslashes:
+            self.notes += (
+                f"In {backslashes:,} names of {name} there are backslashes; they are taken for the / "
+                "between folders.",
+            )
+        if note := _splits_note(name, Counter(first_folders(self.names)), "images"):
+            self.notes += (note,)
 
     def _take_labels(self, read: Callable[[Any], bytes], member: Any) -> None:
         """Labels as EDM's and StyleGAN's datasets hold them: ``{"labels": [["a/b.png", 3], ...]}``."""
-        if self._size(member) > MAX_IMAGE_BYTES:
-            return
         try:
+            if self._size(member) > MAX_IMAGE_BYTES:
+                raise ValueError
             labels = dict(json.loads(read(member))["labels"])
             found = np.array([labels[name] for name in self.names])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             found = np.array(())
         if found.shape == (len(self),) and found.dtype.kind == "i":
             self.labels = found.astype(np.int64)
         else:
-            self.notes += (f"{DATASET} is left out: it has not one integer label for each image.",)
+            self.leave_labels_out(f"{DATASET} is left out: it has not one integer label for each image.")
 
     @abstractmethod
     def _open(self) -> AbstractContextManager[Callable[[Any], bytes]]:
@@ -212,6 +321,9 @@ class _Members(ImageFiles):
     @abstractmethod
     def _size(self, member: Any) -> int:
         """The member's size in bytes, uncompressed."""
+
+    def paths(self) -> list[Path]:
+        return [Path(self.name)]
 
     def sizes(self) -> list[int]:
         with readable(self.name):
@@ -240,9 +352,17 @@ class _Folder(_Members):
     """A folder, searched at every depth; folders that are links are not entered."""
 
     def __init__(self, path: Path, files: Iterable[str], links: list[Path]) -> None:
-        super().__init__(str(path), "folder", {PurePosixPath(file): file for file in files})
+        notes: tuple[str, ...] = ()
         if links:
-            self.notes += (f"Folders that are links are not entered: {', '.join(map(str, sorted(links)))}.",)
+            notes = (
+                f"Folders that are links are not entered: {listing(sorted(links))}. Give the folders they "
+                "lead to, or "
+                "copies.",
+            )
+        super().__init__(str(path), "folder", ((file, file) for file in files), notes)
+
+    def paths(self) -> list[Path]:
+        return [Path(self.name, member) for member in self._members]
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[str], bytes]]:
@@ -277,10 +397,11 @@ class _Zip(_Members):
     def __init__(self, path: Path) -> None:
         name = str(path)
         with readable(name), zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+            infos = [info for info in archive.infolist() if not info.filename.endswith(("/", "\\"))]
+            notes = check_zip(name, archive)
         for info in infos:
             check_member_name(name, info.filename)
-        super().__init__(name, "zip", {PurePosixPath(info.filename): info for info in infos})
+        super().__init__(name, "zip", ((info.filename, info) for info in infos), notes)
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[zipfile.ZipInfo], bytes]]:
@@ -290,18 +411,17 @@ class _Zip(_Members):
     def _size(self, member: zipfile.ZipInfo) -> int:
         return member.file_size
 
-    def digest(self, look: Callable[[str, bytes], object]) -> str:
-        del look  # nothing is read
-        checksums = [(info.CRC, info.file_size) for info in self._members]
-        return hashlib.sha256(f"zip {checksums}".encode()).hexdigest()
-
 
 class _Tar(_Members):
-    """A tar of image files, plain or compressed."""
+    """A tar of image files, plain or compressed.
+
+    A compressed one can only be read from its beginning to its end. Where that is not the order of its names,
+    it is unpacked to a temporary file when it is first read.
+    """
 
     def __init__(self, path: Path) -> None:
         name = str(path)
-        members: dict[PurePosixPath, tarfile.TarInfo] = {}
+        members: list[tuple[str, tarfile.TarInfo]] = []
         with readable(name), tarfile.open(path) as tar:
             for info in tar:
                 check_member_name(name, info.name)
@@ -312,26 +432,27 @@ class _Tar(_Members):
                         f"Write the archive again with tar --dereference --hard-dereference"
                     )
                 if info.isreg():
-                    members[member] = info
-            # tarfile takes an archive that was cut between two members for a complete one.
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise InputError(
-                    f"{name}: has no end mark after {len(members)} files; it was cut short, copy it again"
-                )
+                    members.append((info.name, info))
+            self._unpacked_bytes = _check_end(name, tar, len(members))
             compressed = not isinstance(tar.fileobj, io.BufferedReader)
+        self._unpacked: Path | None = None
+        self._is_ordered = True
         super().__init__(name, "tar", members)
         offsets = [info.offset for info in self._members]
         if compressed and offsets != sorted(offsets):
-            raise InputError(
-                f"{name}: a compressed tar can only be read in its own order, and this one is not sorted by "
-                f"name; decompress it, or write it again with tar --sort=name"
+            self._is_ordered = False
+            self.notes += (
+                f"{name} is compressed and not in the order of its names: it is unpacked to a temporary "
+                "file of "
+                f"{self._unpacked_bytes / 1e9:.2g} GB.",
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_unpacked": None}  # it goes with the object that made it
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[tarfile.TarInfo], bytes]]:
-        with tarfile.open(self.name) as tar:
+        with tarfile.open(self.name if self._is_ordered else self._unpack()) as tar:
 
             def read(info: tarfile.TarInfo) -> bytes:
                 file = tar.extractfile(info)
@@ -343,6 +464,55 @@ class _Tar(_Members):
     def _size(self, member: tarfile.TarInfo) -> int:
         return member.size
 
+    def _unpack(self) -> Path:
+        if self._unpacked is not None and self._unpacked.exists():
+            return self._unpacked
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        if self._unpacked_bytes > free:
+            raise OutputError(
+                f"{self.name} takes {self._unpacked_bytes / 1e9:.2f} GB unpacked, and "
+                f"{tempfile.gettempdir()} has "
+                f"{free / 1e9:.2f} GB free. Set TMPDIR to a folder with more, or write the archive again "
+                "with "
+                "tar --sort=name, in one folder."
+            )
+        with tempfile.NamedTemporaryFile(prefix="evalkit-", suffix=".tar", delete=False) as unpacked:
+            weakref.finalize(self, _remove, unpacked.name)
+            with tarfile.open(self.name) as tar:
+                assert tar.fileobj is not None
+                tar.fileobj.seek(0)
+                while block := tar.fileobj.read(2**20):
+                    unpacked.write(block)
+        # Only now, so that another thread never meets a part of it.
+        self._unpacked = Path(unpacked.name)
+        return self._unpacked
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def _check_end(name: str, tar: tarfile.TarFile, count: int) -> int:
+    """Bytes of an archive whose members were all listed, unpacked.
+
+    Raises:
+        InputError: It was cut short, or something follows its end.
+    """
+    # tarfile takes an archive that was cut between two members for a complete one.
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise InputError(f"{name}: has no end mark after {count} files; it was cut short, copy it again")
+    while block := tar.fileobj.read(2**20):
+        if block.strip(b"\0"):
+            raise InputError(
+                f"{name}: more data stands after the end of the archive, which has {count:,} files; "
+                "archives that "
+                "were joined with cat, it seems. Unpack it with tar --ignore-zeros, or join archives with "
+                "tar --concatenate"
+            )
+    return tar.fileobj.tell()
+
 
 class _Parquet(ImageFiles):
     """Rows of parquet files as the Hugging Face hub ships images: a column of ``{bytes, path}`` or bytes."""
@@ -351,14 +521,20 @@ class _Parquet(ImageFiles):
         self._files = files
         self._rows: list[int] = []
         labels: list[NDArray[np.int64]] = []
+        problems: list[str] = []
+        unused: set[str] = set()
         for file in files:
             with _parquet_file(file) as table:
+                columns = table.schema_arrow.names
                 self._column = _image_column(str(file), table.schema_arrow)
                 self._rows.append(table.metadata.num_rows)
-                if "label" in table.schema_arrow.names:
-                    column = table.read(["label"]).column("label").to_numpy()
-                    if column.dtype.kind in "ui":
-                        labels.append(column.astype(np.int64))
+                unused |= {*columns} - {self._column, "label"}
+                if "label" in columns:
+                    column = table.read(["label"]).column("label")
+                    if problem := _column_problem(column):
+                        problems.append(problem)
+                    else:
+                        labels.append(column.to_numpy().astype(np.int64))
         names = [
             f"{file.relative_to(path).as_posix() if file != path else file.name}/{row:08d}"
             for file, rows in zip(files, self._rows, strict=True)
@@ -369,6 +545,22 @@ class _Parquet(ImageFiles):
         super().__init__(str(path), "parquet", names)
         if sum(map(len, labels)) == len(names):
             self.labels = np.concatenate(labels)
+        elif problems:
+            self.leave_labels_out(f"The labels (column label) are left out: {problems[0]}.")
+        elif labels:
+            self.leave_labels_out(
+                f"The labels are left out: {len(labels)} of {len(files)} files have a column label."
+            )
+        if unused:
+            self.notes += (f"Columns of {path} that are not used: {listing(sorted(unused))}.",)
+        splits: Counter[str] = Counter()
+        for file, rows in zip(files, self._rows, strict=True):
+            splits[_split_of(file.relative_to(path) if file != path else Path(file.name))] += rows
+        if note := _splits_note(str(path), splits, "rows"):
+            self.notes += (note,)
+
+    def paths(self) -> list[Path]:
+        return self._files
 
     def sizes(self) -> list[int]:
         with readable(self.name):
@@ -422,10 +614,53 @@ def _parquet_file(file: Path) -> Iterator[Any]:
             "Parquet files are read with pyarrow, which is not installed: pip install 'evalkit[parquet]'"
         ) from None
     try:
-        with readable(str(file)), parquet.ParquetFile(file) as table:
-            yield table
+        # Opened here, because pyarrow takes no names that are not UTF-8.
+        with readable(str(file)), file.open("rb") as stream:
+            start = stream.read(64)
+            stream.seek(0)
+            with parquet.ParquetFile(stream) as table:
+                yield table
     except ArrowException as error:
-        raise InputError(f"{file}: no valid parquet file ({error}); copy it again") from error
+        what = "" if start.startswith(b"PAR1") else f": it is {kind_of(start)}"
+        raise InputError(f"{file}: no valid parquet file{what} ({error}); copy it again") from error
+
+
+def _column_problem(column: Any) -> str | None:
+    """Why a column is not one class a row; None where it is."""
+    from pyarrow import types
+
+    if not types.is_integer(column.type):
+        return f"expected integers, found {column.type}"
+    if column.null_count:
+        return f"{column.null_count:,} of {len(column):,} are null"
+    if types.is_uint64(column.type) and len(column) and column.to_numpy().max() > np.iinfo(np.int64).max:
+        return "the largest does not fit into 64 bits with a sign"
+    return None
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file such as ``data/train-00000-of-00001.parquet`` or ``test/0.parquet`` is of."""
+    words = [re.sub(r"[-_.]?\d.*", "", part).lower() for part in (*file.parts[:-1], file.stem)]
+    return next((word for word in words if word in _SPLITS), "")
+
+
+def _splits_note(name: str, counts: Mapping[str, int], what: str) -> str | None:
+    """Tells of a folder that holds several splits of a data set, which are measured together."""
+    splits = {split: count for split, count in counts.items() if split.lower() in _SPLITS}
+    if len(splits) < 2:
+        return None
+    found = ", ".join(f"{split} ({count:,} {what})" for split, count in sorted(splits.items()))
+    return (
+        f"{name} holds several splits, all of which are used: {found}. Give one alone if that is not meant."
+    )
+
+
+def first_folders(names: list[str]) -> list[str]:
+    """Of each relative POSIX path, the first folder that not all share; empty for one that is in none."""
+    paths = [name.split("/") for name in names]
+    depths = zip(*(path[:-1] for path in paths), strict=False)
+    common = sum(1 for _ in takewhile(lambda folders: len(set(folders)) == 1, depths))
+    return [path[common] if len(path) > common + 1 else "" for path in paths]
 
 
 def _image_column(name: str, schema: Any) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import io
 import json
 import math
 import os
@@ -25,35 +24,60 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import cached_property
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, Protocol, Self, TypeVar
+from typing import IO, Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evalkit.errors import ImageError, InputError
-from evalkit.files import replace_atomically
+from evalkit.errors import ImageError, InputError, listing
+from evalkit.files import kind_of, replace_atomically
+from evalkit.identity import check_unchanged, recall
 from evalkit.image_files import (
-    DECODERS,
     MAX_IMAGE_BYTES,
     READ_ERRORS,
     ImageFiles,
     check_member_name,
+    check_zip,
     is_image,
     open_image_files,
+    open_picture,
     readable,
 )
 
-__all__ = ["ImageSource", "NpzWriter", "SupportsArray", "is_pattern", "open_images", "read_ahead"]
+__all__ = [
+    "VALUE_RANGES",
+    "ImageSource",
+    "NpzWriter",
+    "SupportsArray",
+    "ValueRange",
+    "is_pattern",
+    "open_images",
+    "read_ahead",
+]
 
 T = TypeVar("T")
 
+ValueRange: TypeAlias = str | tuple[float, float]
+"""A key of :data:`VALUE_RANGES`, or the two numbers that it stands for."""
+
+VALUE_RANGES: Mapping[str, tuple[float, float]] = {"0..1": (0, 1), "-1..1": (-1, 1), "0..255": (0, 255)}
+"""What black and white are in files of floats."""
+
+
+# No picture of 8 bits is as dark as floats that are scaled for a network, which seldom pass 4 either way; nor
+# is one of integers whose values are all 0, 1 or 2, as such floats become where they are cut to integers.
+_DARK_BATCH, _DARK_IMAGE, _DARK_INTEGER = 16.0, 2.0, 2
+_LOOK_AT_ONCE = 16
 _DECODING_THREADS = min(8, os.cpu_count() or 1)
 _STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+_PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+# Keys of an npz that evalkit itself writes beside the images.
+_OUR_KEYS = {"provenance", "indices"}
 
 
 class SupportsArray(Protocol):
@@ -65,7 +89,8 @@ class SupportsArray(Protocol):
 class ImageSource(ABC):
     """A sequence of equally large RGB images, in a fixed order, read in batches.
 
-    A new kind of source implements ``_read`` and, where hashing every pixel would be a waste, ``_digest``.
+    A new kind of source implements ``_read``, ``_paths`` and, where hashing every pixel would be a waste,
+    ``_examine``.
 
     Attributes:
         name: The path as it was given, or ``"<array>"``.
@@ -73,9 +98,12 @@ class ImageSource(ABC):
             or, of several files, ``"parts"``.
         shape: ``(height, width, 3)`` of every image; None where there are statistics and no images.
         dtype: ``uint8``, or ``float32`` for files that hold floats (in [0, 255] all the same).
+        value_range: What was said of the floats of the file, which become [0, 255]; None where nothing was,
+            or where it holds integers.
         labels: ``(n,)`` int64, one class an image (npz ``arr_1``, HDF5 ``labels`` or ``arr_1``), or None.
-        statistics: ``mu`` (2048,), ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023) of
-            the reference evaluator, finite floats as the file holds them, or None.
+        labels_problem: Why ``labels`` is None although the file has some; None where it has none.
+        statistics: ``mu`` (2048,) and ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023)
+            of the reference evaluator, both pairs or one, finite floats as the file holds them; or None.
         provenance: The record that evalkit writes into an npz of how it was made, or None.
         notes: What the user should know and that is no error, a sentence each.
     """
@@ -87,12 +115,16 @@ class ImageSource(ABC):
         self.kind = kind
         self.shape = shape
         self.dtype = np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
+        self.value_range: tuple[float, float] | None = None
         self.labels: NDArray[np.int64] | None = None
+        self.labels_problem: str | None = None
         self.statistics: Mapping[str, NDArray[Any]] | None = None
         self.provenance: Mapping[str, Any] | None = None
         self.notes: tuple[str, ...] = ()
         self._count = count
         self._stored_dtype = dtype
+        self._found: Mapping[str, Any] | None = None
+        self._stamp: str | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -100,15 +132,45 @@ class ImageSource(ABC):
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}: {len(self)} images of shape {self.shape}, {self.dtype}>"
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Hex sha256 that identifies the pixels and their order within one kind of container.
+        """Hex sha256 of the content: what :meth:`identify` gives."""
+        return self.identify()
 
-        An npz or zip is identified by the checksums in its directory, which takes no time and makes stored
-        and deflated the same; folders and tars by the bytes of their images; HDF5 and arrays by their values;
-        several files by the digests of each.
+    def identify(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """Hash the content: all pixels, in their order.
+
+        The type, shape and values of arrays count, whatever container they are in; of image files their
+        bytes. The whole file is read, and its checksums compared, unless it was before and has not changed
+        since (see :mod:`evalkit.identity`): what a file says of itself decides nothing.
+
+        Args:
+            progress: Called with (images done, images in all) where the file is read.
+
+        Returns:
+            Hex sha256.
+
+        Raises:
+            ImageError: The header of an image is bad.
+            InputError: The container is damaged, or changed while it was read.
         """
-        return self._digest()
+        if self._found is None:
+            examine, paths = partial(self._examine, progress), self._paths()
+            if paths is None:
+                self._found = examine()
+            else:
+                with readable(self.name):
+                    self._found, self._stamp = recall(Path(self.name), self.kind, lambda: paths, examine)
+        found = str(self._found["digest"])
+        if self.value_range in (None, VALUE_RANGES["0..255"]):
+            return found
+        return hashlib.sha256(f"{found} in {self.value_range}".encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise an InputError if a single file is not as it was when its content was hashed."""
+        paths = self._paths()
+        if self._stamp is not None and paths is not None and len(paths) == 1:
+            check_unchanged(self.name, self._stamp, paths)
 
     def batches(self, size: int, start: int = 0) -> Generator[NDArray[Any], None, None]:
         """Yields the images from ``start`` on, read ahead in a background thread.
@@ -138,57 +200,166 @@ class ImageSource(ABC):
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         """Yields batches as they are stored: any real dtype, values unchecked."""
 
-    def _digest(self) -> str:
+    def _paths(self) -> Sequence[Path] | None:
+        """The files that decide the content; None where it is not that of files alone."""
+        return None
+
+    def _examine(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+        """Reads everything once: ``digest``; of floats also what tells which range they are in."""
         dtype = self._stored_dtype.newbyteorder("<")
         digest = hashlib.sha256(f"array {dtype.str} {(len(self), *(self.shape or ()))}\n".encode())
-        for batch in self._read(64, 0):
+        floats = _Floats()
+        done = 0
+        for batch in self._read(_LOOK_AT_ONCE, 0):
             digest.update(np.ascontiguousarray(batch, dtype).data)
-        return digest.hexdigest()
+            if dtype.kind == "f":
+                floats.look(batch)
+            done += len(batch)
+            if progress:
+                progress(done, len(self))
+        return {"digest": digest.hexdigest()} | (floats.found() if dtype.kind == "f" else {})
 
     def _checked(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         first = start
+        low, high = self.value_range or VALUE_RANGES["0..255"]
         for batch in self._read(size, start):
             if batch.dtype != np.uint8:
-                outside = ~((batch >= 0) & (batch <= 255))  # NaN compares false, so it is outside too
+                outside = ~((batch >= low) & (batch <= high))  # NaN compares false, so it is outside too
                 if outside.any():
                     index = first + int(outside.reshape(len(batch), -1).any(axis=1).argmax())
                     raise ImageError(
                         f"{self.name}: image {index} (counted from 0) holds the value {batch[outside][0]}; "
-                        f"expected finite numbers from 0 to 255"
+                        f"expected finite numbers from {low:g} to {high:g}. If it only overshoots, as after "
+                        "a "
+                        f"resize, cut it off with x.clip({low:g}, {high:g})"
                     )
-            yield batch.astype(self.dtype, copy=False)
+            batch = batch.astype(self.dtype, copy=False)
+            if (low, high) == VALUE_RANGES["0..1"]:
+                batch *= np.float32(255)
+            elif (low, high) == VALUE_RANGES["-1..1"]:
+                batch = (batch + np.float32(1)) * np.float32(127.5)
+            yield batch
             first += len(batch)
 
     def _take_labels(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], load: Callable[[], NDArray[Any]]
+        self, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], load: Callable[[], NDArray[Any]]
     ) -> None:
         """Keeps one integer an image; anything else is only noted, as the metrics do without labels."""
-        if shape == (len(self),) and dtype.kind in "ui":
-            self.labels = load().astype(np.int64)
-        else:
-            self.notes += (f"The labels are left out: expected {len(self)} integers, found {dtype} {shape}.",)
+        problem = _labels_problem(len(self), key, shape, dtype)
+        if problem is None:
+            labels = load()
+            if dtype.kind == "u" and labels.max(initial=0) > np.iinfo(np.int64).max:
+                problem = f"{labels.max()} in {key} does not fit into 64 bits with a sign"
+            else:
+                self.labels = labels.astype(np.int64)
+        if problem is not None:
+            self.labels_problem = f"The labels are left out: {problem}."
+            self.notes += (self.labels_problem,)
 
-    def _look_at_floats(self) -> None:
-        """Refuses floats that are scaled for a network: as pixels in [0, 255] they would all be black."""
-        if self.dtype != np.float32:
-            return
-        self.notes += ("The pixels are floats; they are used as they are, not rounded to 8 bits.",)
-        batch = next(iter(self._read(16, 0)))
-        low, high = batch.min(), batch.max()
-        if low >= -1 and high <= 1 and (low, high) != (0, 0):
-            scale, convert = ("[0, 1]", "x * 255") if low >= 0 else ("[-1, 1]", "(x + 1) * 127.5")
+    def _judge(self, value_range: tuple[float, float] | None) -> None:
+        """Refuses what cannot be pixels in [0, 255], which would all be taken for black."""
+        if self.dtype == np.float32 and self.shape:
+            self.notes += ("The pixels are floats; they are used as they are, not rounded to 8 bits.",)
+            self.value_range = value_range
+            self.identify()
+            assert self._found is not None
+            _judge_floats(self, self._found)
+        elif self.shape and value_range != VALUE_RANGES["0..255"]:
+            self._judge_integers()
+
+    def _judge_integers(self) -> None:
+        """Looks at images until one has a value above 2, as the first one does."""
+        largest = 0
+        try:
+            for size, start in ((1, 0), (_LOOK_AT_ONCE, 1)):
+                for batch in self._read(size, start) if start < len(self) else ():
+                    largest = max(largest, int(batch.max()))
+                    if largest > _DARK_INTEGER:
+                        return
+        except InputError:
+            return  # it is told where images are read for their own sake
+        if largest > 0:
             raise InputError(
-                f"{self.name}: the first images hold floats from {low:.3g} to {high:.3g}, scaled to "
-                f"{scale} it seems; expected [0, 255]. "
-                f"Convert with ({convert}).round().clip(0, 255).astype(np.uint8)"
+                f"{self.name}: no value is above {largest}; expected pixels from 0 to 255. Floats in [0, 1] "
+                "or "
+                "[-1, 1] that were cut to integers look like this: scale them before. If the images are this "
+                "dark, say so with --value-range 0..255 (in Python value_range)"
             )
 
 
-def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
+def _labels_problem(count: int, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
+    """Why an array of this shape and type is not one class for each of ``count`` images."""
+    if shape == (count,) and dtype.kind in "ui":
+        return None
+    text = f"expected {count} integers, found {dtype} {shape} in {key}"
+    if len(shape) == 2 and shape[0] == count:
+        if shape[1] == 1:
+            return f"{text}, a column; make it a row with labels.reshape(-1)"
+        return f"{text}, one-hot it seems; turn it into classes with labels.argmax(axis=1)"
+    if shape == (count,) and dtype.kind == "f":
+        return f"{text}; turn it into classes with labels.astype(int)"
+    return text
+
+
+class _Floats:
+    """What tells the range of floats, gathered while they stream past."""
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+        self.images = self.dark = 0
+        self.first_dark = 0
+
+    def look(self, batch: NDArray[Any]) -> None:
+        flat = batch.reshape(len(batch), -1)
+        lows, highs = flat.min(axis=1), flat.max(axis=1)
+        self.low, self.high = min(self.low, float(lows.min())), max(self.high, float(highs.max()))
+        dark = (lows >= -_DARK_IMAGE) & (highs <= _DARK_IMAGE) & ((lows != 0) | (highs != 0))
+        if dark.any() and not self.dark:
+            self.first_dark = self.images + int(dark.argmax())
+        self.dark += int(dark.sum())
+        self.images += len(batch)
+
+    def found(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high, "dark": self.dark, "first_dark": self.first_dark}
+
+
+def _judge_floats(images: ImageSource, found: Mapping[str, Any]) -> None:
+    """Raises an InputError for floats that are, all or some of them, scaled for a network."""
+    low, high, dark = found["low"], found["high"], found["dark"]
+    if images.value_range is not None:
+        if images.value_range == VALUE_RANGES["-1..1"] and low >= 0:
+            images.notes += (
+                f"No value of {images.name} is below 0, although its range is said to be -1..1.",
+            )
+        return
+    say = 'say so with --value-range {0} (in Python value_range="{0}")'
+    if -_DARK_BATCH < low <= high < _DARK_BATCH and (low, high) != (0, 0):
+        range_, convert = ("0..1", "x * 255") if low >= -0.5 else ("-1..1", "(x + 1) * 127.5")
+        shown = range_.replace("..", ", ")
+        raise InputError(
+            f"{images.name}: holds floats from {low:.3g} to {high:.3g}, scaled to [{shown}] it seems; "
+            "expected "
+            f"[0, 255]. If they are, {say.format(range_)}, or convert them with "
+            f"({convert}).round().clip(0, 255).astype(np.uint8). Latents, and images normalised by mean and "
+            "deviation, are no pixels: decode them before"
+        )
+    if dark and dark < len(images) and high <= 255:
+        raise InputError(
+            f"{images.name}: {dark:,} of {len(images):,} images hold floats between {-_DARK_IMAGE:g} and "
+            f"{_DARK_IMAGE:g} alone, the first being image {found['first_dark']} (counted from 0), and "
+            "others "
+            f"up to {high:.3g}: some are scaled for a network, it seems. Bring all to [0, 255]; if they are "
+            f"this dark, {say.format('0..255')}"
+        )
+
+
+def open_images(
+    source: str | os.PathLike[str] | SupportsArray, *, value_range: ValueRange | None = None
+) -> ImageSource:
     """Opens images, whatever they are kept in; the kind is told from the content, not from the suffix.
 
     - npz: ``arr_0`` as for the reference evaluator, with labels in ``arr_1`` and statistics if it has them.
-      An npz with statistics and no images is a source of length 0.
+      An npz with statistics and no images is a source of length 0. Several arrays of images are an error.
     - folder, zip, tar (also compressed): image files (png, jpg, webp, bmp, tif, ppm) at any depth, in the
       order of their relative POSIX paths. Hidden files are left out. Pillow decodes them to RGB; as in other
       tools, EXIF orientation is not applied and of several frames the first counts. Nothing is extracted.
@@ -198,31 +369,56 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
     - Several of these as one: a pattern such as ``parts/*.npz``, in the order of their sorted names
       (``10`` before ``9``). All of one size, without statistics; labels where all have them.
 
-    Arrays are ``(n, height, width, 3)``, integers or floats, in [0, 255].
+    Arrays are ``(n, height, width, 3)``, integers or floats, in [0, 255]. Floats are all looked at, once (see
+    :meth:`ImageSource.identify`): a batch, or an image of it, that is scaled for a network is refused, unless
+    ``value_range`` says how.
 
     Args:
         source: A path or an array.
+        value_range: What floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``. The first two are brought to
+            [0, 255], not rounded; values outside are an error. Integers are from 0 to 255 in any case.
 
     Raises:
         ImageError: The first image file is bad.
         InputError: The file is missing, is none of the above, is damaged, has no images, or they have the
             wrong shape, type or range; or its statistics are incomplete or not finite.
     """
+    wanted = _value_range(value_range)
     if not isinstance(source, str | os.PathLike):
-        return _open_array(source)
-    if not os.fspath(source):
+        images = _open_array(source)
+    elif not os.fspath(source):
         raise InputError("A path is empty. Give a file, a folder or a pattern; . is the current folder.")
-    path = Path(source)
-    if is_pattern(source):
-        return _open_parts(str(path))
+    elif is_pattern(source):
+        return _open_parts(str(Path(source)), value_range)
+    else:
+        images = _open_path(Path(source))
+    images._judge(wanted)
+    return images
+
+
+def _value_range(value: ValueRange | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            return VALUE_RANGES[value]
+        return next(pair for pair in VALUE_RANGES.values() if pair == tuple(value))
+    except (KeyError, TypeError, StopIteration):
+        raise InputError(f"Value range {value!r}: expected one of {', '.join(VALUE_RANGES)}.") from None
+
+
+def _open_path(path: Path) -> ImageSource:
+    head = b""
     with readable(str(path)):
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder")
         if not path.is_dir():
             with path.open("rb") as file:
-                head = file.read(8)
-            if head.startswith(b"PK") and _holds_arrays(path):
-                return _Npz(path)
+                head = file.read(64)
+            if head.startswith(b"PK"):
+                _refuse_pytorch(path)
+                if _holds_arrays(path):
+                    return _Npz(path)
             if head.startswith(b"\x93NUMPY"):
                 return _open_npy(path)
             if h5py.is_hdf5(path):
@@ -230,9 +426,22 @@ def open_images(source: str | os.PathLike[str] | SupportsArray) -> ImageSource:
         if files := open_image_files(path):
             return _Decoded(files)
     raise InputError(
-        f"{path}: its content (first bytes {head!r}) is that of no known container; "
-        f"expected an npz, npy, zip, tar or HDF5 file or a folder of images"
+        f"{path}: its content (first bytes {head[:8]!r}) is that of no known container; it is "
+        f"{kind_of(head)}; "
+        "expected an npz, npy, zip, tar, parquet or HDF5 file or a folder of images"
     )
+
+
+def _refuse_pytorch(path: Path) -> None:
+    """PyTorch's files are zips of a pickle and raw numbers, none of which is ever loaded."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        raise InputError(
+            f"{path}: is a PyTorch file, as torch.save writes it: a pickle, which could run code and is "
+            "never "
+            "loaded. Save the images with np.savez(path, x.cpu().numpy()), as (n, height, width, 3) uint8"
+        )
 
 
 def is_pattern(source: str | os.PathLike[str]) -> bool:
@@ -240,11 +449,15 @@ def is_pattern(source: str | os.PathLike[str]) -> bool:
     return glob.has_magic(os.fspath(source)) and not Path(source).exists()
 
 
-def _open_parts(pattern: str) -> ImageSource:
+def _open_parts(pattern: str, value_range: ValueRange | None) -> ImageSource:
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes none from the root
+    if not paths and "[" in pattern:
+        # Brackets in the name of a folder, rather than a choice of characters.
+        paths = sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # noqa: PTH207
     if not paths:
-        raise InputError(f"{pattern}: no file or folder matches this pattern")
-    return _Parts(pattern, [open_images(path) for path in paths])
+        brackets = " Brackets were tried as part of a name, too." if "[" in pattern else ""
+        raise InputError(f"{pattern}: no file or folder matches this pattern.{brackets}")
+    return _Parts(pattern, [open_images(path, value_range=value_range) for path in paths])
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -374,7 +587,9 @@ class _Array(ImageSource):
     def __init__(self, name: str, kind: str, array: NDArray[Any]) -> None:
         super().__init__(name, kind, len(array), _check_layout(name, array.shape, array.dtype), array.dtype)
         self._array = array
-        self._look_at_floats()
+
+    def _paths(self) -> Sequence[Path] | None:
+        return [Path(self.name)] if self.kind == "npy" else None
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         for first in range(start, len(self), size):
@@ -400,8 +615,11 @@ class _NpyHeader(NamedTuple):
     length: int
 
 
-def _read_npy_header(name: str, file: IO[bytes], size: int) -> _NpyHeader:
-    """Reads the header of an npy file of ``size`` bytes and checks it before anything is allocated."""
+def _read_npy_header(name: str, file: IO[bytes], size: int, *, objects: bool = False) -> _NpyHeader:
+    """Reads the header of an npy file of ``size`` bytes and checks it before anything is allocated.
+
+    Pickled ``objects`` are refused, unless the array is only to be told of.
+    """
     try:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
@@ -416,6 +634,8 @@ def _read_npy_header(name: str, file: IO[bytes], size: int) -> _NpyHeader:
         raise InputError(
             f"{name}: no valid npy header ({error}); write it with np.save or np.savez"
         ) from error
+    if dtype.hasobject and objects:
+        return _NpyHeader(shape, dtype, fortran, file.tell())
     if dtype.hasobject:
         raise InputError(
             f"{name}: holds pickled Python objects, which could run code and are never loaded; "
@@ -447,41 +667,57 @@ class _Npz(ImageSource):
             members = archive.namelist()
             for member in members:
                 check_member_name(name, member)
+            notes = check_zip(name, archive)
             keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
             statistics = _read_statistics(name, archive, keys)
+            used = {*_OUR_KEYS, *(statistics or {})}
             if "arr_0" in keys:
                 header = _npz_header(name, archive, "arr_0")
                 shape = _check_layout(f"{name}, arr_0", header.shape, header.dtype)
                 super().__init__(name, "npz", header.shape[0], shape, header.dtype)
                 self._header = header
+                others = {
+                    key: _npz_layout(name, archive, key) for key in dict.fromkeys(keys) if key not in used
+                }
+                _check_only_images(name, others)
                 if "arr_1" in keys:
                     labels = _npz_header(name, archive, "arr_1")
                     self._take_labels(
-                        labels.shape, labels.dtype, lambda: _npz_array(archive, "arr_1", labels)
+                        "arr_1", labels.shape, labels.dtype, lambda: _npz_array(archive, "arr_1", labels)
                     )
+                unused = [
+                    f"{key} ({layout})" for key, layout in others.items() if key not in ("arr_0", "arr_1")
+                ]
             elif statistics:
                 super().__init__(name, "npz", 0, None, np.dtype(np.uint8))
                 self.notes += (f"{name} holds statistics and no images.",)
+                unused = [key for key in keys if key not in used]
             else:
                 raise InputError(
-                    f"{name}: has no arr_0, the images; its keys are {', '.join(sorted(keys))}. "
+                    f"{name}: has no arr_0, the images; its keys are {listing(sorted(keys))}. "
                     f"Save them with np.savez(path, images)"
                 )
             self.statistics = statistics
             self.provenance = _read_provenance(name, archive, keys)
-            content = ["arr_0.npy"] if self.shape else [f"{key}.npy" for key in _STATISTICS]
-            self._checksums = [(info.CRC, info.file_size) for info in map(archive.getinfo, content)]
-        if self.shape:
-            self._look_at_floats()
-            if self._header.fortran:
-                self.notes += ("The array is in Fortran order, so it is loaded into memory whole.",)
+        if unused:
+            notes += (f"Arrays of {name} that are not used: {listing(unused)}.",)
+        if statistics and len(statistics) == 2:
+            notes += (_one_pair(name, statistics, bool(self.shape)),)
+        self.notes += notes
+        if self.shape and self._header.fortran:
+            self.notes += ("The array is in Fortran order, so it is loaded into memory whole.",)
 
-    def _digest(self) -> str:
-        identity = f"npz {self._checksums}"
+    def _paths(self) -> Sequence[Path]:
+        return [Path(self.name)]
+
+    def _examine(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
         if self.shape:
-            header = self._header
-            identity += f" {header.dtype.str} {header.shape} {'F' if header.fortran else 'C'}"
-        return hashlib.sha256(identity.encode()).hexdigest()
+            return super()._examine(progress)
+        digest = hashlib.sha256(b"statistics\n")
+        for key, array in (self.statistics or {}).items():
+            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return {"digest": digest.hexdigest()}
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         if not self.shape:
@@ -528,10 +764,55 @@ def _fill(stream: IO[bytes], array: NDArray[Any]) -> None:
         raise EOFError("the array ends early")
 
 
-def _npz_header(name: str, archive: zipfile.ZipFile, key: str) -> _NpyHeader:
+def _npz_header(name: str, archive: zipfile.ZipFile, key: str, *, objects: bool = False) -> _NpyHeader:
     info = archive.getinfo(f"{key}.npy")
     with archive.open(info) as stream:
-        return _read_npy_header(f"{name}, {key}", stream, info.file_size)
+        return _read_npy_header(f"{name}, {key}", stream, info.file_size, objects=objects)
+
+
+def _npz_layout(name: str, archive: zipfile.ZipFile, key: str) -> _Layout:
+    """Type and shape of an array that may not be used."""
+    try:
+        header = _npz_header(name, archive, key, objects=True)
+    except InputError:
+        return _Layout("damaged", ())
+    return _Layout(str(header.dtype), header.shape)
+
+
+class _Layout(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+    @property
+    def is_of_images(self) -> bool:
+        return len(self.shape) == 4 and self.shape[-1] == 3
+
+
+def _check_only_images(name: str, arrays: Mapping[str, _Layout]) -> None:
+    """Refuses several arrays of images, of which one alone would be measured."""
+    alike = [f"{key} {layout}" for key, layout in arrays.items() if layout.is_of_images]
+    if len(alike) > 1:
+        raise InputError(
+            f"{name}: holds {len(alike):,} arrays of images, {listing(alike)}; expected one, arr_0. Join "
+            "them with "
+            "np.savez(path, np.concatenate(batches)), or give each a file of its own and a pattern for all"
+        )
+
+
+def _one_pair(name: str, statistics: Mapping[str, Any], images: bool) -> str:
+    (missing, which), (there, of) = (("mu_s", "sFID"), ("mu", "FID"))
+    if "mu" not in statistics:
+        (missing, which), (there, of) = (there, of), (missing, which)
+    pair = " and ".join(key for key in _STATISTICS if key in statistics)
+    rest = f"{which} uses its images" if images else f"there is no {missing} for {which}"
+    return (
+        f"{name} has {pair} alone: {of} uses these, {rest}. Other tools write mu and sigma too, of images "
+        "resized "
+        "in their own way: the number is this protocol's only if the file is."
+    )
 
 
 def _npz_array(archive: zipfile.ZipFile, key: str, header: _NpyHeader) -> NDArray[Any]:
@@ -543,17 +824,16 @@ def _npz_array(archive: zipfile.ZipFile, key: str, header: _NpyHeader) -> NDArra
 
 
 def _read_statistics(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, NDArray[Any]] | None:
-    if not _STATISTICS.keys() & set(keys):
-        return None
-    missing = [key for key in _STATISTICS if key not in keys]
+    present = [key for key in _STATISTICS if key in keys]
+    missing = [key for pair in _PAIRS if set(pair) & set(present) for key in pair if key not in present]
     if missing:
         raise InputError(
-            f"{name}: has statistics without {', '.join(missing)}; expected all of {', '.join(_STATISTICS)}. "
-            f"Statistics of other tools, which have only mu and sigma, cannot stand in for these"
+            f"{name}: has {', '.join(present)} without {', '.join(missing)}; expected mu and sigma, mu_s and "
+            f"sigma_s, or all of {', '.join(_STATISTICS)}"
         )
     statistics = {}
-    for key, shape in _STATISTICS.items():
-        header = _npz_header(name, archive, key)
+    for key in present:
+        shape, header = _STATISTICS[key], _npz_header(name, archive, key)
         if header.shape != shape or header.dtype.kind != "f":
             raise InputError(
                 f"{name}: {key} is {header.dtype} of shape {header.shape}; expected floats of shape {shape}"
@@ -562,7 +842,7 @@ def _read_statistics(name: str, archive: zipfile.ZipFile, keys: list[str]) -> di
         if not np.isfinite(array).all():
             raise InputError(f"{name}: {key} holds values that are not finite; compute the statistics again")
         statistics[key] = array.astype(header.dtype.newbyteorder("="))
-    return statistics
+    return statistics or None
 
 
 def _read_provenance(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, Any] | None:
@@ -600,10 +880,20 @@ class _Hdf5(ImageSource):
             dataset = datasets[self._key]
             shape = _check_layout(f"{name}, {self._key}", dataset.shape or (), dataset.dtype)
             super().__init__(name, "hdf5", len(dataset), shape, dataset.dtype)
-            labels = datasets.get("labels", datasets.get("arr_1"))
+            labels = next((key for key in ("labels", "arr_1") if key in datasets), None)
             if labels is not None:
-                self._take_labels(labels.shape, labels.dtype, lambda: labels[:])
-        self._look_at_floats()
+                found = datasets[labels]
+                self._take_labels(labels, found.shape, found.dtype, lambda: found[:])
+            unused = [
+                f"{key} {found.shape}" for key, found in datasets.items() if key not in (self._key, labels)
+            ]
+            if unused:
+                self.notes += (f"Datasets of {name} that are not used: {listing(unused)}.",)
+            # The values may be in other files, whose changes would not be seen.
+            self._is_whole = not (dataset.is_virtual or dataset.external)
+
+    def _paths(self) -> Sequence[Path] | None:
+        return [Path(self.name)] if self._is_whole else None
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         with readable(self.name), h5py.File(self.name, "r") as file:
@@ -637,7 +927,9 @@ class _Parts(ImageSource):
         if len(labels) == len(parts):
             self.labels = np.concatenate(labels)
         elif labels:
-            self.notes += (f"The labels are left out: {len(labels)} of {len(parts)} parts have them.",)
+            self.labels_problem = f"The labels are left out: {len(labels)} of {len(parts)} parts have them."
+            self.notes += (self.labels_problem,)
+        self.value_range = None  # the parts have applied theirs
         for note, count in Counter(note for part in parts for note in part.notes).items():
             self.notes += (f"{note} (So in {count} of {len(parts)} parts of {name}.)",)
 
@@ -662,9 +954,18 @@ class _Parts(ImageSource):
                 yield from part._checked(size, start)  # here, so that a message names the part
             start = max(0, start - len(part))
 
-    def _digest(self) -> str:
-        content = [(len(part), part.digest) for part in self._parts]
-        return hashlib.sha256(f"parts {content}".encode()).hexdigest()
+    def _examine(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+        content, done = [], 0
+        for part in self._parts:
+            content.append((len(part), part.digest))
+            done += len(part)
+            if progress:
+                progress(done, len(self))
+        return {"digest": hashlib.sha256(f"parts {content}".encode()).hexdigest()}
+
+    def check_unchanged(self) -> None:
+        for part in self._parts:
+            part.check_unchanged()
 
 
 # ----------------------------------------------------------------------------------------- image files
@@ -681,7 +982,7 @@ class _Decoded(ImageSource):
             height, width, _ = self._decode(next(first)).shape
         self._first_size = (width, height)
         self.shape = (height, width, 3)
-        self.labels = files.labels
+        self.labels, self.labels_problem = files.labels, files.labels_problem
         self.notes += files.notes
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
@@ -711,7 +1012,7 @@ class _Decoded(ImageSource):
         """The image, its pixels not yet decoded, if its header says what is expected."""
         where = f"{self.name}, {name}"
         try:
-            with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+            with open_picture(data) as image:
                 width, height = image.size
                 if self._first_size not in (None, image.size):
                     raise ImageError(
@@ -739,5 +1040,17 @@ class _Decoded(ImageSource):
         with self._opened(name, data):
             pass
 
-    def _digest(self) -> str:
-        return self._files.digest(self._look)
+    def _paths(self) -> Sequence[Path]:
+        return self._files.paths()
+
+    def _examine(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
+        done = 0
+
+        def look(name: str, data: bytes) -> None:
+            nonlocal done
+            self._look(name, data)
+            done += 1
+            if progress:
+                progress(done, len(self))
+
+        return {"digest": self._files.digest(look)}

