@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from dataclasses import replace
@@ -21,8 +23,9 @@ from evalkit.console import (
     no_store_option,
     open_batches,
     progress_bars,
+    value_range_option,
 )
-from evalkit.errors import EvalkitError, InputError
+from evalkit.errors import EvalkitError, InputError, OutputError, shortened
 
 __all__ = ["main", "root"]
 
@@ -75,23 +78,68 @@ def _share_cores() -> None:
             os.environ.setdefault(name, value)
 
 
+def _print_anything() -> None:
+    """Write characters that the terminal does not have, and names that are not UTF-8, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> NoReturn:
     """Run the command line; exit 0 on success, 2 on bad usage or input, 130 when interrupted."""
     _share_cores()
+    _print_anything()
+    try:
+        code = _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not _is_of_printing(error):
+            raise
+        _complain(
+            f"Error: Standard output cannot be written: {error.strerror}. Files asked for are complete."
+        )
+        code = BAD_INPUT
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # nothing more shall be tried at the end of the process
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         result = root.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(BAD_INPUT)
+        text = io.StringIO()
+        error.show(text)
+        _complain(shortened(text.getvalue().rstrip()))
+        return BAD_INPUT
     except EvalkitError as error:
         who = "" if leads() else f" (rank {os.environ['RANK']})"
-        click.echo(f"Error{who}: {error}", err=True)
-        sys.exit(BAD_INPUT)
+        _complain(f"Error{who}: {error}")
+        return BAD_INPUT
     except (click.Abort, KeyboardInterrupt):
         if leads():
-            click.echo("Interrupted. What was stored stays; run the same command again to go on.", err=True)
-        sys.exit(INTERRUPTED)
-    sys.exit(result if isinstance(result, int) else 0)
+            _complain("Interrupted. What was stored stays; run the same command again to go on.")
+        return INTERRUPTED
+    except SystemExit as exit_:
+        # click ends so, with 1, when the reader of a pipe has gone: `evalkit ... | head`.
+        return 0 if exit_.code == 1 else int(exit_.code or 0)
+    return result if isinstance(result, int) else 0
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # there is nowhere left to say it
+        click.echo(text, err=True)
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Whether it comes from :func:`click.echo`, with which all is printed, or from the flush at the end."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code in (click.echo.__code__, main.__code__)
 
 
 @root.command()
@@ -129,6 +177,7 @@ def main() -> NoReturn:
     "all, in bounded memory.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the drawing of --subset.")
+@value_range_option
 @extractor_options
 @no_store_option
 def compare(
@@ -140,6 +189,7 @@ def compare(
     metrics: str | None,
     subset: int | None,
     seed: int,
+    value_range: str | None,
     **options: Any,
 ) -> None:
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
@@ -166,11 +216,11 @@ def compare(
 
     with setup.team() as team:
         # Before the network is set up: a mistyped name should not cost a download.
-        sides, published = open_batches(reference, samples)
+        sides, published = open_batches(reference, samples, value_range=value_range)
         comparison = compare(
             *sides,
             protocol=protocol,
-            metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else None,
+            metrics=metrics,
             subset=Subset(images=subset, seed=seed) if subset is not None else None,
             extractor=setup.extractor(),
             store=setup.store,
@@ -180,12 +230,18 @@ def compare(
         )
         comparison = replace(comparison, published=published)
         if leads():
+            failure = None
+            try:  # before printing, which may fail
+                if json_file:
+                    with replace_atomically(json_file) as partial:
+                        partial.write_text(comparison.to_json())
+            except OutputError as error:
+                failure = error  # after printing, so that the scores are not lost
             click.echo(FORMATS[format_](comparison))
             for remark in remarks(comparison) if format_ == "adm" else ():
                 announce(remark)  # the five lines have no place for it
-            if json_file:
-                with replace_atomically(json_file) as partial:
-                    partial.write_text(comparison.to_json())
+            if failure:
+                raise failure
 
 
 @root.command()
@@ -193,9 +249,10 @@ def compare(
 @click.option(
     "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="HDF5 file to write."
 )
+@value_range_option
 @extractor_options
 @no_store_option
-def features(images: str, out: Path, **options: Any) -> None:
+def features(images: str, out: Path, value_range: str | None, **options: Any) -> None:
     """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
 
     \b
@@ -209,7 +266,7 @@ def features(images: str, out: Path, **options: Any) -> None:
     from evalkit.comparison import features_of
 
     with setup.team() as team:
-        (side,), _ = open_batches(images)
+        (side,), _ = open_batches(images, value_range=value_range)
         extractor = setup.extractor()
         extracted = features_of(
             side,
@@ -230,9 +287,10 @@ def features(images: str, out: Path, **options: Any) -> None:
 @click.option(
     "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
 )
+@value_range_option
 @extractor_options
 @no_store_option
-def stats(images: str, out: Path, **options: Any) -> None:
+def stats(images: str, out: Path, value_range: str | None, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
     Of any number of images, in bounded memory.
@@ -253,7 +311,7 @@ def stats(images: str, out: Path, **options: Any) -> None:
     from evalkit.comparison import features_of, statistics_of, statistics_record
 
     with setup.team() as team:
-        (side,), _ = open_batches(images)
+        (side,), _ = open_batches(images, value_range=value_range)
         extractor = setup.extractor()
         summed = features_of(
             side,
@@ -313,7 +371,7 @@ def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
             raise InputError(f"{file}: {error}") from error
     from reference_batches.catalog import published_rows
 
-    write_curves(out, found, published_rows(published) if published else ())
+    write_curves(out, found, published_rows(published) if published is not None else ())
     click.echo(f"wrote {out}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.distributed import Team
-from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError, listing
 from evalkit.extractors.inception import Inception, resolve_device
 from evalkit.features import (
     EXTRACTING,
@@ -33,7 +33,14 @@ from evalkit.features import (
     is_features_file,
 )
 from evalkit.files import cache_directory
-from evalkit.images import ImageSource, SupportsArray, open_images
+from evalkit.images import (
+    ImageSource,
+    SupportsArray,
+    ValueRange,
+    are_ids,
+    check_range_used,
+    open_images,
+)
 from evalkit.metrics import (
     PROTOCOLS,
     FrechetDistance,
@@ -109,10 +116,11 @@ def compare(
     samples: Source,
     *,
     protocol: str = "adm",
-    metrics: Collection[str] | None = None,
-    subset: Subset | None = None,
+    metrics: Collection[str] | str | None = None,
+    subset: Subset | int | None = None,
+    value_range: ValueRange | None = None,
     extractor: Extractor | None = None,
-    store: FeatureStore | Literal["default"] | None = "default",
+    store: FeatureStore | str | PathLike[str] | None = "default",
     progress: Progress | None = None,
     say: Callable[[str], object] | None = None,
     team: Team | None = None,
@@ -130,11 +138,14 @@ def compare(
         samples: Likewise.
         protocol: ``adm`` is the ADM reference evaluator's arithmetic, float16 distances included; ``exact``
             the same metrics in exact arithmetic.
-        metrics: Names of the scores to compute; None for all. Precision and recall come together.
-        subset: Which images the Inception Score, precision and recall are of; None for all. FID and sFID are
-            of all in any case.
+        metrics: Names of the scores to compute, as a list or separated by commas; None for all. Precision and
+            recall come together.
+        subset: Which images the Inception Score, precision and recall are of, or how many; None for all. FID
+            and sFID are of all in any case.
+        value_range: What files and arrays of floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``; see
+            :func:`evalkit.images.open_images`.
         extractor: The network; :class:`~evalkit.extractors.inception.Inception` with its defaults if None.
-        store: Where features are kept between runs; None keeps them nowhere.
+        store: Where features are kept between runs: a store or its folder; None keeps them nowhere.
         progress: Called with (stage, done, total).
         say: Told, before the work, how much memory it takes, where that is much.
         team: Processes that do this together, each with the same arguments. Rank 0 gets all scores, the
@@ -146,15 +157,18 @@ def compare(
     Raises:
         EvalkitError: Bad input, no weights, nothing to compute; see :mod:`evalkit.errors`.
     """
+    subset = Subset(images=subset) if isinstance(subset, int) and not isinstance(subset, bool) else subset
+    if not isinstance(subset, Subset | None):
+        raise InputError(f"subset={subset!r}: expected a number of images, or evalkit.Subset(images=...).")
     plan = _plan(protocol, metrics, subset, leads=team is None or team.rank == 0)
     clock = _Clock()
-    if store == "default":
-        store = default_store()
+    store = _opened_store(store)
+    _check_extractor(extractor)
     if team:
         progress = team.noting(progress)
 
     # Opening makes the cheap checks of both sides before the long work on either.
-    sources = [open_source(reference), open_source(samples)]
+    sources = _open_all(reference, samples, value_range=value_range)
     for source in sources:
         _check_enough(source)
     if extractor is None and any(isinstance(source, ImageSource) for source in sources):
@@ -204,8 +218,9 @@ def features_of(
     *,
     layers: Collection[Layer] = LAYERS,
     moments: Collection[Layer] = (),
+    value_range: ValueRange | None = None,
     extractor: Extractor | None = None,
-    store: FeatureStore | Literal["default"] | None = "default",
+    store: FeatureStore | str | PathLike[str] | None = "default",
     progress: Progress | None = None,
     team: Team | None = None,
 ) -> Features:
@@ -214,11 +229,11 @@ def features_of(
     Arguments are as in `compare`, and as in :func:`evalkit.features.extract`. With a team, rank 0 gets the
     features; the others only help.
     """
-    opened = open_source(source)
+    (opened,) = _open_all(source, value_range=value_range)
+    _check_extractor(extractor)
     if extractor is None and isinstance(opened, ImageSource):
         extractor = Inception()
-    if store == "default":
-        store = default_store()
+    store = _opened_store(store)
     leads = team is None or team.rank == 0
     plan = _Plan(layers=layers, own_layers=layers if leads else (), moments=moments, leads=leads)
     side = _Side(opened, plan, extractor, store, team.noting(progress) if team else progress, team)
@@ -238,8 +253,9 @@ def statistics_of(features: Features) -> dict[str, Any]:
     for layer, suffix in (("pool", ""), ("spatial", "_s")):
         if layer in features.statistics:
             mu, sigma = features.statistics[layer].mu, features.statistics[layer].sigma
+        elif (rows := getattr(features, layer)) is None:
+            continue  # a file of one pair of statistics, without images
         else:
-            rows = getattr(features, layer)
             moments = Moments(rows.shape[1])
             moments.update(rows)
             mu, sigma = moments.mean, moments.covariance
@@ -261,8 +277,12 @@ def statistics_record(features: Features) -> dict[str, Any]:
     }
 
 
-def open_source(source: Source) -> ImageSource | Features:
+def open_source(source: Source, value_range: ValueRange | None = None) -> ImageSource | Features:
     """Open images or features, with the cheap checks; what is already open stays as it is.
+
+    Args:
+        source: What to open.
+        value_range: Of floats; see :func:`evalkit.images.open_images`.
 
     Raises:
         InputError: There is nothing at the path, or not what evalkit reads.
@@ -271,7 +291,41 @@ def open_source(source: Source) -> ImageSource | Features:
         return source
     if isinstance(source, str | PathLike) and is_features_file(Path(source)):
         return replace(Features.load(Path(source)), name=str(source))
-    return open_images(source)
+    return open_images(source, value_range=value_range)
+
+
+def _open_all(*sources: Source, value_range: ValueRange | None) -> list[ImageSource | Features]:
+    opened = [open_source(source, value_range) for source in sources]
+    check_range_used(opened, value_range)
+    return opened
+
+
+def _opened_store(store: FeatureStore | str | PathLike[str] | None) -> FeatureStore | None:
+    if store is None or isinstance(store, FeatureStore):
+        return store
+    if store == "default":
+        return default_store()
+    if not isinstance(store, str | PathLike) or not os.fspath(store):
+        raise InputError(f"store={store!r}: expected a folder, evalkit.FeatureStore(folder) or None.")
+    return FeatureStore(Path(store))
+
+
+def _check_extractor(extractor: object) -> None:
+    if extractor is not None and not (callable(extractor) and hasattr(extractor, "fingerprint")):
+        raise InputError(
+            f'extractor={extractor!r}: expected a network, such as evalkit.Inception(device="cuda").'
+        )
+
+
+def _names(metrics: Collection[str] | str | None) -> list[str] | None:
+    """What was asked for, however it was written."""
+    if metrics is None:
+        return None
+    if isinstance(metrics, str):
+        return [name.strip() for name in metrics.split(",")]
+    if not isinstance(metrics, Collection) or not all(isinstance(name, str) for name in metrics):
+        raise InputError(f'metrics={metrics!r}: expected names, such as ["fid", "recall"] or "fid,recall".')
+    return list(metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,28 +353,29 @@ class _Plan:
 
 def _plan(
     protocol: str,
-    names: Collection[str] | None,
+    metrics: Collection[str] | str | None,
     subset: Subset | None,
     *,
     leads: bool,
     streaming: bool = True,
 ) -> _Plan:
-    if protocol not in PROTOCOLS:
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}. Give one of {', '.join(PROTOCOLS)}.")
     known = [name for metric in PROTOCOLS[protocol] for name in metric.names]
+    names = _names(metrics)
     wanted = set(known if names is None else names)
     if not wanted or wanted - set(known):
-        given = ", ".join(map(repr, sorted(wanted - set(known)))) or "(none)"
+        given = listing(map(repr, sorted(wanted - set(known)))) or "(none)"
         raise InputError(f"Unknown metrics {given}. Give one or more of {', '.join(known)}.")
-    metrics = [metric for metric in PROTOCOLS[protocol] if wanted & set(metric.names)]
-    frechet = [metric for metric in metrics if isinstance(metric, FrechetDistance)]
-    in_memory = [metric for metric in metrics if metric not in frechet]
+    chosen = [metric for metric in PROTOCOLS[protocol] if wanted & set(metric.names)]
+    frechet = [metric for metric in chosen if isinstance(metric, FrechetDistance)]
+    in_memory = [metric for metric in chosen if metric not in frechet]
     if subset is None and (in_memory or not streaming):
-        in_memory, frechet = metrics, []
-    computed = {name for metric in metrics for name in metric.names}
+        in_memory, frechet = chosen, []
+    computed = {name for metric in chosen for name in metric.names}
     return _Plan(
         metrics=tuple(
-            replace(metric, mean_dtype="float64") if metric in frechet else metric for metric in metrics
+            replace(metric, mean_dtype="float64") if metric in frechet else metric for metric in chosen
         ),
         missing=tuple(name for name in known if name not in computed),
         layers={layer for metric in in_memory for layer in metric.layers},
@@ -400,7 +455,8 @@ class _Side:
         self.source = source
         self.rows = plan.subset.rows(len(source)) if plan.subset else None
         # What the file has itself is not computed.
-        self.moments = [layer for layer in plan.moments if not source.statistics]
+        there = _layers_of_statistics(source)
+        self.moments = [layer for layer in plan.moments if layer not in there]
         self.is_needed = bool(len(source)) and bool(plan.layers or self.moments)
         self.kept = 0
         if plan.own_layers:
@@ -514,6 +570,14 @@ def _physical_memory() -> int | None:
         return None
 
 
+def _layers_of_statistics(side: ImageSource | Features) -> set[str]:
+    """Of which layers a file has mean and covariance."""
+    if isinstance(side, Features):
+        return set(side.statistics)
+    layers = {"mu": "pool", "mu_s": "spatial"}
+    return {layer for key, layer in layers.items() if key in (side.statistics or {})}
+
+
 def _statistics_record(side: ImageSource | Features) -> Mapping[str, Any]:
     """What the file says of its statistics, where evalkit wrote it."""
     record = (isinstance(side, ImageSource) and side.provenance) or {}
@@ -590,8 +654,15 @@ def _label_warning(features: Features) -> Iterator[str]:
     """Labels drawn uniformly spread like a Poisson variable; far beyond that they were not."""
     if features.labels is None or not len(features.labels):
         return
-    counts = np.bincount(features.labels - features.labels.min())
-    counts = counts[counts > 0]
+    _, counts = np.unique(features.labels, return_counts=True)
+    if are_ids(features.labels):
+        yield (
+            f"The labels of {features.name} are {len(counts):,} different numbers up to "
+            f"{features.labels.max()} "
+            f"for {len(features.labels):,} images: seeds or ids, it seems, and no classes. No metric here "
+            "uses them."
+        )
+        return
     expected = counts.mean()
     if len(counts) > 1 and np.abs(counts - expected).max() > max(6 * np.sqrt(expected), 2):
         yield (

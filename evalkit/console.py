@@ -29,6 +29,7 @@ __all__ = [
     "no_store_option",
     "open_batches",
     "progress_bars",
+    "value_range_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,6 +75,14 @@ no_store_option = click.option(
     "--no-store", is_flag=True, help="Neither read nor keep features between runs."
 )
 """For verbs that extract from whole batches and can keep the features."""
+
+
+value_range_option = click.option(
+    "--value-range",
+    metavar="0..1|-1..1|0..255",
+    help="What files of floats hold; floats that are no pixels from 0 to 255 are refused without it.",
+)
+"""For verbs that open images of any kind."""
 
 
 class ExtractorSetup:
@@ -219,19 +228,20 @@ def bytes_bar(title: str) -> Callable[[int, int], None]:
 
 
 def open_batches(
-    *arguments: str,
+    *arguments: str, value_range: str | None = None
 ) -> tuple[list[ImageSource | Features], tuple[PublishedRow, ...]]:
     """Open what each argument stands for; also what was published on the first one's dataset.
 
     What is a path is opened first: nothing is fetched for the sake of a file that is damaged.
     """
     from evalkit.comparison import open_source
+    from evalkit.images import check_range_used
     from reference_batches.catalog import published_rows
     from reference_batches.fetch import fetch, named
 
     batches = [named(argument) for argument in arguments]
     opened = {
-        argument: open_source(argument)
+        argument: open_source(argument, value_range)
         for argument, batch in zip(arguments, batches, strict=True)
         if batch is None
     }
@@ -240,6 +250,7 @@ def open_batches(
             say = announce if leads() else None
             path = fetch(batch.name, announce=say, progress=bytes_bar(batch.name))
             opened[batch.name] = open_source(path)
+    check_range_used(opened.values(), value_range)
     first = batches[0]
     rows = published_rows(first.dataset) if first is not None and first.kind == "reference" else ()
     return [opened[argument] for argument in arguments], rows

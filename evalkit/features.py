@@ -54,7 +54,7 @@ GROUP = 64
 EXTRACTING = "Inception features of"
 """How the stage begins in which images are extracted; reading back what is stored is another."""
 
-FORMAT = "evalkit features 1"
+FORMAT = "evalkit features 2"
 
 
 class Extractor(Protocol):
@@ -133,18 +133,24 @@ class Features:
         Raises:
             OutputError: The file cannot be written.
         """
+        # HDF5 takes no text that is not UTF-8, as the name of a file may be.
+        texts = {
+            key: str(getattr(self, key)).encode(errors="backslashreplace").decode() for key in _FEATURES_TEXTS
+        }
+        arrays = {key: getattr(self, key) for key in ("pool", "spatial", "labels")}
+        arrays |= {
+            f"statistics/{layer}/{key}": getattr(statistics, key)
+            for layer, statistics in self.statistics.items()
+            for key in ("mu", "sigma")
+        }
+        if self.image_shape is not None:
+            arrays["image_shape"] = np.array(self.image_shape, np.int64)
+        arrays = {key: array for key, array in arrays.items() if array is not None}
         with replace_atomically(path) as partial, h5py.File(partial, "w") as file:
-            file.attrs["format"] = FORMAT
-            for name in ("name", "digest", "extractor", "fingerprint"):
-                file.attrs[name] = getattr(self, name)
-            if self.image_shape is not None:
-                file.attrs["image_shape"] = self.image_shape
-            for name in ("pool", "spatial", "labels"):
-                if (array := getattr(self, name)) is not None:
-                    file.create_dataset(name, data=array)
-            for layer, statistics in self.statistics.items():
-                file.create_dataset(f"statistics/{layer}/mu", data=statistics.mu)
-                file.create_dataset(f"statistics/{layer}/sigma", data=statistics.sigma)
+            for key, value in (texts | {"format": FORMAT, "sha256": _digest(texts, arrays)}).items():
+                file.attrs[key] = value
+            for key, array in arrays.items():
+                file.create_dataset(key, data=array)
 
     @classmethod
     def load(cls, path: Path) -> Features:
@@ -157,21 +163,48 @@ class Features:
             with h5py.File(path, "r") as file:
                 if file.attrs.get("format") != FORMAT:
                     raise InputError(f"{path} is not a features file of this version ({FORMAT!r}).")
-                values: dict[str, Any] = {
-                    name: file[name][()] if name in file else None for name in ("pool", "spatial", "labels")
-                }
-                values |= {
-                    key: str(file.attrs[key]) for key in ("name", "digest", "extractor", "fingerprint")
-                }
-                values["statistics"] = {
-                    layer: Statistics(mu=group["mu"][()], sigma=group["sigma"][()])
-                    for layer, group in file.get("statistics", {}).items()
-                }
-                if "image_shape" in file.attrs:
-                    values["image_shape"] = tuple(map(int, file.attrs["image_shape"]))
-        except (OSError, KeyError) as error:
+                texts = {key: str(file.attrs[key]) for key in _FEATURES_TEXTS}
+                arrays: dict[str, NDArray[Any]] = {}
+                file.visititems(
+                    lambda key, node: arrays.update({key: node[()]} if isinstance(node, h5py.Dataset) else {})
+                )
+                if str(file.attrs["sha256"]) != _digest(texts, arrays):
+                    raise ValueError("its content is not what was written")
+            layers = {key.split("/")[1] for key in arrays if key.startswith("statistics/")}
+            shape = arrays.get("image_shape")
+            return cls(
+                name=texts["name"],
+                digest=texts["digest"],
+                extractor=texts["extractor"],
+                fingerprint=texts["fingerprint"],
+                pool=arrays.get("pool"),
+                spatial=arrays.get("spatial"),
+                labels=arrays.get("labels"),
+                statistics={
+                    layer: Statistics(
+                        mu=arrays[f"statistics/{layer}/mu"], sigma=arrays[f"statistics/{layer}/sigma"]
+                    )
+                    for layer in sorted(layers)
+                },
+                image_shape=None if shape is None else tuple(shape.tolist()),
+            )
+        except InputError:
+            raise
+        except Exception as error:  # h5py raises almost anything for damage
             raise InputError(f"{path} is a damaged features file ({error}). Extract it again.") from error
-        return cls(**values)
+
+
+_FEATURES_TEXTS = ("name", "digest", "extractor", "fingerprint")
+
+
+def _digest(texts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Hex sha256 of what a features file holds."""
+    digest = hashlib.sha256(json.dumps([FORMAT, *sorted(texts.items())]).encode())
+    for key in sorted(arrays):
+        array = np.asarray(arrays[key])
+        digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def is_features_file(path: Path) -> bool:
@@ -375,6 +408,8 @@ class _Shards:
         self._extractor = extractor
         self._layers = {layer: d for layer, d in extractor.dimensions.items() if layer in layers}
         self._progress = team.noting(progress) if team else progress
+        # What is in memory is hashed in no time.
+        images.identify(None if images.kind == "array" else self._report_hashing)
         self._entry = _Entry(store, images, extractor, self.spans) if store else None
         if self._entry:
             self._entry.prepare()
@@ -460,8 +495,13 @@ class _Shards:
                 shard[layer][self._position - begin :][: len(batch)] = values
             self._position += len(batch)
             self._done += len(batch)
+        self._images.check_unchanged()  # what it is stored under was computed before
         self._report()
         return shard
+
+    def _report_hashing(self, done: int, total: int) -> None:
+        if self._progress:
+            self._progress(f"checksum of the images of {self._images.name}", done, total)
 
     def _count(self) -> None:
         """Say how much the store has."""
@@ -476,12 +516,11 @@ class _Shards:
 
 
 def _statistics(images: ImageSource) -> dict[str, Statistics]:
-    found = images.statistics
-    if found is None:
-        return {}
+    found = images.statistics or {}
     return {
-        "pool": Statistics(mu=found["mu"], sigma=found["sigma"]),
-        "spatial": Statistics(mu=found["mu_s"], sigma=found["sigma_s"]),
+        layer: Statistics(mu=found[f"mu{suffix}"], sigma=found[f"sigma{suffix}"])
+        for layer, suffix in (("pool", ""), ("spatial", "_s"))
+        if f"mu{suffix}" in found
     }
 
 

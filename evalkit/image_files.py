@@ -280,7 +280,7 @@ class _Members(ImageFiles):
             )
             raise InputError(
                 f"{name}: no images; expected files ending in {', '.join(_SUFFIXES)}, "
-                f"found {others or 'no files'}{advice}{' '.join(('', *notes))}"
+                f"found {others or 'no files'}{advice}. {' '.join(notes)}".rstrip()
             )
         super().__init__(name, kind, [member for member, _ in images])
         self._members = [value for _, value in images]

@@ -55,6 +55,8 @@ __all__ = [
     "NpzWriter",
     "SupportsArray",
     "ValueRange",
+    "are_ids",
+    "check_range_used",
     "is_pattern",
     "open_images",
     "read_ahead",
@@ -299,6 +301,44 @@ def _labels_problem(count: int, key: str, shape: tuple[int, ...], dtype: np.dtyp
     if shape == (count,) and dtype.kind == "f":
         return f"{text}; turn it into classes with labels.astype(int)"
     return text
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def check_range_used(opened: Iterable[_Named], value_range: ValueRange | None) -> None:
+    """Refuse a range of floats that was given where there are none.
+
+    Args:
+        opened: Images, files or features.
+        value_range: As it was given to open them.
+
+    Raises:
+        InputError: None of them holds floats.
+    """
+    opened = list(opened)
+    scaled = value_range is not None and _value_range(value_range) != VALUE_RANGES["0..255"]
+    if scaled and all(getattr(one, "dtype", None) != np.float32 for one in opened):
+        raise InputError(
+            f"Value range {value_range!r} says what floats hold, and there are none in "
+            f"{listing(one.name for one in opened)}. Integers are from 0 to 255: leave it out."
+        )
+
+
+def are_ids(labels: NDArray[np.int64]) -> bool:
+    """Whether labels are no classes but seeds or ids: numbers that are thinly spread over a vast range.
+
+    Args:
+        labels: (n,).
+    """
+    if not len(labels):
+        return False
+    classes = len(np.unique(labels))
+    # Python's integers: the range may be larger than 64 bits hold.
+    span = int(labels.max()) - min(int(labels.min()), 0)
+    return classes > 1 and span > max(100_000, 1000 * classes)
 
 
 class _Floats:

@@ -61,7 +61,7 @@ def markdown(comparison: Comparison) -> str:
     for name in _names(comparison):
         score = _score(comparison, name)
         if score is None:
-            lines.append(f"| {TITLES[name]} | – | not computed: {comparison.missing[name]} |")
+            lines.append(f"| {TITLES[name]} | - | not computed: {comparison.missing[name]} |")
         else:
             lines.append(
                 f"| {TITLES[name]} | {_rounded(score)}{_drawn(score, comparison)} | {score.better} |"

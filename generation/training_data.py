@@ -80,6 +80,8 @@ def check_images(images: ImageSource, size: int, classes: int | None, *, larger:
     if classes is None:
         return
     if images.labels is None:
+        if images.labels_problem:
+            raise InputError(f"{images.name}: the model has {classes} classes. {images.labels_problem}")
         raise InputError(
             f"{images.name} has no labels, and the model has {classes} classes. Give an npz with labels in "
             "arr_1, an HDF5 file with `labels`, or a recipe without classes."

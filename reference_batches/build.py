@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,14 +27,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError
+from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError, listing
 from evalkit.features import Extractor
 from evalkit.files import check_writable, only_process, replace_atomically
-from evalkit.image_files import MAX_IMAGE_BYTES, ImageFiles, open_image_files, open_picture
-from evalkit.images import ImageSource, NpzWriter, SupportsArray, open_images, read_ahead
+from evalkit.image_files import MAX_IMAGE_BYTES, ImageFiles, first_folders, open_image_files, open_picture
+from evalkit.images import (
+    ImageSource,
+    NpzWriter,
+    SupportsArray,
+    ValueRange,
+    check_range_used,
+    open_images,
+    read_ahead,
+)
 from evalkit.metrics import Moments
 
-__all__ = ["Report", "Settings", "build", "center_crop", "decode_rgb", "labels_of"]
+__all__ = ["Classes", "Report", "Settings", "build", "center_crop", "decode_rgb", "labels_of"]
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
@@ -59,6 +68,8 @@ class Settings:
         labels: Where classes come from: ``folders`` (the first folder that is not common to all; classes are
             numbered in the order of their sorted names), ``names`` (what stands before the first underscore
             of the file's name), ``none``, or ``auto``: the container's labels, else folders if there are any.
+        class_order: How the names of classes are sorted: as ``text``, which has 10 before 2 and is what other
+            tools do, or ``natural``, which has 2 before 10.
     """
 
     size: int
@@ -66,6 +77,7 @@ class Settings:
     seed: int = 0
     statistics: Literal["all", "kept", "none"] = "all"
     labels: Literal["auto", "folders", "names", "none"] = "auto"
+    class_order: Literal["text", "natural"] = "text"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -104,6 +116,7 @@ def build(
     *,
     extractor: Extractor | None = None,
     skip_bad: bool = False,
+    value_range: ValueRange | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -121,6 +134,7 @@ def build(
         settings: See :class:`Settings`.
         extractor: The network of the statistics; not needed without statistics.
         skip_bad: Leave out images that cannot be decoded, drawing others in their place, and do not stop.
+        value_range: What a source of floats holds; see :func:`evalkit.images.open_images`.
         workers: Decoding threads; None is one a core. Not part of the result.
         progress: Called with (stage, done, total).
 
@@ -131,7 +145,7 @@ def build(
         UndefinedMetricError: Statistics of fewer than two images.
     """
     check_writable(out, *([source] if isinstance(source, str | os.PathLike) else []))
-    items = _open(source)
+    items = _open(source, value_range)
     if settings.statistics == "none":
         extractor = None
     elif extractor is None:
@@ -208,39 +222,70 @@ def center_crop(where: str, image: Image.Image, size: int) -> Pixels:
     return pixels[top : top + size, left : left + size]
 
 
-def labels_of(
-    items: ImageFiles | ImageSource, how: Literal["auto", "folders", "names", "none"]
-) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Class of each image, and the names of the classes where it was read from names; see :class:`Settings`.
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The class of each image.
+
+    Attributes:
+        labels: (n,) int64, or None where there are no classes.
+        names: Of the classes, by label, where they were read from names.
+        notes: What the user should know, a sentence each.
+    """
+
+    labels: NDArray[np.int64] | None = None
+    names: list[str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def labels_of(items: ImageFiles | ImageSource, settings: Settings) -> Classes:
+    """The class of each image; see :class:`Settings`.
 
     Raises:
         InputError: The names show no classes, and they were asked for.
     """
+    how = settings.labels
     if how == "none" or (how == "auto" and items.labels is not None):
-        return (None if how == "none" else items.labels), None
+        return Classes(labels=None if how == "none" else items.labels)
     if isinstance(items, ImageSource):
         if how != "auto":
             raise InputError(f"{items.name}: a {items.kind} has no file names to take classes from.")
-        return None, None
-    paths = [name.split("/") for name in items.names]
+        return Classes()
     if how == "names":
-        found = [path[-1].split("_")[0] if "_" in path[-1] else "" for path in paths]
+        files = [name.rpartition("/")[2] for name in items.names]
+        found = [file.split("_")[0] if "_" in file else "" for file in files]
         expected = "names such as n01440764_10026.JPEG, the class before the first underscore"
     else:
-        depths = zip(*(path[:-1] for path in paths), strict=False)
-        common = sum(1 for _ in takewhile(lambda folders: len(set(folders)) == 1, depths))
-        found = [path[common] if len(path) > common + 1 else "" for path in paths]
+        found = first_folders(items.names)
         expected = "a folder for each class"
     if not all(found):
         if how == "auto":
-            return None, None
+            return Classes()
         outside = items.names[found.index("")]
         raise InputError(f"{items.name}: {outside} has no class; expected {expected}.")
-    names, labels = np.unique(found, return_inverse=True)
-    return labels.astype(np.int64), names.tolist()
+    text = sorted(set(found))
+    natural = sorted(text, key=_natural)
+    names = natural if settings.class_order == "natural" else text
+    notes: tuple[str, ...] = ()
+    if text != natural:
+        first = next(a for a, b in zip(text, natural, strict=True) if a != b)
+        other = "natural" if settings.class_order == "text" else "text"
+        notes = (
+            f"Classes are numbered in the order of their names as {settings.class_order}: {listing(names)}. "
+            f"So {first} is class {names.index(first)}; --class-order {other} would number them otherwise.",
+        )
+    places = {name: label for label, name in enumerate(names)}
+    return Classes(labels=np.array([places[name] for name in found], np.int64), names=names, notes=notes)
 
 
-def _open(source: str | os.PathLike[str] | SupportsArray) -> ImageFiles | ImageSource:
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort by in which numbers count as numbers."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def _open(
+    source: str | os.PathLike[str] | SupportsArray, value_range: ValueRange | None
+) -> ImageFiles | ImageSource:
     """Files of any size where there are files, else images of one size."""
     if isinstance(source, str | os.PathLike) and Path(source).exists():
         try:
@@ -248,8 +293,10 @@ def _open(source: str | os.PathLike[str] | SupportsArray) -> ImageFiles | ImageS
         except InputError:
             files = None  # for example an npz, which is a zip without images: what it is will be said there
         if files:
+            check_range_used([files], value_range)
             return files
-    images = open_images(source)
+    images = open_images(source, value_range=value_range)
+    check_range_used([images], value_range)
     if images.shape is None:
         raise InputError(f"{images.name}: holds statistics and no images; expected images.")
     return images
@@ -278,7 +325,8 @@ class _Builder:
         self, items: ImageFiles | ImageSource, settings: Settings, extractor: Extractor | None, out: Path
     ) -> None:
         self.items, self.settings, self.extractor, self.out = items, settings, extractor, out
-        self.labels, self.classes = labels_of(items, settings.labels)
+        found = labels_of(items, settings)
+        self.labels, self.classes, self.notes = found.labels, found.names, items.notes + found.notes
         drawn = _draw(len(items), settings)
         self.order, self.spare = np.split(drawn, [settings.images or len(drawn)])
         self.slots = {int(index): slot for slot, index in enumerate(self.order)}
@@ -361,7 +409,7 @@ class _Builder:
             classes=None if labels is None else len(np.unique(labels)),
             counted=self.moments["pool"].n if self.moments else 0,
             bad=tuple(self.bad[index] for index in sorted(self.bad)),
-            notes=self.items.notes,
+            notes=self.notes,
         )
 
     def _take(self, crops: list[_Crop], *, counted: bool = False) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from evalkit.console import ExtractorSetup, announce, bytes_bar, echo_drift, extractor_options, progress_bars
+from evalkit.console import (
+    ExtractorSetup,
+    announce,
+    bytes_bar,
+    echo_drift,
+    extractor_options,
+    progress_bars,
+    value_range_option,
+)
 
 __all__ = ["reference"]
 
@@ -87,6 +95,14 @@ def fetch(name: str, out: Path | None) -> None:
     show_default=True,
     help="Classes: from folders, from what precedes _ in file names, none; auto: SOURCE's own, or folders.",
 )
+@click.option(
+    "--class-order",
+    type=click.Choice(["text", "natural"]),
+    default="text",
+    show_default=True,
+    help="How class names are numbered: text has 10 before 2, natural 2 before 10.",
+)
+@value_range_option
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, and name them.")
 @click.option("--workers", type=click.IntRange(1), help="Decoding threads; one a core by default.")
 @extractor_options
@@ -98,6 +114,8 @@ def build(
     seed: int,
     statistics: Any,
     labels: Any,
+    class_order: Any,
+    value_range: str | None,
     skip_bad: bool,
     workers: int | None,
     **options: Any,
@@ -114,7 +132,9 @@ def build(
     """
     from reference_batches.build import Settings, build
 
-    settings = Settings(size=size, images=images, seed=seed, statistics=statistics, labels=labels)
+    settings = Settings(
+        size=size, images=images, seed=seed, statistics=statistics, labels=labels, class_order=class_order
+    )
     extractor = None if statistics == "none" else ExtractorSetup(**options).extractor()
     report = build(
         source,
@@ -122,6 +142,7 @@ def build(
         settings,
         extractor=extractor,
         skip_bad=skip_bad,
+        value_range=value_range,
         workers=workers,
         progress=progress_bars(),
     )

@@ -79,7 +79,8 @@ def contents(path: str | PathLike[str]) -> Contents:
                 if name.endswith(".npy"):
                     arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
     try:
-        return Contents(arrays=tuple(arrays), images=open_images(path))
+        # Whatever its range: this is where one looks at what is odd.
+        return Contents(arrays=tuple(arrays), images=open_images(path, value_range="0..255"))
     except InputError as error:
         if not arrays:
             raise
@@ -259,10 +260,17 @@ class _Look:
                     meaning="They are used unrounded, where published samples are 8-bit: save uint8.",
                 )
             )
-        if images.dtype == np.uint8 and 0 < self.largest <= 1:
+        if images.dtype == np.float32 and 0 < self.largest < 16:
             found.append(
                 Finding(
-                    what="no value is above 1",
+                    what=f"no value is above {self.largest:.3g}",
+                    meaning="Scaled for a network, it seems: as pixels from 0 to 255 all are black.",
+                )
+            )
+        if images.dtype == np.uint8 and 0 < self.largest <= 2:
+            found.append(
+                Finding(
+                    what=f"no value is above {self.largest:g}",
                     meaning="Floats in [0, 1] were cut to integers: all but black. Multiply by 255 before.",
                 )
             )

@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.download": ("evalkit.files",),
     "evalkit.results": (),
     "evalkit.distributed": ("evalkit.files",),
-    "evalkit.image_files": (),
-    "evalkit.images": ("evalkit.files", "evalkit.image_files"),
+    "evalkit.identity": ("evalkit.files",),
+    "evalkit.image_files": ("evalkit.files",),
+    "evalkit.images": ("evalkit.files", "evalkit.identity", "evalkit.image_files"),
     "evalkit.metrics": ("evalkit.metrics", "evalkit.results"),
     "evalkit.extractors": ("evalkit.extractors", "evalkit.files", "evalkit.download"),
     "evalkit.features": (

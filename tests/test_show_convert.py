@@ -41,7 +41,7 @@ def photographs() -> NDArray[np.uint8]:
 
 
 def findings(images: Any) -> list[str]:
-    return [finding.what for finding in check(open_images(images))]
+    return [finding.what for finding in check(open_images(images, value_range="0..255"))]
 
 
 # ------------------------------------------------------------------------------------------- the check
@@ -244,7 +244,7 @@ def test_other_kinds_of_file_are_not_written_as_folders(batch: Path, tmp_path: P
 
 
 def test_floats_are_not_rounded(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", np.full((2, 4, 4, 3), 7.5, np.float32))
+    np.savez(tmp_path / "x.npz", np.full((2, 4, 4, 3), 77.5, np.float32))
     with pytest.raises(InputError, match="holds floats, and 8-bit files would change the metrics"):
         convert(tmp_path / "x.npz", tmp_path / "x.zip")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -405,9 +406,22 @@ class Inception:
             return torch.cat(blocks).cpu().numpy()
 
 
+# The settings are those of the process: two threads would take turns in changing them under each other.
+_ARITHMETIC = threading.RLock()
+
+
 @contextlib.contextmanager
 def _float32_arithmetic(*, tf32: bool) -> Iterator[None]:
     """Whether float32 arithmetic on CUDA may round to TF32, as torch lets convolutions do by default."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    with _ARITHMETIC, _cuda_arithmetic(tf32):
+        yield
+
+
+@contextlib.contextmanager
+def _cuda_arithmetic(tf32: bool) -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = tf32
