@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from evalkit.distributed import Team
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError, listing
-from evalkit.extractors.inception import Inception, resolve_device
+from evalkit.extractors.inception import Inception, prepare_forked_process, resolve_device
 from evalkit.features import (
     EXTRACTING,
     Extractor,
@@ -157,6 +157,7 @@ def compare(
     Raises:
         EvalkitError: Bad input, no weights, nothing to compute; see :mod:`evalkit.errors`.
     """
+    prepare_forked_process()
     subset = Subset(images=subset) if isinstance(subset, int) and not isinstance(subset, bool) else subset
     if not isinstance(subset, Subset | None):
         raise InputError(f"subset={subset!r}: expected a number of images, or evalkit.Subset(images=...).")

@@ -26,6 +26,7 @@ __all__ = [
     "cache_directory",
     "check_writable",
     "expand_user",
+    "home_directory",
     "kind_of",
     "only_process",
     "remove_stale_partials",
@@ -136,9 +137,9 @@ def cache_directory() -> Path:
     if chosen := os.environ.get("EVALKIT_CACHE"):
         return expand_user(chosen)
     if sys.platform == "darwin":
-        return expand_user("~/Library/Caches/evalkit")
+        return home_directory() / "Library" / "Caches" / "evalkit"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or expand_user("~/AppData/Local")) / "evalkit"
+        return Path(os.environ.get("LOCALAPPDATA") or home_directory() / "AppData" / "Local") / "evalkit"
     return xdg_cache_home() / "evalkit"
 
 
@@ -148,22 +149,33 @@ def xdg_cache_home() -> Path:
     Raises:
         OutputError: There is neither.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or expand_user("~/.cache"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache")
+
+
+def home_directory() -> Path:
+    """The user's home folder.
+
+    Raises:
+        OutputError: There is none, as for the numbered user of a container.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise OutputError(
+            "This user has no home folder. Set EVALKIT_CACHE to a folder for evalkit's cache, or HOME."
+        ) from error
 
 
 def expand_user(path: str | os.PathLike[str]) -> Path:
     """``path`` with a leading ``~`` replaced by the user's home folder.
 
     Raises:
-        OutputError: There is no such folder, as for the numbered user of a container.
+        OutputError: There is no such folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise OutputError(
-            f"{path}: this user has no home folder. Set EVALKIT_CACHE to a folder for evalkit's cache, or "
-            "HOME."
-        ) from error
+        raise OutputError(f"{path}: there is no such home folder. Give the whole path.") from error
 
 
 # First bytes of files that people take for images, samples or weights.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,12 @@ from conftest import Result
 from numpy.typing import NDArray
 from PIL import Image
 
+import evalkit.features
 from evalkit.comparison import Subset, compare, features_of, statistics_of
 from evalkit.console import ExtractorSetup
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import Inception
-from evalkit.extractors.inception_weights import InceptionWeights
+from evalkit.extractors.inception_weights import InceptionWeights, describe_weights
 from evalkit.extractors.pixels import Pixels
 from evalkit.features import Features, FeatureStore, extract
 from evalkit.images import open_images
@@ -748,3 +753,399 @@ def test_samples_that_are_statistics_alone_need_images_for_the_rest(
     assert [score.name for score in comparison.scores] == ["fid", "sfid"]
     assert "b.npz is statistics alone; this needs the images" in comparison.missing["inception_score"]
     assert "b.npz has no pool features" in comparison.missing["recall"]
+
+
+# What users write, have and hand over ---------------------------------------------------------------
+
+
+def test_what_one_writes_first_is_understood(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    def names(**arguments: Any) -> list[str]:
+        comparison = compare(images[::2], images[1::2], extractor=Pixels(), **arguments)
+        return [score.name for score in comparison.scores]
+
+    assert names(store=None, metrics="fid") == ["fid"]
+    assert names(store=None, metrics="fid, recall") == ["fid", "precision", "recall"]
+    assert names(store=str(tmp_path / "store"), metrics=("sfid",)) == ["sfid"]
+    assert names(store=tmp_path / "store", metrics={"sfid"}) == ["sfid"]
+    assert len(list((tmp_path / "store").rglob("*.h5"))) == 2
+    ten = compare(images[::2], images[1::2], extractor=Pixels(), store=None, subset=10)
+    assert (
+        ten.scores
+        == compare(images[::2], images[1::2], extractor=Pixels(), store=None, subset=Subset(images=10)).scores
+    )
+    np.savez(tmp_path / "x.npz", images)
+    assert len(features_of(tmp_path / "x.npz", extractor=Pixels(), store=str(tmp_path / "store"))) == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": ["fid", 3]}, r"metrics=\['fid', 3\]: expected names"),
+        ({"metrics": 3}, "metrics=3: expected names"),
+        ({"metrics": ""}, "Unknown metrics ''"),
+        ({"metrics": "fid;recall"}, "Unknown metrics 'fid;recall'"),
+        ({"metrics": []}, r"Unknown metrics \(none\)"),
+        ({"subset": True}, "subset=True: expected a number of images"),
+        ({"subset": 0}, "A subset of 0 images"),
+        ({"subset": "10"}, "subset='10': expected a number"),
+        ({"store": ""}, "store='': expected a folder"),
+        ({"store": 3}, "store=3: expected a folder"),
+        ({"protocol": None}, "Unknown protocol None"),
+        ({"extractor": "inception"}, "extractor='inception': expected a network"),
+        ({"value_range": "0..1"}, "there are none in <array>, <array>. Integers"),
+        ({"value_range": "0-1"}, r"Value range '0-1': expected one of 0\.\.1"),
+    ],
+)
+def test_slips_are_explained(images: NDArray[np.uint8], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(images, images, **({"extractor": Pixels(), "store": None} | arguments))
+
+
+def test_a_range_is_of_floats_alone(
+    batches: tuple[Path, Path], tmp_path: Path, run: Run, pixels: Pixels
+) -> None:
+    expected = compare(*batches, extractor=Pixels(), store=None)
+    scaled = np.load(batches[1])["arr_0"] / np.float32(127.5) - 1
+    np.savez(tmp_path / "x.npz", scaled.clip(-1, 1))
+    found = compare(batches[0], tmp_path / "x.npz", value_range="-1..1", extractor=Pixels(), store=None)
+    assert found["fid"] == pytest.approx(expected["fid"], rel=1e-4)
+    store = FeatureStore(tmp_path / "store")
+    wrong = compare(batches[0], scaled * 0 + 200, value_range="0..255", extractor=Pixels(), store=store)
+    assert wrong["fid"] != found["fid"]
+    result = run("compare", batches[0], tmp_path / "x.npz", "--metrics", "fid", "--format", "json")
+    assert result.code == 2
+    assert "scaled to [-1, 1] it seems" in result.err
+    line = (
+        "compare",
+        batches[0],
+        tmp_path / "x.npz",
+        "--metrics",
+        "fid",
+        "--format",
+        "json",
+        "--value-range",
+    )
+    result = run(*line, "-1..1")
+    assert json.loads(result.out)["scores"][0]["value"] == pytest.approx(expected["fid"], rel=1e-4)
+    assert run(*line, "0..255").code == run(*line, "0..2").code == 2
+    assert run("features", tmp_path / "x.npz", "-o", tmp_path / "f.h5", "--value-range", "-1..1").code == 0
+    assert run("stats", tmp_path / "x.npz", "-o", tmp_path / "s.npz", "--value-range", "-1..1").code == 0
+    assert (
+        "there are none in" in run("stats", batches[0], "-o", tmp_path / "s.npz", "--value-range", "0..1").err
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64])
+def test_labels_that_are_seeds(images: NDArray[np.uint8], tmp_path: Path, dtype: Any) -> None:
+    seeds = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 60, dtype)
+    np.savez(tmp_path / "x.npz", images, seeds)
+    comparison = compare(images[:30], tmp_path / "x.npz", extractor=Pixels(), store=None)
+    assert any(
+        "60 different numbers up to" in text and "seeds or ids" in text for text in comparison.warnings
+    )
+    np.savez(tmp_path / "y.npz", images, np.where(np.arange(60) % 2, -(2**63), 2**63 - 1))
+    assert any(
+        "seeds or ids" in text
+        for text in compare(images[:30], tmp_path / "y.npz", extractor=Pixels(), store=None).warnings
+    )
+
+
+@pytest.mark.parametrize("keep", ["mu", "mu_s"])
+def test_one_pair_of_statistics_gives_its_distance(tmp_path: Path, keep: str) -> None:
+    statistics = published_statistics()
+    pair = {key: statistics[key] for key in (keep, keep.replace("mu", "sigma"))}
+    np.savez(tmp_path / "all.npz", **statistics)  # type: ignore[arg-type]
+    np.savez(tmp_path / "pair.npz", **pair)  # type: ignore[arg-type]
+    np.savez(tmp_path / "other.npz", **published_statistics(1))  # type: ignore[arg-type]
+    name, other = ("fid", "sfid") if keep == "mu" else ("sfid", "fid")
+    right = compare(tmp_path / "all.npz", tmp_path / "other.npz", extractor=Pixels(), store=None)
+    found = compare(tmp_path / "pair.npz", tmp_path / "other.npz", extractor=Pixels(), store=None)
+    assert found[name] == right[name]
+    assert other in found.missing
+    assert any("alone" in text for text in found.warnings)
+    arrays = statistics_of(features_of(tmp_path / "pair.npz", extractor=Pixels(), store=None))
+    assert sorted(arrays) == sorted(pair)
+
+
+class SmallInception(Pixels):
+    """Pixels under the widths of published statistics."""
+
+    dimensions = {"pool": 2048, "spatial": 2023}  # noqa: RUF012
+
+    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        found = super().__call__(images)
+        return {
+            layer: np.resize(found[layer], (len(images), d)).astype(np.float32)
+            for layer, d in self.dimensions.items()
+        }
+
+
+@pytest.mark.parametrize("metrics", [None, "fid,sfid"])
+def test_a_pair_and_images_share_the_work(
+    images: NDArray[np.uint8], tmp_path: Path, metrics: str | None
+) -> None:
+    statistics = published_statistics()
+    np.savez(tmp_path / "x.npz", images, mu=statistics["mu"], sigma=statistics["sigma"])
+    extractor = SmallInception()
+    found = compare(tmp_path / "x.npz", images[:40], metrics=metrics, extractor=extractor, store=None)
+    without = compare(images, images[:40], extractor=extractor, store=None)
+    assert found["sfid"] == pytest.approx(without["sfid"], rel=1e-6)
+    assert found["fid"] != without["fid"]
+    assert any("FID uses these, sFID uses its images" in text for text in found.warnings)
+
+
+# Printing -----------------------------------------------------------------------------------------------
+
+PRINTING = """
+import sys
+from evalkit.cli import main
+from evalkit.console import ExtractorSetup
+from evalkit.extractors.pixels import Pixels
+ExtractorSetup.extractor = lambda self: Pixels()
+main()
+"""
+
+
+def printing(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", PRINTING, *map(str, arguments)]
+    return subprocess.run(command, stderr=subprocess.PIPE, check=False, **options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_loses_no_record(
+    batches: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = printing("compare", *batches, "--json", tmp_path / "x.json", stdout=full)
+    assert done.returncode == 2
+    assert b"Standard output cannot be written: No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert Comparison.from_json((tmp_path / "x.json").read_text())["fid"] > 0
+
+
+def test_a_reader_that_has_gone_is_no_error(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = printing("compare", *batches, "--json", tmp_path / "x.json", stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr.count(b"Traceback")) == (0, 0)
+    assert Comparison.from_json((tmp_path / "x.json").read_text())["fid"] > 0
+
+
+def test_a_record_that_cannot_be_written_does_not_lose_the_scores(
+    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: Pixels
+) -> None:
+    def removed(comparison: Comparison) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Comparison, "to_json", removed)
+    result = run("compare", *batches, "--json", tmp_path / "x.json", "--format", "adm")
+    assert result.code == 2
+    assert "no space left on the device" in result.err
+    assert result.out.startswith("Inception Score: ")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "format_"),
+    [("ascii", "table"), ("cp932", "markdown"), ("latin-1", "json"), ("cp437", "adm")],
+)
+def test_terminals_that_are_not_utf8(
+    batches: tuple[Path, Path], tmp_path: Path, encoding: str, format_: str
+) -> None:
+    name = os.fsdecode(b"caf\xe9 \xe2\x80\x93.npz")
+    (tmp_path / "x").mkdir()
+    path = tmp_path / "x" / name
+    path.write_bytes(batches[1].read_bytes())
+    done = printing(
+        "compare",
+        batches[0],
+        path,
+        "--metrics",
+        "fid",
+        "--format",
+        format_,
+        "--json",
+        tmp_path / "x.json",
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"fid" in done.stdout.lower()
+    assert Comparison.from_json((tmp_path / "x.json").read_text()).samples.name == str(path)
+
+
+def test_usage_errors_are_short(run: Run) -> None:
+    result = run("compare", "a", "b", "--protocol", "x" * 5000)
+    assert result.code == 2
+    assert len(result.err) < 1000
+    assert run("x" * 5000).code == 2
+
+
+# Concurrency --------------------------------------------------------------------------------------------
+
+
+def test_two_comparisons_in_threads_on_one_store(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Both have extracted the reference before either writes it."""
+    barrier = threading.Barrier(2)
+
+    class Meeting(Pixels):
+        def __init__(self) -> None:
+            super().__init__()
+            self.met = False
+
+        def __call__(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+            found = super().__call__(batch)
+            if not self.met:
+                self.met = True
+                barrier.wait(300)
+            return found
+
+    writing = threading.Barrier(2)
+    replace_atomically = evalkit.features.replace_atomically
+
+    @contextmanager
+    def together(path: Path) -> Iterator[Path]:
+        with replace_atomically(path) as partial:
+            if path.name.startswith("00000000"):
+                with suppress(threading.BrokenBarrierError):
+                    writing.wait(300)
+            yield partial
+
+    def one(shift: int) -> float:
+        other = np.roll(images[:30], shift, axis=1)
+        return compare(images, other, metrics="fid", extractor=Meeting(), store=tmp_path / "store")["fid"]
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(evalkit.features, "replace_atomically", together)
+        found = list(pool.map(one, (1, 2)))
+    expected = [
+        compare(images, np.roll(images[:30], shift, axis=1), metrics="fid", extractor=Pixels(), store=None)[
+            "fid"
+        ]
+        for shift in (1, 2)
+    ]
+    assert found == expected
+    assert list((tmp_path / "store").rglob("*.partial")) == []
+
+
+MEETING = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+import evalkit.features
+from evalkit.comparison import compare
+from evalkit.extractors.pixels import Pixels
+
+folder, me, other, pid = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
+os.getpid = lambda: pid  # as in two containers
+replace_atomically = evalkit.features.replace_atomically
+
+class Together:
+    def __init__(self, path):
+        self.inner = replace_atomically(path)
+    def __enter__(self):
+        partial = self.inner.__enter__()
+        (folder / me).touch()
+        while not (folder / other).exists():
+            time.sleep(0.01)
+        return partial
+    def __exit__(self, *error):
+        return self.inner.__exit__(*error)
+
+evalkit.features.replace_atomically = Together
+images = np.load(folder / "x.npz")["arr_0"]
+print(compare(images, images[:30], metrics="fid", extractor=Pixels(), store=folder / "store")["fid"])
+"""
+
+
+@pytest.mark.parametrize("pids", [(1, 1), (1, 2)], ids=["containers", "processes"])
+def test_two_comparisons_in_processes_on_one_store(
+    images: NDArray[np.uint8], tmp_path: Path, pids: tuple[int, int]
+) -> None:
+    np.savez(tmp_path / "x.npz", images)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, str(tmp_path), me, other, str(pid)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for me, other, pid in (("a", "b", pids[0]), ("b", "a", pids[1]))
+    ]
+    found = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], found
+    expected = compare(images, images[:30], metrics="fid", extractor=Pixels(), store=None)["fid"]
+    assert [float(out) for out, _ in found] == [expected, expected]
+    assert list((tmp_path / "store").rglob("*.partial")) == []
+
+
+FORKED = """
+import os, sys
+import numpy as np, torch
+from evalkit.comparison import compare
+from evalkit.extractors.inception import Inception, resize_tf1
+from evalkit.extractors.pixels import Pixels
+
+def work():
+    images = np.load(sys.argv[1])["arr_0"]
+    x = torch.from_numpy(np.tile(images, (4, 1, 1, 1))).float()
+    resized = resize_tf1(x, 299)[-1, -1, -1].tolist()  # far more than one thread is given
+    return compare(images, images[:30], protocol="exact", extractor=Pixels(), store=None)["recall"], resized
+
+torch.set_num_threads(2)
+torch.ones(10_000_000).exp_()
+before = work()
+child = os.fork()
+if not child:
+    print(work() == before, torch.get_num_threads(), flush=True)
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_after_a_comparison(images: NDArray[np.uint8], tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            FORKED.replace(
+                "    x = ",
+                "    compare(images, images[:30], extractor=Pixels(), store=None, metrics='fid')\n    x = ",
+            ),
+            str(tmp_path / "x.npz"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, done.stdout) == (0, "True 1\n"), done.stderr
+
+
+# A user without a home ----------------------------------------------------------------------------------
+
+
+def test_a_user_without_a_home(
+    run: Run, batches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, own_cache: Path, pixels: Pixels
+) -> None:
+    def homeless(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "expanduser", lambda path: homeless() if str(path)[:1] == "~" else path)
+    for name in ("XDG_CACHE_HOME", "HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert run("compare", *batches, "--metrics", "fid").code == 0
+    assert list(find_weights_places())
+    monkeypatch.delenv("EVALKIT_CACHE")
+    result = run("compare", *batches, "--metrics", "fid")
+    assert result.code == 2
+    assert "no home folder. Set EVALKIT_CACHE" in result.err
+    assert run("compare", *batches, "--metrics", "fid", "--no-store").code == 0
+
+
+def find_weights_places() -> Iterator[Path]:
+    return (Path(row.path) for row in describe_weights())

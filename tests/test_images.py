@@ -24,12 +24,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import evalkit.image_files
 import evalkit.images
 from evalkit.errors import ImageError, InputError, MissingDependencyError, OutputError
-from evalkit.images import NpzWriter, open_images, read_ahead
+from evalkit.extractors.pixels import Pixels
+from evalkit.features import Features, extract
+from evalkit.image_files import open_image_files
+from evalkit.images import NpzWriter, are_ids, open_images, read_ahead
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
@@ -1166,3 +1169,355 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'evalkit\[parquet\]'"):
         open_images(path)
+
+
+# ------------------------------------------------------------------------------- the range of the values
+
+FLOATS = PIXELS.astype(np.float32)
+SCALED = {
+    "0..1": FLOATS / 255,
+    "0..1 overshooting": FLOATS / 255 * 1.2 - 0.1,
+    "-1..1": FLOATS / 127.5 - 1,
+    "-1..1 overshooting": FLOATS / 100 - 1.3,
+    "normalised": (FLOATS / 255 - 0.45) / 0.22,
+    "latents": (FLOATS - 128) / 20,
+    "dark at first": np.concatenate([np.zeros((40, 6, 5, 3), np.float32), FLOATS / 255]),
+}
+
+
+@pytest.mark.parametrize("key", SCALED)
+@pytest.mark.parametrize("form", ["npz", "npy", "hdf5", "array", "part"])
+def test_scaled_floats_are_refused_whatever_they_overshoot(tmp_path, form, key):
+    x = SCALED[key]
+    write = {
+        "npz": lambda: write_npz(tmp_path / "x.npz", x),
+        "npy": lambda: np.save(tmp_path / "x.npy", x) or tmp_path / "x.npy",
+        "hdf5": lambda: write_h5(tmp_path / "x.h5", images=x),
+        "array": lambda: x,
+        "part": lambda: (
+            write_npz(tmp_path / "x.npz", FLOATS) and write_npz(tmp_path / "y.npz", x) and "*.npz"
+        ),
+    }[form]()
+    source = str(tmp_path / write) if form == "part" else write
+    bad(source, "holds floats from", "it seems; expected [0, 255]", "--value-range", ".round().clip(0, 255)")
+
+
+@pytest.mark.parametrize("place", [0, 20, 63])
+def test_one_scaled_image_among_others_is_found(tmp_path, place):
+    x = np.tile(FLOATS, (10, 1, 1, 1))[:64]
+    x[place] /= 255
+    bad(
+        write_npz(tmp_path / "x.npz", x),
+        "1 of 64 images hold floats between",
+        f"image {place} (counted from 0)",
+    )
+    assert len(open_images(tmp_path / "x.npz", value_range="0..255")) == 64
+
+
+@pytest.mark.parametrize(
+    ("value_range", "scale"),
+    [("0..1", lambda x: x / 255), ("-1..1", lambda x: x / 127.5 - 1), ((-1, 1), lambda x: x / 127.5 - 1)],
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_range_that_is_said_is_believed(tmp_path, value_range, scale, dtype):
+    x = scale(PIXELS.astype(np.float64)).astype(dtype)
+    path = write_npz(tmp_path / "x.npz", x)
+    for source in (path, x, f"{tmp_path}/?.npz"):
+        found = open_images(source, value_range=value_range)
+        batches = list(found.batches(3))
+        assert {batch.dtype for batch in batches} == {np.dtype(np.float32)}
+        step = 0.1 if dtype == np.float16 else 1e-4
+        np.testing.assert_allclose(np.concatenate(batches), PIXELS, atol=step)
+    assert open_images(path, value_range=value_range).digest != open_images(x, value_range="0..255").digest
+
+
+def test_values_outside_a_range_that_is_said_are_named(tmp_path):
+    x = FLOATS / 255
+    x[4, 0, 0, 0] = 1.25
+    with pytest.raises(ImageError, match=r"image 4 .* holds the value 1\.25; expected .* from 0 to 1.*clip"):
+        list(open_images(x, value_range="0..1").batches(3))
+    assert "No value of <array> is below 0" in open_images(FLOATS / 255, value_range="-1..1").notes[-1]
+    for wrong in ("0..2", "", (0, 2), 1, ("0", "1"), None.__class__):
+        with pytest.raises(InputError, match=r"Value range .* expected one of 0\.\.1, -1\.\.1, 0\.\.255"):
+            open_images(x, value_range=wrong)
+
+
+@pytest.mark.parametrize("largest", [1, 2])
+def test_floats_cut_to_integers_are_refused(tmp_path, largest):
+    x = np.minimum(PIXELS, largest)
+    bad(write_npz(tmp_path / "x.npz", x), f"no value is above {largest}", "--value-range 0..255")
+    bad(
+        write_folder(tmp_path / "x", {f"{i}.png": encoded(image) for i, image in enumerate(x)}), "no value is"
+    )
+    assert len(open_images(x, value_range="0..255")) == 7
+    x[-1, 0, 0, 0] = 3
+    assert len(open_images(x)) == 7
+    assert len(open_images(np.zeros_like(x))) == 7
+
+
+# --------------------------------------------------------------- what is there, and what of it is not used
+
+
+def test_several_arrays_of_images_are_an_error(tmp_path):
+    parts = write_npz(tmp_path / "x.npz", PIXELS[:3], PIXELS[3:6], PIXELS[6:])
+    bad(
+        parts,
+        "3 arrays of images",
+        "arr_0 uint8 (3, 6, 5, 3), arr_1 uint8 (3, 6, 5, 3), arr_2",
+        "np.concatenate",
+    )
+    bad(
+        write_npz(tmp_path / "y.npz", PIXELS, fake=PIXELS[:, :3]),
+        "2 arrays of images",
+        "fake uint8 (7, 3, 5, 3)",
+    )
+    many = write_npz(tmp_path / "z.npz", *([PIXELS] * 300))
+    bad(many, "300 arrays of images", "and 292 more")
+
+
+def test_arrays_that_are_not_used_are_said(tmp_path):
+    source = open_images(write_npz(tmp_path / "x.npz", PIXELS, y=np.arange(7), z=np.zeros((7, 4, 4, 4))))
+    assert source.notes == (
+        f"Arrays of {tmp_path}/x.npz that are not used: y (int64 (7,)), z (float64 (7, 4, 4, 4)).",
+    )
+    objects = open_images(write_npz(tmp_path / "y.npz", PIXELS, prompts=np.array([{}] * 7, dtype=object)))
+    assert "prompts (object (7,))" in objects.notes[0]
+    assert (
+        open_images(write_npz(tmp_path / "z.npz", PIXELS, indices=np.arange(7), provenance="{}")).notes == ()
+    )
+    hdf5 = open_images(write_h5(tmp_path / "x.h5", images=PIXELS, latents=np.zeros((7, 2))))
+    assert hdf5.notes == (f"Datasets of {tmp_path}/x.h5 that are not used: latents (7, 2).",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            np.eye(7, dtype=np.int64),
+            "(7, 7) in arr_1, one-hot it seems; turn it into classes with labels.argmax",
+        ),
+        (np.arange(7)[:, None], "(7, 1) in arr_1, a column; make it a row with labels.reshape(-1)"),
+        (np.arange(7.0), "float64 (7,) in arr_1; turn it into classes with labels.astype(int)"),
+        (np.array(["cat"] * 7), "<U3 (7,)"),
+        (np.full(7, 2**64 - 1, np.uint64), "18446744073709551615 in arr_1 does not fit"),
+    ],
+)
+def test_labels_that_are_left_out_and_why(tmp_path, labels, said):
+    source = open_images(write_npz(tmp_path / "x.npz", PIXELS, labels))
+    assert source.labels is None
+    assert said in source.labels_problem
+    assert source.labels_problem in source.notes
+
+
+def test_seeds_and_ids_are_told_from_classes():
+    assert not are_ids(np.arange(1000))
+    assert not are_ids(np.repeat(np.arange(21_841), 2))
+    assert not are_ids(np.array([5, 99_999]))
+    assert not are_ids(np.array([], np.int64))
+    assert are_ids(np.random.default_rng(0).integers(0, 2**32, 50_000))
+    assert are_ids(np.array([-(2**63), 2**63 - 1]))
+
+
+def test_a_zip_behind_another_is_an_error(tmp_path):
+    files = image_files()
+    first, second = write_zip(tmp_path / "1.zip", files), write_zip(tmp_path / "2.zip", files)
+    (tmp_path / "x.zip").write_bytes(first.read_bytes() + second.read_bytes())
+    bad(tmp_path / "x.zip", "x.zip", "begin another zip", "unpacked one by one")
+    a, b = write_npz(tmp_path / "1.npz", PIXELS), write_npz(tmp_path / "2.npz", PIXELS)
+    (tmp_path / "x.npz").write_bytes(a.read_bytes() + b.read_bytes())
+    bad(tmp_path / "x.npz", "begin another zip")
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("w", ""), ("w:gz", ".gz"), ("w:xz", ".xz")])
+def test_tars_that_were_joined_are_an_error(tmp_path, mode, suffix):
+    tars = [write_tar(tmp_path / f"{i}.tar", image_files(), mode).read_bytes() for i in range(2)]
+    (tmp_path / "x.tar").write_bytes(b"".join(tars))
+    bad(tmp_path / "x.tar", "more data stands after the end", "7 files", "--ignore-zeros")
+    plain = write_tar(tmp_path / "y.tar", image_files())
+    plain.write_bytes(plain.read_bytes() + bytes(10_240))
+    assert len(open_images(plain)) == 7
+
+
+def test_members_of_one_name_are_said(tmp_path):
+    path = write_zip(tmp_path / "x.zip", image_files())
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("b.png", encoded(PIXELS[0]))
+    source = open_images(path)
+    assert len(source) == 7
+    assert "several members of one name, of which the last counts: b.png" in " ".join(source.notes)
+    tar = write_tar(tmp_path / "x.tar", image_files())
+    with tarfile.open(tar, "a") as archive:
+        info = tarfile.TarInfo("./b.png")
+        info.size = len(encoded(PIXELS[0]))
+        archive.addfile(info, io.BytesIO(encoded(PIXELS[0])))
+    source = open_images(tar)
+    np.testing.assert_array_equal(next(source.batches(7))[5], PIXELS[0])
+    assert "of which the last counts: ./b.png" in " ".join(source.notes)
+
+
+def test_backslashes_between_folders(tmp_path):
+    files = {f"{c}\\{i}.png": encoded(PIXELS[i]) for i in range(3) for c in ("cat", "dog")}
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)  # as extractall leaves them
+    for path in (write_zip(tmp_path / "x.zip", files), write_tar(tmp_path / "x.tar", files), folder):
+        found = open_image_files(path)
+        assert found.names == [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(3)]
+        assert "In 6 names" in found.notes[0]
+        np.testing.assert_array_equal(next(open_images(path).batches(3)), PIXELS[:3])
+
+
+def test_splits_in_one_folder_are_said(tmp_path):
+    files = {f"data/{split}/{i}.png": encoded(PIXELS[i]) for i in range(3) for split in ("train", "Val")}
+    for path in image_containers(tmp_path, files):
+        assert (
+            "several splits, all of which are used: Val (3 images), train (3 images)"
+            in open_images(path).notes[0]
+        )
+    hub = parquet_folder(tmp_path / "hub")
+    assert open_images(hub).notes == ()
+    write_parquet(hub / "validation-00000-of-00001.parquet", [encoded(PIXELS[0])], label=[3])
+    assert "train (7 rows), validation (1 rows)" in open_images(hub).notes[0]
+
+
+def test_parquet_says_what_it_leaves_out(tmp_path):
+    contents = [encoded(x) for x in PIXELS]
+    source = open_images(write_parquet(tmp_path / "a.parquet", contents, label=[0, 1, None, 1, 0, 1, 0]))
+    assert source.labels is None
+    assert source.notes == ("The labels (column label) are left out: 1 of 7 are null.",)
+    source = open_images(
+        write_parquet(tmp_path / "b.parquet", contents, label=["cat"] * 7, fine_label=[1] * 7)
+    )
+    assert "expected integers, found string" in source.notes[0]
+    assert "not used: fine_label" in source.notes[1]
+    (tmp_path / "x").mkdir()
+    write_parquet(tmp_path / "x" / "1.parquet", contents[:3], label=[1, 2, 3])
+    write_parquet(tmp_path / "x" / "2.parquet", contents[3:])
+    assert "The labels are left out: 1 of 2 files have a column label." in open_images(tmp_path / "x").notes
+
+
+def test_folders_that_are_links_alone_are_said(tmp_path):
+    write_folder(tmp_path / "real", image_files())
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "cat").symlink_to(tmp_path / "real")
+    bad(tmp_path / "x", "no images", "Folders that are links are not entered", "cat")
+
+
+# ------------------------------------------------------------------- sound input, and other files by name
+
+
+def test_png_with_a_megabyte_of_text_or_profile(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("workflow", "{'node': 1}, " * 110_000, zip=True)
+    text.add_text("prompt", "x" * 2_000_000, zip=True)
+    profile = b"\0" * 3_000_000
+    files = image_files() | {
+        "a.png": encoded(PIXELS[0], pnginfo=text),
+        "b.png": encoded(PIXELS[5], icc_profile=profile),
+    }
+    source = open_images(write_folder(tmp_path / "x", files))
+    np.testing.assert_array_equal(next(source.batches(7)), PIXELS)
+
+
+@pytest.mark.parametrize("cut", [10, 30, 45, 60])
+def test_a_png_that_is_cut_in_its_text_is_damaged(tmp_path, cut):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("prompt", "x" * 100)
+    data = encoded(PIXELS[0], pnginfo=text)
+    bad(write_folder(tmp_path / "x", {"a.png": data[:cut]}), "a.png: cannot be decoded", error=ImageError)
+
+
+def test_folders_whose_names_sort_otherwise_with_what_follows(tmp_path):
+    """`tar --sort=name` has all of `cat` before `cat 2`; as text, `cat 2/` comes before `cat/`."""
+    files = {f"{c}/{i}.png": encoded(PIXELS[i]) for c in ("cat", "cat 2", "cat-3") for i in range(2)}
+    source = open_images(write_tar(tmp_path / "x.tar.gz", files, "w:gz"))
+    expected = open_images(write_folder(tmp_path / "x", files))
+    assert source.digest == expected.digest
+    np.testing.assert_array_equal(next(source.batches(6)), next(expected.batches(6)))
+
+
+def test_brackets_in_names_are_no_pattern(tmp_path):
+    folder = tmp_path / "runs [v2]"
+    folder.mkdir()
+    for i, part in enumerate((PIXELS[:3], PIXELS[3:])):
+        write_npz(folder / f"part{i}.npz", part)
+    assert len(open_images(folder / "part*.npz")) == 7
+    assert len(open_images(folder / "part1.npz")) == 4
+    bad(folder / "none.npz", "no file or folder matches", "Brackets were tried")
+    bad(tmp_path / "x*.npz", "no file or folder matches this pattern.")
+
+
+OTHER_FILES = {
+    "samples.pt": (lambda path: torch.save(torch.zeros(3), path), "is a PyTorch file"),
+    "old.pt": (
+        lambda path: torch.save(torch.zeros(3), path, _use_new_zipfile_serialization=False),
+        "is a Python pickle",
+    ),
+    "x.pkl": (lambda path: path.write_bytes(pickle.dumps({})), "is a Python pickle"),
+    "lfs.npz": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        "Git LFS pointer and not the file itself",
+    ),
+    "page.npz": (lambda path: path.write_text("<!DOCTYPE html>"), "web page"),
+    "empty.npz": (lambda path: path.touch(), "it is empty"),
+    "one.png": (lambda path: path.write_bytes(encoded(PIXELS[0])), "single PNG image"),
+    "x.mp4": (lambda path: path.write_bytes(b"\0\0\0 ftypisom"), "a video"),
+    "x.7z": (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), "7z archive"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_other_files_are_named_for_what_they_are(tmp_path, name):
+    write, said = OTHER_FILES[name]
+    write(tmp_path / name)
+    bad(tmp_path / name, name, said)
+
+
+def test_pointers_in_the_place_of_files_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    bad(write_folder(tmp_path / "x", {"a.png": pointer}), "a.png", "Git LFS pointer", error=ImageError)
+    write_folder(tmp_path / "y", {"a.parquet": pointer})
+    bad(tmp_path / "y", "a.parquet", "Git LFS pointer")
+
+
+def test_no_message_is_longer_than_a_thousand_characters(tmp_path):
+    latents = io.BytesIO()
+    np.save(latents, np.zeros((8, 4, 4), np.float32))
+    members = {f"{i // 100:05}/img-mean-std-{i:08}.npy": latents.getvalue() for i in range(2000)}
+    for source in (
+        write_zip(tmp_path / "vae.zip", members),
+        write_npz(tmp_path / "x.npz", **{"k" * 2000: PIXELS}),
+        tmp_path / ("x" * 250) / ("y" * 250),
+        write_folder(tmp_path / "odd", {f"{i}.{'s' * i}": b"" for i in range(1, 200)}),
+        write_h5(tmp_path / "x.h5", **{f"group{i}/data": np.zeros(3) for i in range(2000)}),
+    ):
+        with pytest.raises(InputError) as caught:
+            open_images(source)
+        assert len(str(caught.value)) < 1000
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "hdf5", "folder", "zip", "tar", "parquet", "member"])
+def test_names_that_are_not_utf8(tmp_path, form):
+    folder = tmp_path / NOT_UTF8
+    folder.mkdir()
+    write = {
+        "npz": lambda: write_npz(folder / "x.npz", PIXELS),
+        "npy": lambda: npy(folder / "x.npy"),
+        "hdf5": lambda: write_h5(folder / "x.h5", images=PIXELS),
+        "folder": lambda: write_folder(folder / "x", image_files()),
+        "zip": lambda: write_zip(folder / "x.zip", image_files()),
+        "tar": lambda: write_tar(folder / "x.tar", image_files()),
+        "parquet": lambda: write_parquet(tmp_path / "x", [encoded(x) for x in PIXELS]).rename(folder / "x"),
+        "member": lambda: write_folder(
+            tmp_path / "y", {f"{NOT_UTF8}/{name}": data for name, data in image_files().items()}
+        ),
+    }[form]()
+    source = open_images(write)
+    np.testing.assert_array_equal(next(source.batches(7)), PIXELS)
+    assert len(source.digest) == 64
+    extract(source, Pixels(), store=None).save(tmp_path / "f.h5")
+    assert len(Features.load(tmp_path / "f.h5")) == 7

@@ -240,7 +240,7 @@ def test_one_changed_value_is_not_genuine(genuine: InceptionWeights, big_files: 
         (b"\n\n <html>", "TensorFlow graph"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"\x1f\x8b\x08", "gzip"),
-        (b"\x93NUMPY\x01\x00", "unknown kind"),
+        (b"\x93NUMPY\x01\x00", "NumPy npy file"),
         (b"PK\x03\x04" + bytes(500), "damaged, incomplete"),
         (b"\x80\x02}.", "damaged, incomplete"),
         (b"\n\x05abc", "past the end"),

