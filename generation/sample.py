@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import EvalkitError, InputError
+from evalkit.files import versions
 from evalkit.images import ImageSource
 from generation.batch import Networks, sample_batch, schedule_of
 from generation.cost import describe_cost
@@ -95,6 +95,8 @@ def run(
     ):
         for note in folder.notes:
             say(f"Note: {note}; samples may differ by rounding from those that this run was begun with.")
+        if not folder.shareable:
+            say("This system has no file locks: let no second process run in this folder meanwhile.")
         if rank == 0 and folder.missing():
             say(describe_cost(settings, networks))
         while True:
@@ -161,8 +163,7 @@ class _Worker:
             where = torch.cuda.get_device_name(device)
         else:
             where = f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
-        return {
-            "evalkit": version("evalkit"),
+        return versions("evalkit") | {
             "torch": torch.__version__,
             "device": where,
             "arithmetic": self.networks.predict.description,

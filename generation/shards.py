@@ -10,13 +10,13 @@
 A worker claims a shard by locking a byte of ``claims.lock``. The kernel gives the lock back when the process
 ends, however it ends, on a shared folder of another host as well; nothing is left to clean up. These are
 POSIX record locks (``fcntl.lockf``) and not ``flock``: a process that a worker forks does not inherit them,
-and so cannot keep a shard claimed after the worker's death.
+and so cannot keep a shard claimed after the worker's death. On a system without such locks (Windows) a run
+is one process's.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -26,6 +26,11 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +74,7 @@ class ShardFolder:
         final: The npz with all samples.
         shards: Every shard of the run.
         notes: What of ``made_with`` is not as it was when the folder was begun.
+        shareable: Whether other workers may join, which takes file locks.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class ShardFolder:
             Shard(number, begin, min(begin + shard_size, shape[0])) for number, begin in enumerate(begins)
         ]
         self.notes: tuple[str, ...] = ()
+        self.shareable = fcntl is not None
         self._identity = {"format": FORMAT, **identity}
         self._folder = root / "shards"
         self._locks = locks
@@ -153,7 +160,15 @@ class ShardFolder:
         Args:
             rank: Which one of workers that start together this is: each begins elsewhere.
             workers: How many these are.
+
+        Raises:
+            OutputError: There are several, and the system has no locks.
         """
+        if workers > 1 and fcntl is None:
+            raise OutputError(
+                f"{workers} workers cannot share {self.root}: this system has no file locks, by which they "
+                "would. Start one alone."
+            )
         while missing := self.missing():
             start = len(missing) * (rank % workers) // workers
             idle = True
@@ -277,6 +292,9 @@ class ShardFolder:
     @contextmanager
     def _lock(self, byte: int, *, wait: bool = False) -> Iterator[bool]:
         """Whether this process holds ``byte`` of the lock file while the block runs."""
+        if fcntl is None:
+            yield True
+            return
         how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
             fcntl.lockf(self._locks, how, 1, byte)
