@@ -64,7 +64,7 @@ class Networks:
             classifier=classifier,
             mode=mode,
             device=device,
-            predict=prepare(diffusion.network, mode, device),
+            predict=prepare(diffusion.network, mode, device, diffusion.preset.published_precision),
             logits=None if classifier is None else prepare(classifier.network, mode, device),
         )
 
