@@ -86,8 +86,9 @@ class Options:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.save_every < 1 or (self.microbatch is not None and self.microbatch < 1):
-            raise InputError("Checkpoints and microbatches: expected a number from 1.")
+        for option, value in (("--save-every", self.save_every), ("--microbatch", self.microbatch)):
+            if value is not None and value < 1:
+                raise InputError(f"{option} {value}: expected a number from 1.")
         if self.tensorboard:
             _summary_writer()
 
@@ -436,6 +437,7 @@ class _Trainer:
 def _identity(recipe: Recipe, images: ImageSource) -> dict[str, Any]:
     """What decides the run, flat and as JSON holds it."""
     settings, model = asdict(recipe.settings), asdict(recipe.model)
+    del model["published_precision"]  # of sampling
     network = model.pop("network")
     if not recipe.settings.anneal:
         del settings["steps"]  # a run may be lengthened
