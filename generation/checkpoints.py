@@ -6,10 +6,12 @@ memory, so that a network takes its size once and not twice.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -519,11 +521,23 @@ def _kind_of_file(start: bytes) -> str:
     )
 
 
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """A name of the file for readers that open no other; a file's own may be any bytes on Linux."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)
+
+
 def _read_safetensors(path: Path) -> _File:
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with _utf8_name(path) as name, safetensors.safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
-            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(
             f"{path} cannot be read as safetensors: {brief(error, 300)}. Fetch or convert it again."
@@ -535,7 +549,8 @@ def _read_safetensors(path: Path) -> _File:
 def _read_pytorch(path: Path) -> Any:
     _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with _utf8_name(path) as name:
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # PyTorch's own message advises to load the file unsafely.
         found = re.search(r"GLOBAL (\S+)", str(error))

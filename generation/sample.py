@@ -34,7 +34,7 @@ from generation.interrupts import noted_interrupts
 from generation.networks.modes import arithmetic
 from generation.samplers import Watch, to_uint8
 from generation.settings import Settings, check_labels, choose_labels
-from generation.shards import Shard, ShardFolder
+from generation.shards import Shard, ShardFolder, check_disk
 
 __all__ = ["Progress", "Say", "rank_of_worker", "run"]
 
@@ -79,8 +79,9 @@ def run(
         KeyboardInterrupt: After Ctrl-C, when the shard in hand is finished; at a second one, at once.
         OutputError: The folder cannot be written, or has not enough space.
     """
-    worker = _Worker(settings, networks, base, batch_size, progress, say)
     size = networks.diffusion.preset.image_size
+    check_disk(out, settings.count * size * size * 3)
+    worker = _Worker(settings, networks, base, batch_size, progress, say)
     rank, workers = rank_of_worker(), int(os.environ.get("WORLD_SIZE", "1"))
     with (
         ShardFolder.open(

@@ -40,7 +40,7 @@ from evalkit.files import replace_atomically
 from evalkit.images import NpzWriter
 from generation.settings import differences
 
-__all__ = ["Shard", "ShardFolder"]
+__all__ = ["Shard", "ShardFolder", "check_disk"]
 
 FORMAT = "evalkit samples 1"
 
@@ -65,6 +65,24 @@ class Shard(NamedTuple):
     number: int
     begin: int
     end: int
+
+
+def check_disk(root: Path, need: int) -> None:
+    """Refuse a run that the whole disk could not hold, before memory is taken for each of its samples.
+
+    Args:
+        root: The run's folder, which may not be there yet.
+        need: Bytes of all samples.
+
+    Raises:
+        OutputError: The disk is smaller.
+    """
+    there = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), None)
+    if there and need > (total := shutil.disk_usage(there).total):
+        raise OutputError(
+            f"{root} would hold {need / 1e9:,.0f} GB of samples, more than its whole disk "
+            f"({total / 1e9:,.0f} GB). Ask for fewer (-n), or give a folder elsewhere."
+        )
 
 
 class ShardFolder:

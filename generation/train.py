@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError, InputError, MissingDependencyError, OutputError
-from evalkit.files import check_writable, only_process, replace_atomically
+from evalkit.files import check_writable, only_process, physical_memory, replace_atomically
 from evalkit.images import ImageSource, read_ahead
 from evalkit.sheet import write_sheet
 from generation.checkpoints import save_network
@@ -126,6 +126,7 @@ def train(
     for source in (images, options.validation):
         if source is not None:
             check_images(source, model.image_size, model.num_classes, larger=settings.crop)
+    _check_batch(settings.batch_size, model.image_size)
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
@@ -460,6 +461,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(damaged)
     return content
+
+
+def _check_batch(batch_size: int, size: int) -> None:
+    """Refuse a batch that memory cannot hold, before it is laid out."""
+    need = batch_size // int(os.environ.get("WORLD_SIZE", "1")) * size * size * 3 * 4
+    memory = physical_memory()
+    if memory is not None and need > memory:
+        raise InputError(
+            f"--batch-size {batch_size}: its images alone take {need / 1e9:,.0f} GB on each process, and "
+            f"this machine has {memory / 1e9:,.0f} GB. Give a smaller one."
+        )
 
 
 def _share(batch_size: int, group: _Group) -> slice:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
+import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,6 +95,19 @@ def test_loading_maps_the_file(tiny: Path) -> None:
     with torch.no_grad():
         next(network.parameters()).zero_()
     assert tiny.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+def test_names_that_are_no_utf8(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(tiny, folder / "tiny.pt")
+    digest = load_network(tiny, TINY).digest
+    assert load_network(folder / "tiny.pt", TINY).digest == digest
+    assert convert(folder / "tiny.pt", folder / "tiny.safetensors", TINY).digest == digest
+    assert load_network(folder / "tiny.safetensors").digest == digest
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        inspect(folder / "absent.pt")
 
 
 def test_every_container_gives_the_same(tiny: Path, tmp_path: Path) -> None:

@@ -367,6 +367,19 @@ def test_no_space_is_said_before_the_work(
     assert not list(out.glob(".*"))
 
 
+def test_more_than_the_disk_holds_is_refused_before_memory_is_taken(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shards.shutil.disk_usage(tmp_path)._replace(total=10**9)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(sampling, "choose_labels", lambda *_: pytest.fail("classes were chosen"))
+    with pytest.raises(OutputError, match=r"run would hold .* GB of samples, more than its whole disk"):
+        silent(replace(SETTINGS, count=2**32 - 1), networks, tmp_path / "run")
+    with pytest.raises(InputError, match=r"4,294,967,295 samples \(-n\) in one batch"):
+        measure(replace(SETTINGS, count=2**32 - 1), networks, networks)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_locks(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lockf(*_: object) -> None:
         raise OSError(37, "No locks available")
@@ -519,7 +532,7 @@ def test_networks_that_do_not_go_together(files: dict[str, Path], tmp_path: Path
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tpu", "cuda:99"):
+    for name in ("tpu", "cuda:99", "meta", "privateuseone", ""):
         with pytest.raises(InputError, match=name):
             pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

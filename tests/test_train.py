@@ -625,6 +625,12 @@ def test_recipes_that_are_no_text(tmp_path: Path, content: bytes) -> None:
         load_recipe(tmp_path / "recipe.toml")
 
 
+def test_a_batch_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    refused("--batch-size 4294967295: its images alone", tmp_path, recipe(tmp_path, batch_size=2**32 - 1))
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_out_of_range_are_named() -> None:
     with pytest.raises(InputError, match="--save-every 0"):
         options(save_every=0)
