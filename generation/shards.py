@@ -68,21 +68,31 @@ class Shard(NamedTuple):
 
 
 def check_disk(root: Path, need: int) -> None:
-    """Refuse a run that the whole disk could not hold, before memory is taken for each of its samples.
+    """Refuse a run that the disk cannot hold, before memory is taken for each of its samples.
 
     Args:
-        root: The run's folder, which may not be there yet.
+        root: The run's folder. What one that is there holds of the run is looked at when it is opened; only
+            samples that the whole disk could not hold are refused now.
         need: Bytes of all samples.
 
     Raises:
-        OutputError: The disk is smaller.
+        OutputError: They are more than there is room for.
     """
     there = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), None)
-    if there and need > (total := shutil.disk_usage(there).total):
-        raise OutputError(
-            f"{root} would hold {need / 1e9:,.0f} GB of samples, more than its whole disk "
-            f"({total / 1e9:,.0f} GB). Ask for fewer (-n), or give a folder elsewhere."
-        )
+    if there is None:
+        return
+    usage = shutil.disk_usage(there)
+    if there == root and need > usage.total:
+        raise _no_space(root, need, usage.total)
+    if there != root and 2 * need > usage.free:
+        raise _no_space(root, 2 * need, usage.free)
+
+
+def _no_space(root: Path, need: int, free: int) -> OutputError:
+    return OutputError(
+        f"{root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, and has "
+        f"{free / 1e9:.2f} GB free. Free some space, or give a folder elsewhere."
+    )
 
 
 class ShardFolder:
@@ -302,10 +312,7 @@ class ShardFolder:
         # What a killed worker had joined is written anew, in its place.
         free += sum(partial.stat().st_size for partial in _partials(self.final))
         if need > free:
-            raise OutputError(
-                f"{self.root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, "
-                f"and has {free / 1e9:.2f} GB free. Free some space, or give a folder elsewhere."
-            )
+            raise _no_space(self.root, need, free)
 
     @contextmanager
     def _lock(self, byte: int, *, wait: bool = False) -> Iterator[bool]:

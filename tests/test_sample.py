@@ -361,6 +361,10 @@ def test_no_space_is_said_before_the_work(
     out = tmp_path / "run"
     with pytest.raises(OutputError, match=r"needs .* GB more.* has 0\.00 GB free"):
         silent(SETTINGS, networks, out)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(OutputError, match=r"needs .* GB more.* has 0\.00 GB free"):
+        silent(SETTINGS, networks, out)
     # What a killed worker left of the final file will be removed.
     (out / f".samples_7x{SIZE}x{SIZE}x3.npz.123.partial").write_bytes(bytes(10_000))
     assert silent(SETTINGS, networks, out).exists()
@@ -370,11 +374,13 @@ def test_no_space_is_said_before_the_work(
 def test_more_than_the_disk_holds_is_refused_before_memory_is_taken(
     networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shards.shutil.disk_usage(tmp_path)._replace(total=10**9)
+    usage = shards.shutil.disk_usage(tmp_path)._replace(total=10**11, free=10**9)
     monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(sampling, "choose_labels", lambda *_: pytest.fail("classes were chosen"))
-    with pytest.raises(OutputError, match=r"run would hold .* GB of samples, more than its whole disk"):
-        silent(replace(SETTINGS, count=2**32 - 1), networks, tmp_path / "run")
+    with pytest.raises(OutputError, match=r"run needs 3\.84 GB more, .* has 1\.00 GB free"):
+        silent(replace(SETTINGS, count=10**7), networks, tmp_path / "run")
+    with pytest.raises(OutputError, match=r"needs 824\.63 GB more, .* has 100\.00 GB free"):
+        silent(replace(SETTINGS, count=2**32 - 1), networks, tmp_path)
     with pytest.raises(InputError, match=r"4,294,967,295 samples \(-n\) in one batch"):
         measure(replace(SETTINGS, count=2**32 - 1), networks, networks)
     assert not (tmp_path / "run").exists()
@@ -532,7 +538,7 @@ def test_networks_that_do_not_go_together(files: dict[str, Path], tmp_path: Path
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tpu", "cuda:99", "meta", "privateuseone", ""):
+    for name in ("tpu", "cuda:99", "meta", "privateuseone"):
         with pytest.raises(InputError, match=name):
             pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
