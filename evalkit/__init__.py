@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from evalkit.images import ImageSource, open_images
     from evalkit.results import Comparison, Score
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Comparison",
     "EvalkitError",

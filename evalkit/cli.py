@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from evalkit import __version__
 from evalkit.console import (
     ExtractorSetup,
     announce,
@@ -57,7 +58,7 @@ class _Root(click.Group):
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="evalkit")
+@click.version_option(version=__version__)
 def root() -> None:
     """FID, sFID, Inception Score, precision and recall of generated images, exactly as ADM reports them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -10,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 try:
@@ -20,6 +22,7 @@ except ImportError:  # Windows
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit import __version__
 from evalkit.errors import OutputError
 
 __all__ = [
@@ -29,9 +32,12 @@ __all__ = [
     "home_directory",
     "kind_of",
     "only_process",
+    "physical_memory",
+    "read_text",
     "remove_stale_partials",
     "replace_atomically",
     "tensor_digest",
+    "versions",
     "xdg_cache_home",
 ]
 
@@ -229,3 +235,54 @@ def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
         digest.update(f"{name}{values.shape}".encode())
         digest.update(values.data)
     return digest.hexdigest()
+
+
+# UTF-32's before UTF-16's, which are its beginning.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user wrote: UTF-8, or what its byte order mark says.
+
+    Notepad writes UTF-8 with a mark, and PowerShell's ``>`` UTF-16 with one. Ends of lines stay as they are.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no such text.
+    """
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"it is no text in UTF-8, nor in UTF-16 with a byte order mark (byte {error.start:,})"
+        ) from error
+    if "\0" in text:
+        raise ValueError("it has zero bytes: it is no text, or UTF-16 without a byte order mark")
+    return text
+
+
+def physical_memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not say, as on Windows."""
+    try:
+        size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return size * pages if size > 0 and pages > 0 else None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions by package: evalkit's own, and of others those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            # A checkout of evalkit works without being installed.
+            found[package] = __version__ if package == "evalkit" else version(package)
+    return found

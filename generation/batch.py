@@ -64,7 +64,7 @@ class Networks:
             classifier=classifier,
             mode=mode,
             device=device,
-            predict=prepare(diffusion.network, mode, device),
+            predict=prepare(diffusion.network, mode, device, diffusion.preset.published_precision),
             logits=None if classifier is None else prepare(classifier.network, mode, device),
         )
 
@@ -238,10 +238,10 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # which the device meta, of tensors without values, refuses
+    except (RuntimeError, AssertionError, ImportError) as error:
+        why = str(error).partition("\n")[0][:200].removesuffix(".") + "."
         raise InputError(
-            f"Device {name!r} cannot be used: {why} Give auto, cpu, cuda, cuda:N or mps."
+            f"Device {name[:80]!r} cannot be used: {why} Give auto, cpu, cuda, cuda:N or mps."
         ) from None
     return device

@@ -6,11 +6,14 @@ memory, so that a network takes its size once and not twice.
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,6 +32,7 @@ __all__ = [
     "Difference",
     "Inspection",
     "Loaded",
+    "brief",
     "cached",
     "convert",
     "fetch",
@@ -39,11 +43,14 @@ __all__ = [
     "weights_digest",
 ]
 
-Content: TypeAlias = Literal["network", "averaged network (EMA)", "optimiser state", "no named tensors"]
+Content: TypeAlias = Literal[
+    "network", "averaged network (EMA)", "tensors and other things", "optimiser state", "no named tensors"
+]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 ALIGNMENT = 64
+SHOWN_KEYS = 5
 PRESET_KEY = "evalkit_preset"
 TRAINING_FILES = "ema_*.pt holds averaged weights, model*.pt the last ones, opt*.pt the optimiser's state"
 
@@ -57,12 +64,14 @@ class Loaded:
         preset: What its weights do not say.
         digest: :func:`weights_digest` of its parameters.
         path: The file.
+        prefix: What stood before every name in it and was left out; see :class:`Inspection`.
     """
 
     network: Trunk
     preset: ModelPreset
     digest: str
     path: Path
+    prefix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +93,7 @@ class Difference:
 
     def __str__(self) -> str:
         parts = [
-            f"{len(names)} {what} (the first is {names[0]})"
+            f"{len(names)} {what} (the first is {brief(names[0])})"
             for names, what in (
                 (self.missing, "missing"),
                 (self.unexpected, "unexpected"),
@@ -103,6 +112,9 @@ class Inspection:
         path: The file.
         container: How it was written.
         content: What it seems to be; that weights are an average (EMA) only the file's name can say.
+        problem: Why :func:`load_network` would not take it, whatever the preset; None where it may.
+        prefix: What stands before every name of an ADM network, such as ``module.`` of
+            DistributedDataParallel or ``_orig_mod.`` of torch.compile; it is not part of the names.
         kind: Of an ADM network, by its keys; None for anything else.
         tensors: Number of named tensors.
         parameters: Number of their elements.
@@ -117,6 +129,8 @@ class Inspection:
     path: Path
     container: Literal["PyTorch", "safetensors"]
     content: Content
+    problem: str | None
+    prefix: str
     kind: Kind | None
     tensors: int
     parameters: int
@@ -137,20 +151,73 @@ class _File:
     content: Any
     preset: ModelPreset | None
 
+    @cached_property
+    def prefix(self) -> str:
+        """What stands before every name of an ADM network; see :class:`Inspection`."""
+        names = _named_tensors(self.content)
+        first = next((name for name in names if name.endswith(f".{FIRST_CONVOLUTION}")), "")
+        prefix = first.removesuffix(FIRST_CONVOLUTION)
+        return prefix if all(name.startswith(prefix) for name in names) else ""
+
+    @cached_property
+    def named(self) -> dict[str, Tensor]:
+        """The named tensors at its top, whatever is beside them; names without the prefix."""
+        found = _named_tensors(self.content)
+        return {name.removeprefix(self.prefix): tensor for name, tensor in found.items()}
+
+    @property
+    def problem(self) -> str | None:
+        """Why these are not the named tensors of a network, in words; None if they are."""
+        content = self.content
+        if self.named and len(self.named) == len(content):
+            return None
+        if self.named:
+            others = [
+                f"{brief(key, 40)} ({type(value).__name__})"
+                for key, value in content.items()
+                if not (isinstance(key, str) and isinstance(value, Tensor))
+            ]
+            return (
+                f"{self.path} holds, beside {len(self.named):,} named tensors, {_listed(others)}. Save the "
+                "tensors alone, as a network's state_dict() has them."
+            )
+        within = {}
+        if isinstance(content, dict) and not _is_optimiser(content):
+            within = {key: len(_named_tensors(value)) for key, value in content.items()}
+        holding = [f"{brief(key, 40)} ({count:,} tensors)" for key, count in within.items() if count]
+        nested = (
+            f" Tensors are under the keys {_listed(holding)}: save those of one key alone, with "
+            "torch.save(torch.load(FILE)[KEY], NEW)."
+            if holding
+            else ""
+        )
+        return (
+            f"{self.path} holds {_describe(content)}, not the named tensors of a network.{nested} Of a "
+            f"training run, {TRAINING_FILES}."
+        )
+
     def tensors(self) -> dict[str, Tensor]:
-        """The named tensors.
+        """The named tensors, without the prefix.
 
         Raises:
             InputError: It holds something else.
         """
-        if _is_state_dict(self.content):
-            state: dict[str, Tensor] = self.content
-            return state
-        what = "an optimiser's state" if _is_optimiser(self.content) else _describe(self.content)
-        raise InputError(
-            f"{self.path} holds {what}, not the named tensors of a network. Of a training run, "
-            f"{TRAINING_FILES}."
-        )
+        if self.problem:
+            raise InputError(self.problem)
+        return self.named
+
+
+def brief(text: object, most: int = 60) -> str:
+    """A name out of a file, for a message: on one line, and cut where it is long."""
+    shown = str(text)
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1]
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - SHOWN_KEYS:,} more" if len(items) > SHOWN_KEYS else ""
+    return ", ".join(items[:SHOWN_KEYS]) + more
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -171,6 +238,8 @@ def load_network(
 ) -> Loaded:
     """Read a network's weights. Strict: every tensor must be there, and no other.
 
+    One prefix before all names is left out, such as DistributedDataParallel's ``module.``.
+
     Args:
         path: A state dict as PyTorch writes it, or safetensors.
         preset: What the network is; None takes what a converted file says of itself.
@@ -189,10 +258,12 @@ def load_network(
     _check_layout(file, preset)
     network = preset.build("meta")
     if wrong := next((name for name, tensor in state.items() if not tensor.is_floating_point()), None):
-        raise InputError(f"{path}: {wrong} is of type {state[wrong].dtype}, expected floating point.")
+        raise InputError(f"{path}: {brief(wrong)} is of type {state[wrong].dtype}, expected floating point.")
     network.load_state_dict({name: _aligned(tensor.float()) for name, tensor in state.items()}, assign=True)
     network.to(device).eval().requires_grad_(False)
-    return Loaded(network=network, preset=preset, digest=weights_digest(state), path=Path(path))
+    return Loaded(
+        network=network, preset=preset, digest=weights_digest(state), path=Path(path), prefix=file.prefix
+    )
 
 
 def save_network(
@@ -213,7 +284,8 @@ def save_network(
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
     if wrong := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
         raise InputError(
-            f"{wrong} of {preset.name} has values that {dtype} cannot hold; nothing was written."
+            f"{brief(wrong)} of {brief(preset.name)} has values that {dtype} cannot hold; nothing was "
+            "written."
         )
     with replace_atomically(Path(path)) as partial:
         mode = partial.stat().st_mode
@@ -281,7 +353,7 @@ def inspect(path: str | Path) -> Inspection:
         InputError: There is no such file, or it is damaged or no container of weights.
     """
     file = _read(Path(path))
-    state: dict[str, Tensor] = file.content if _is_state_dict(file.content) else {}
+    state = file.named
     shapes = _shapes(state)
     kind = _kind(shapes)
     fits = identify(shapes)
@@ -297,6 +369,8 @@ def inspect(path: str | Path) -> Inspection:
         path=file.path,
         container=file.container,
         content=_content(file),
+        problem=file.problem,
+        prefix=file.prefix,
         kind=kind,
         tensors=len(state),
         parameters=sum(tensor.numel() for tensor in state.values()),
@@ -312,8 +386,10 @@ def inspect(path: str | Path) -> Inspection:
 def _content(file: _File) -> Content:
     if _is_optimiser(file.content):
         return "optimiser state"
-    if not _is_state_dict(file.content):
+    if not file.named:
         return "no named tensors"
+    if file.problem:
+        return "tensors and other things"
     return "averaged network (EMA)" if file.path.name.startswith("ema") else "network"
 
 
@@ -334,7 +410,9 @@ def _agreed_preset(file: _File, preset: ModelPreset | None, state: Mapping[str, 
             "write it into the file once with `evalkit checkpoint convert`."
         )
     if preset is not None and file.preset not in (None, preset):
-        raise InputError(f"{file.path} says that it is {file.preset.name}, but {preset.name} was asked for.")
+        raise InputError(
+            f"{file.path} says that it is {brief(file.preset.name)}, but {preset.name} was asked for."
+        )
     return preset or file.preset  # type: ignore[return-value]
 
 
@@ -343,7 +421,8 @@ def _check_layout(file: _File, preset: ModelPreset) -> None:
     shapes = _shapes(file.tensors())
     if difference := _difference(_expected(preset), shapes):
         raise InputError(
-            f"{file.path} is no {preset.name}: of its tensors, {difference}. {_which(identify(shapes))}"
+            f"{file.path} is no {brief(preset.name)}: of its tensors, {difference}. "
+            f"{_which(identify(shapes))}"
         )
 
 
@@ -382,12 +461,12 @@ def _likeness(expected: Shapes, found: Shapes) -> float:
     return common / (len(expected) + len(found) - common)
 
 
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and len(content) > 0
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )
+def _named_tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        return {}
+    return {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
 
 
 def _is_optimiser(content: Any) -> bool:
@@ -395,8 +474,10 @@ def _is_optimiser(content: Any) -> bool:
 
 
 def _describe(content: Any) -> str:
+    if _is_optimiser(content):
+        return "an optimiser's state"
     if isinstance(content, dict):
-        return f"a dictionary with the keys {', '.join(map(str, list(content)[:8])) or '(none)'}"
+        return f"a dictionary with the keys {_listed([brief(key, 40) for key in content]) or '(none)'}"
     return f"a {type(content).__name__}"
 
 
@@ -408,7 +489,7 @@ def _read(path: Path) -> _File:
     """
     try:
         with path.open("rb") as stream:
-            start = stream.read(16)
+            start = stream.read(64)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror or error}. Give a file of weights."
@@ -418,33 +499,82 @@ def _read(path: Path) -> _File:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _File(path, "PyTorch", _read_pytorch(path), None)
     raise InputError(
-        f"{path} is no file of weights: expected a PyTorch state dict (.pt) or safetensors. "
-        "A published checkpoint is had by `evalkit checkpoint fetch`."
+        f"{path} is no file of weights, it is {_kind_of_file(start)}. Expected a PyTorch state dict (.pt) or "
+        "safetensors; a published checkpoint is had by `evalkit checkpoint fetch`."
     )
+
+
+def _kind_of_file(start: bytes) -> str:
+    """What a file is that is no weights, by its first bytes."""
+    if not start:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, which stands for the file itself; `git lfs pull` brings that"
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
+        return "a web page, as a download that failed leaves it"
+    for first, what in ((b"\x1f\x8b", "gzip"), (b"\x93NUMPY", "NumPy's npy"), (b"\x89HDF", "HDF5")):
+        if start.startswith(first):
+            return f"a file in {what} format"
+    text = start.decode("ascii", "replace")
+    return (
+        f"a text that begins with {text[:40]!r}" if text.isascii() and "\0" not in text else "of another kind"
+    )
+
+
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """A name of the file for readers that open no other; a file's own may be any bytes on Linux."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield os.fspath(path)
 
 
 def _read_safetensors(path: Path) -> _File:
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with _utf8_name(path) as name, safetensors.safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
-            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} cannot be read as safetensors: {error}. Fetch or convert it again."
+            f"{path} cannot be read as safetensors: {brief(error, 300)}. Fetch or convert it again."
         ) from error
     stated = metadata.get(PRESET_KEY)
     return _File(path, "safetensors", content, stated and ModelPreset.from_json(stated))
 
 
 def _read_pytorch(path: Path) -> Any:
+    _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with _utf8_name(path) as name:
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # PyTorch's own message advises to load the file unsafely.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({brief(found[1])})" if found else ""
         raise InputError(
-            f"{path} holds more than tensors, and a file of weights never gets to run code. Save the "
+            f"{path} holds more than tensors{what}, and a file of weights never gets to run code. Save the "
             "network's state_dict() alone."
         ) from error
     except Exception as error:  # damaged bytes end in any exception
         why = str(error).partition("\n")[0] or "it ends early"
-        raise InputError(f"{path} cannot be read as a PyTorch file: {why}. Fetch it again.") from error
+        raise InputError(
+            f"{path} cannot be read as a PyTorch file: {brief(why, 300)}. Fetch it again."
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise an InputError for a zip archive that torch.save did not write; a damaged one is left to it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if not any(name.endswith("data.pkl") for name in names):
+        raise InputError(
+            f"{path} is a zip archive, and not one that torch.save writes: it holds "
+            f"{_listed([brief(name, 40) for name in names]) or 'nothing'}. Unpack it, and give the weights."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ import click
 
 from evalkit.console import announce, bytes_bar
 from evalkit.errors import InputError
+from evalkit.parameters import file, text
 
 if TYPE_CHECKING:
     from evalkit.images import ImageSource
@@ -56,7 +58,7 @@ def list_() -> None:
 
 
 @checkpoint.command()
-@click.argument("name")
+@click.argument("name", type=text)
 def fetch(name: str) -> None:
     """Download the published checkpoint NAME to the cache, or go on with a download.
 
@@ -72,7 +74,7 @@ def fetch(name: str) -> None:
 
 
 @checkpoint.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=file)
 def inspect(file: Path) -> None:
     """What FILE holds: which model by its keys, its parameters, what is missing or unexpected.
 
@@ -80,31 +82,35 @@ def inspect(file: Path) -> None:
     Example:
       evalkit checkpoint inspect 256x256_diffusion.pt
     """
-    from generation.checkpoints import inspect
+    from generation.checkpoints import brief, inspect
 
     found = inspect(file)
     click.echo(f"{file}: {found.container} file, {found.content}")
+    if found.problem:
+        click.echo(f"problem     {found.problem}")
     if not found.tensors:
         return
     click.echo(f"tensors     {found.tensors:,}, {found.parameters:,} parameters, {', '.join(found.dtypes)}")
     click.echo(f"digest      {found.digest}")
     if found.preset:
-        click.echo(f"says it is  {found.preset.name} ({found.preset.kind})")
+        click.echo(f"says it is  {brief(found.preset.name)} ({found.preset.kind})")
+    if found.prefix:
+        click.echo(f"prefix      {brief(found.prefix)} before every name; left out where the file is read")
     click.echo(f"kind        {found.kind or 'no ADM network'}")
     if found.fits:
-        click.echo(f"layout of   {' or '.join(preset.name for preset in found.fits)}")
+        click.echo(f"layout of   {' or '.join(brief(preset.name) for preset in found.fits)}")
     elif found.nearest and found.difference:
-        click.echo(f"nearest     {found.nearest.name}, from which differ:")
+        click.echo(f"nearest     {brief(found.nearest.name)}, from which differ:")
         for what, names in vars(found.difference).items():
             if names:
                 more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-                click.echo(f"  {what + ':':12}{', '.join(names[:SHOWN])}{more}")
+                click.echo(f"  {what + ':':12}{', '.join(map(brief, names[:SHOWN]))}{more}")
 
 
 @checkpoint.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--preset", metavar="NAME", help="What FILE is, as in `evalkit checkpoint list`.")
+@click.argument("file", type=file)
+@click.argument("out", type=file)
+@click.option("--preset", type=text, metavar="NAME", help="What FILE is, as in `evalkit checkpoint list`.")
 @click.option("--half", is_flag=True, help="Write float16: half the size, weights rounded to 11 bits.")
 def convert(file: Path, out: Path, preset: str | None, half: bool) -> None:
     """Write the weights of FILE to OUT as safetensors that say what they are.
@@ -113,14 +119,13 @@ def convert(file: Path, out: Path, preset: str | None, half: bool) -> None:
     Example:
       evalkit checkpoint convert 64x64_diffusion.pt 64.safetensors --preset 64x64_diffusion
     """
-    from generation.checkpoints import convert
+    from generation.checkpoints import brief, convert
     from generation.presets import find_model
 
     loaded = convert(file, out, find_model(preset) if preset else None, half=half)
-    click.echo(f"{out}: {loaded.preset.name}, {loaded.digest}")
+    click.echo(f"{out}: {brief(loaded.preset.name)}, {loaded.digest}")
 
 
-FILE = click.Path(path_type=Path)
 MODES = "reference|reference-fp16|fast"
 
 
@@ -134,22 +139,30 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 network_options = _options(
-    click.option("--preset", metavar="NAME", help="A published way of sampling: networks, steps, scale."),
-    click.option("--model", type=FILE, metavar="FILE", help="Its weights, where they are not in the cache."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+    click.option(
+        "--preset", type=text, metavar="NAME", help="A published way of sampling: networks, steps, scale."
+    ),
+    click.option("--model", type=file, metavar="FILE", help="Its weights, where they are not in the cache."),
+    click.option(
+        "--device", type=text, default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+    ),
 )
 sampler_options = _options(
     click.option(
-        "--sampler", metavar="ddpm|ddim|dpm-solver++", help="By default as --preset or --respacing says."
+        "--sampler",
+        type=text,
+        metavar="ddpm|ddim|dpm-solver++",
+        help="By default as --preset or --respacing says.",
     ),
     click.option(
         "--respacing",
         metavar="STEPS",
-        help="250, ddim25 or 90,60,60,20,20; by default the preset's, or 250.",
+        help='250, ddim25 or 90,60,60,20,20, or "" for all; by default the preset\'s, or 250.',
     ),
     click.option("--eta", type=float, default=0.0, show_default=True, help="Of ddim: its share of noise."),
     click.option(
         "--thresholding",
+        type=text,
         metavar="static|dynamic",
         default="static",
         show_default=True,
@@ -163,26 +176,36 @@ scale_option = click.option(
     help="Of the guidance; by default the preset's, or 1 with a classifier. 0: no guidance.",
 )
 guidance_options = _options(
-    click.option("--classifier", type=FILE, metavar="FILE", help="The classifier's weights, likewise."),
-    click.option("--guidance-steps", metavar="A:B", help="Guide only at timesteps A <= t < B (of 0 to 999)."),
+    click.option("--classifier", type=file, metavar="FILE", help="The classifier's weights, likewise."),
+    click.option(
+        "--guidance-steps", type=text, metavar="A:B", help="Guide only at timesteps A <= t < B (of 0 to 999)."
+    ),
     click.option(
         "--classes",
+        type=text,
         metavar="CLASSES",
         help="random (the default), balanced, one class, or a file (npy, or text, one a line).",
     ),
 )
 run_options = _options(
-    click.option("--out", type=FILE, required=True, metavar="FOLDER", help="The run's folder."),
-    click.option("--mode", metavar=MODES, default="reference", show_default=True, help="The arithmetic."),
+    click.option("--out", type=file, required=True, metavar="FOLDER", help="The run's folder."),
     click.option(
-        "--batch-size", metavar="N|auto", default="auto", show_default=True, help="Samples at a time."
+        "--mode", type=text, metavar=MODES, default="reference", show_default=True, help="The arithmetic."
+    ),
+    click.option(
+        "--batch-size",
+        type=text,
+        metavar="N|auto",
+        default="auto",
+        show_default=True,
+        help="Samples at a time.",
     ),
     click.option(
         "--shard-size", type=int, default=64, show_default=True, help="Samples a file until the end."
     ),
 )
 grid_option = click.option(
-    "--grid", type=FILE, metavar="FILE", help="Write the first 64 samples as one PNG as well."
+    "--grid", type=file, metavar="FILE", help="Write the first 64 samples as one PNG as well."
 )
 
 
@@ -210,7 +233,7 @@ def sample(count: int, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("base")
+@click.argument("base", type=text)
 @network_options
 @sampler_options
 @run_options
@@ -232,7 +255,12 @@ def upsample(base: str, **options: Any) -> None:
 @click.command()
 @click.option("-n", "--count", type=int, default=4, show_default=True, help="Samples, all in one batch.")
 @click.option(
-    "--mode", metavar=MODES, default="fast", show_default=True, help="What is compared with reference."
+    "--mode",
+    type=text,
+    metavar=MODES,
+    default="fast",
+    show_default=True,
+    help="What is compared with reference.",
 )
 @network_options
 @scale_option
@@ -276,7 +304,9 @@ def _set_up(
             if upsamples
             else f"{preset.name} makes large images from small ones: use `evalkit upsample`."
         )
-    respacing = options["respacing"] or (preset.respacing if preset else "250")
+    respacing = options["respacing"]
+    if respacing is None:  # "" is a value
+        respacing = preset.respacing if preset else "250"
     scale = options.get("scale")
     if scale is None:
         scale = preset.scale if preset else float(options.get("classifier") is not None)
@@ -296,8 +326,9 @@ def _set_up(
 
     def load(mode: str) -> Networks:
         from generation.batch import load_networks, pick_device
+        from generation.checkpoints import brief
 
-        return load_networks(
+        networks = load_networks(
             preset,
             model=options["model"],
             classifier=options.get("classifier"),
@@ -305,6 +336,10 @@ def _set_up(
             mode=mode,
             device=pick_device(options["device"]),
         )
+        for loaded in (networks.diffusion, networks.classifier):
+            if loaded and loaded.prefix:
+                _say(f"{loaded.path}: the prefix {brief(loaded.prefix)} before every name was left out.")
+        return networks
 
     return settings, load
 
@@ -313,8 +348,10 @@ def _interval(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, colon, end = text.partition(":")
-    if not (colon and first.isdecimal() and end.isdecimal()):
-        raise InputError(f"--guidance-steps {text!r} is not understood. Give two timesteps, such as 200:800.")
+    if not (colon and _is_number(first) and _is_number(end)):
+        raise InputError(
+            f"--guidance-steps {text[:80]!r} is not understood. Give two timesteps, such as 200:800."
+        )
     return int(first), int(end)
 
 
@@ -353,9 +390,14 @@ def _run(
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal():
-        raise InputError(f"Batch size {text!r} is neither a number from 1 nor auto.")
+    if not _is_number(text):
+        raise InputError(f"--batch-size {text[:80]!r} is neither a number from 1 nor auto.")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is a whole number from 0, of up to 9 digits: Python reads none of thousands."""
+    return text.isdecimal() and len(text) < 10
 
 
 def _say(text: str) -> None:
@@ -384,19 +426,28 @@ def _samples_bar() -> Progress:
 
 @click.command()
 @click.option(
-    "--scales", required=True, metavar="S,S,...", help="Guidance scales, such as 0,0.5,1,2,4; 0 is unguided."
+    "--scales",
+    type=text,
+    required=True,
+    metavar="S,S,...",
+    help="Guidance scales, such as 0,0.5,1,2,4; 0 is unguided.",
 )
 @click.option("-n", "--count", type=int, required=True, help="Samples a scale.")
 @click.option(
-    "--reference", required=True, metavar="REF", help="What `evalkit compare` takes, or a batch's name."
+    "--reference",
+    type=text,
+    required=True,
+    metavar="REF",
+    help="What `evalkit compare` takes, or a batch's name.",
 )
 @network_options
 @guidance_options
 @sampler_options
 @run_options
-@click.option("--name", help="What a plot calls it; by default the model's name.")
+@click.option("--name", type=text, help="What a plot calls it; by default the model's name.")
 @click.option(
     "--protocol",
+    type=text,
     metavar="adm|exact",
     default="adm",
     show_default=True,
@@ -404,12 +455,15 @@ def _samples_bar() -> Progress:
 )
 @click.option(
     "--precision",
+    type=text,
     metavar="TYPE",
     default="float32",
     show_default=True,
     help="Of Inception, as in `evalkit compare`.",
 )
-@click.option("--weights", metavar="FILE", help="Inception weights; by default what `evalkit weights` shows.")
+@click.option(
+    "--weights", type=text, metavar="FILE", help="Inception weights; by default what `evalkit weights` shows."
+)
 def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
     """Sample at several guidance scales with the same noise and classes, and compare each with REF.
 
@@ -455,13 +509,13 @@ def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
     )
     if result:
         click.echo(sweep_table(result))
-        click.echo(f"next: evalkit curves {options['out']} -o curves.png")
+        click.echo(f"next: evalkit curves {shlex.quote(str(options['out']))} -o curves.png")
 
 
 @click.command()
 @click.option(
     "--out",
-    type=FILE,
+    type=file,
     default="demo",
     show_default=True,
     metavar="FOLDER",
@@ -516,25 +570,30 @@ def train() -> None:
 
 training_options = _options(
     click.option(
-        "--recipe", required=True, help="Network and settings: a TOML file, or a shipped one's name."
+        "--recipe",
+        type=text,
+        required=True,
+        help="Network and settings: a TOML file, or a shipped one's name.",
     ),
-    click.option("--out", type=FILE, required=True, metavar="FOLDER", help="The run's folder."),
+    click.option("--out", type=file, required=True, metavar="FOLDER", help="The run's folder."),
     click.option("--steps", type=int, help="Updates, instead of the recipe's."),
     click.option("--batch-size", type=int, help="Images an update, of all processes; likewise."),
     click.option("--learning-rate", type=float, help="Likewise."),
-    click.option("--precision", metavar="float32|bfloat16", help="Likewise."),
+    click.option("--precision", type=text, metavar="float32|bfloat16", help="Likewise."),
     click.option("--seed", type=int, help="Likewise."),
     click.option("--microbatch", type=int, help="Images at a time on each device, if not its whole share."),
     click.option(
         "--save-every", type=int, default=1000, show_default=True, help="Steps between checkpoints."
     ),
     click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, beside log.jsonl."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+    click.option(
+        "--device", type=text, default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+    ),
 )
 
 
 @train.command("diffusion")
-@click.argument("images")
+@click.argument("images", type=text)
 @training_options
 def train_diffusion(images: str, **options: Any) -> None:
     """Train a diffusion model on IMAGES: an npz, folder, zip, tar, HDF5 or parquet file.
@@ -551,9 +610,9 @@ def train_diffusion(images: str, **options: Any) -> None:
 
 
 @train.command("classifier")
-@click.argument("images")
+@click.argument("images", type=text)
 @training_options
-@click.option("--validation", metavar="IMAGES", help="Labelled images to measure the accuracy on.")
+@click.option("--validation", type=text, metavar="IMAGES", help="Labelled images to measure the accuracy on.")
 def train_classifier(images: str, validation: str | None, **options: Any) -> None:
     """Train a classifier of noisy images on IMAGES, and say its accuracy at each level of noise.
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import InputError
+from evalkit.errors import EvalkitError, InputError
 from generation.batch import Networks, bind, sample_batch, schedule_of
 from generation.networks.modes import arithmetic
 from generation.samplers import to_uint8
@@ -17,6 +17,7 @@ from generation.settings import Settings, choose_labels
 
 __all__ = ["Drift", "StepDrift", "measure"]
 
+MOST = 1024
 GREY_LEVELS = 127.5
 """A difference of 1 between samples in [-1, 1], in levels of an 8-bit image."""
 
@@ -67,8 +68,11 @@ def measure(settings: Settings, reference: Networks, other: Networks, *, rows: i
         rows: Steps to report.
 
     Raises:
-        InputError: The networks are an upsampler's, or not the same, or samples are not finite.
+        EvalkitError: The device's memory does not suffice.
+        InputError: The networks are an upsampler's, or not the same, or samples are not finite or too many.
     """
+    if settings.count > MOST:
+        raise InputError(f"{settings.count:,} samples (-n) in one batch; give at most {MOST:,}.")
     preset = reference.diffusion.preset
     if preset.kind == "upsampler":
         raise InputError(f"{preset.name} is an upsampler; the drift of diffusion models alone is measured.")
@@ -89,8 +93,16 @@ def measure(settings: Settings, reference: Networks, other: Networks, *, rows: i
 
     images = []
     for networks, watch in ((reference, compare), (other, keep)):
-        with arithmetic(networks.mode):
-            x, finite = sample_batch(settings, networks, range(settings.count), labels=labels, watch=watch)
+        try:
+            with arithmetic(networks.mode):
+                x, finite = sample_batch(
+                    settings, networks, range(settings.count), labels=labels, watch=watch
+                )
+        except torch.OutOfMemoryError:
+            raise EvalkitError(
+                f"{networks.device} has too little memory for {settings.count} samples in one batch. Give "
+                "fewer (-n)."
+            ) from None
         if not finite.all():
             raise InputError(f"Samples of mode {networks.mode} are not finite: the drift has no value.")
         images.append(to_uint8(x).astype(np.int16))

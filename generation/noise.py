@@ -28,6 +28,7 @@ __all__ = ["Noise", "Purpose", "Streams", "normal", "philox", "random_labels"]
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+_LABELS_AT_ONCE = 2**16
 
 
 class Purpose(IntEnum):
@@ -79,8 +80,11 @@ class Streams:
 
 def random_labels(seed: int, count: int, classes: int) -> NDArray[np.int64]:
     """``(count,)`` classes from 0 to ``classes - 1``; that of a sample depends on its index alone."""
-    words = philox(_counter(torch.arange(count), 0, Purpose.LABEL, 1), seed)[0]
-    labels: NDArray[np.int64] = (words[:, 0] * classes >> 32).numpy()
+    labels = np.empty(count, np.int64)
+    for first in range(0, count, _LABELS_AT_ONCE):
+        indices = torch.arange(first, min(first + _LABELS_AT_ONCE, count))
+        words = philox(_counter(indices, 0, Purpose.LABEL, 1), seed)[0]
+        labels[first : first + len(indices)] = words[:, 0] * classes >> 32
     return labels
 
 

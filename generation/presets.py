@@ -49,6 +49,8 @@ class ModelPreset:
         layout_sha256: Of the lines ``<key> <shape as a Python tuple>`` of its state dict; empty for a network
             of one's own.
         parameters: Number of its parameters; 0 for a network of one's own.
+        published_precision: In which the published commands compute the convolutions of a diffusion model or
+            upsampler; the classifiers all in float32.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelPreset:
     low_res_size: int | None = None
     layout_sha256: str = ""
     parameters: int = 0
+    published_precision: Literal["float16", "float32"] = "float16"
 
     @property
     def file(self) -> str:
@@ -128,6 +131,10 @@ class ModelPreset:
         ):
             settings = ClassifierSettings if table.get("kind") == "classifier" else UNetSettings
             table = {**table, "network": from_table(settings, table["network"], f"{name}.network")}
+            published = MODELS.get(str(table.get("name")))
+            if published and table.get("layout_sha256") == published.layout_sha256:
+                # Files that were converted before there was this field do not have it.
+                table = {"published_precision": published.published_precision, **table}
         return from_table(cls, table, name)
 
 
@@ -287,6 +294,7 @@ _MODELS = (
         network=_unet(512),
         layout_sha256="74099b42b3463e6292df54f446755a17af94b3cf277fb466119bcc7d892262dc",
         parameters=558_997_638,
+        published_precision="float32",
     ),
     ModelPreset(
         name="64_256_upsampler",

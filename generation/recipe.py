@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from evalkit.errors import InputError
+from evalkit.files import read_text
+from generation.checkpoints import brief
 from generation.losses import TIMESTEP_SAMPLERS
 from generation.presets import ModelPreset, find_model, from_table
 
@@ -106,13 +108,13 @@ class Recipe:
                 f"out_channels {network.out_channels}; a diffusion model has 3, or 6 with the variance",
             ),
             (
-                re.fullmatch(r"\w[\w.+-]*", model.name) is not None,
-                "that name, which its file gets; expected letters, digits and . _ + - in it",
+                re.fullmatch(r"\w[\w.+-]{,99}", model.name) is not None,
+                "that name, which its file gets; expected up to 100 letters, digits and . _ + -",
             ),
             (model.diffusion_steps > 1, f"{model.diffusion_steps} timesteps; expected at least 2"),
         ):
             if not good:
-                raise InputError(f"Cannot train {model.name or 'a model without a name'} with {what}.")
+                raise InputError(f"Cannot train {brief(model.name) or 'a model without a name'} with {what}.")
 
 
 def load_recipe(name: str | Path, **changes: Any) -> Recipe:
@@ -131,7 +133,7 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
     path = shipped.get(str(name), Path(name))
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(
             f"There is no recipe {str(name)!r} ({error.strerror}). Give a file, or one of "

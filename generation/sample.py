@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import EvalkitError, InputError
+from evalkit.files import versions
 from evalkit.images import ImageSource
 from generation.batch import Networks, sample_batch, schedule_of
 from generation.cost import describe_cost
@@ -34,7 +34,7 @@ from generation.interrupts import noted_interrupts
 from generation.networks.modes import arithmetic
 from generation.samplers import Watch, to_uint8
 from generation.settings import Settings, check_labels, choose_labels
-from generation.shards import Shard, ShardFolder
+from generation.shards import Shard, ShardFolder, check_disk
 
 __all__ = ["Progress", "Say", "rank_of_worker", "run"]
 
@@ -79,8 +79,9 @@ def run(
         KeyboardInterrupt: After Ctrl-C, when the shard in hand is finished; at a second one, at once.
         OutputError: The folder cannot be written, or has not enough space.
     """
-    worker = _Worker(settings, networks, base, batch_size, progress, say)
     size = networks.diffusion.preset.image_size
+    check_disk(out, settings.count * size * size * 3)
+    worker = _Worker(settings, networks, base, batch_size, progress, say)
     rank, workers = rank_of_worker(), int(os.environ.get("WORLD_SIZE", "1"))
     with (
         ShardFolder.open(
@@ -95,6 +96,8 @@ def run(
     ):
         for note in folder.notes:
             say(f"Note: {note}; samples may differ by rounding from those that this run was begun with.")
+        if not folder.shareable:
+            say("This system has no file locks: let no second process run in this folder meanwhile.")
         if rank == 0 and folder.missing():
             say(describe_cost(settings, networks))
         while True:
@@ -161,8 +164,7 @@ class _Worker:
             where = torch.cuda.get_device_name(device)
         else:
             where = f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
-        return {
-            "evalkit": version("evalkit"),
+        return versions("evalkit") | {
             "torch": torch.__version__,
             "device": where,
             "arithmetic": self.networks.predict.description,

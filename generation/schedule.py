@@ -70,17 +70,20 @@ def respace(respacing: str, steps: int) -> NDArray[np.int64]:
         respacing: ``"250"``: so many, evenly spread from the first to the last. ``"90,60,60,20,20"``: the
             steps are cut into as many equal sections as there are numbers, and each section keeps so many,
             its first and last among them. ``"ddim25"``: every k-th from 0 on, with the smallest k that gives
-            exactly 25.
+            exactly 25. ``""``: all, as in the published scripts, whose default it is.
         steps: Timesteps of the training.
 
     Raises:
         InputError: It is not one of these forms, or asks for more steps than there are.
     """
-    sections = respacing.removeprefix("ddim").split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in sections):
+    if not respacing:
+        return np.arange(steps)
+    sections = [part.strip() for part in respacing.removeprefix("ddim").split(",")]
+    # Of up to 9 digits: Python reads no number of thousands of them.
+    if not all(part.isdecimal() and len(part) < 10 and int(part) > 0 for part in sections):
         raise InputError(
-            f"Respacing {respacing!r} is not understood. Give a number of steps (250), numbers of steps a "
-            "section (90,60,60,20,20) or ddim and a number (ddim25)."
+            f"Respacing {respacing[:80]!r} is not understood. Give a number of steps (250), numbers of steps "
+            'a section (90,60,60,20,20), ddim and a number (ddim25), or "" for all steps.'
         )
     counts = [int(part) for part in sections]
     if sum(counts) < 2:

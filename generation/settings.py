@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError
+from evalkit.files import read_text
 from generation.noise import random_labels
 
 __all__ = [
@@ -64,7 +65,7 @@ class Settings:
     shard_size: int = 64
 
     def __post_init__(self) -> None:
-        _require(1 <= self.count < 2**32, f"{self.count} samples; expected a number from 1")
+        _require(1 <= self.count < 2**32, f"{self.count} samples (-n); expected 1 to 2^32 - 1")
         _require(0 <= self.seed < 2**64, f"seed {self.seed}; expected 0 to 2^64 - 1")
         _require(math.isfinite(self.scale), f"guidance scale {self.scale}; expected a finite number")
         first, end = self.guidance_timesteps or (0, 1)
@@ -80,7 +81,7 @@ class Settings:
             self.thresholding == "static" or self.sampler == "dpm-solver++",
             f"dynamic thresholding is for dpm-solver++, the sampler is {self.sampler}",
         )
-        _require(self.shard_size >= 1, f"{self.shard_size} samples a shard; expected a number from 1")
+        _require(self.shard_size >= 1, f"shard-size {self.shard_size}; expected a number from 1")
 
 
 def _require(right: bool, message: str) -> None:
@@ -104,19 +105,23 @@ def choose_labels(settings: Settings, num_classes: int | None) -> NDArray[np.int
     classes, count = settings.classes, settings.count
     if num_classes is None:
         if classes is not None:
-            raise InputError(f"Classes {classes!r} were asked of a model that has none and is not guided.")
+            raise InputError(
+                f"--classes {classes!r} was asked of a model that has none and is not guided. Leave it out."
+            )
         return None
     if classes is None or classes == "random":
         return random_labels(settings.seed, count, num_classes)
     if classes == "balanced":
         return np.arange(count, dtype=np.int64) % num_classes
-    one = classes.lstrip("-").isdecimal()
-    labels = np.full(count, int(classes), dtype=np.int64) if one else _read_labels(Path(classes), count)
-    check_labels(labels, num_classes, "--classes" if one else classes)
-    return labels
+    if (one := _class_of(classes)) is not None:
+        check_labels(np.array([one]), num_classes, "--classes")
+        return np.full(count, one, dtype=np.int64)
+    labels = _read_labels(Path(classes), count)
+    check_labels(labels, num_classes, classes)
+    return labels.astype(np.int64)
 
 
-def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> None:
+def check_labels(labels: NDArray[Any], num_classes: int, where: str) -> None:
     """Refuse classes that there are not.
 
     Raises:
@@ -127,19 +132,46 @@ def check_labels(labels: NDArray[np.int64], num_classes: int, where: str) -> Non
         raise InputError(f"{where}: class {outside[0]} is out of range: there are 0 to {num_classes - 1}.")
 
 
-def _read_labels(path: Path, count: int) -> NDArray[np.int64]:
+def _class_of(text: str) -> int | None:
+    """The number that a text is; of one that no class can have, the largest that an array holds."""
+    digits = text.removeprefix("-")
+    if not digits.isdecimal():
+        return None
+    # Python reads no number of thousands of digits, and NumPy none beyond 2^63.
+    number = int(digits) if len(digits) < 19 else np.iinfo(np.int64).max
+    return -number if text.startswith("-") else number
+
+
+def _read_labels(path: Path, count: int) -> NDArray[Any]:
+    """``(count,)`` integers of any type."""
     try:
         with path.open("rb") as file:
             is_npy = file.read(6) == b"\x93NUMPY"
-        labels = np.load(path, allow_pickle=False) if is_npy else np.loadtxt(path, dtype=np.int64, ndmin=1)
-    except (OSError, ValueError) as error:
+        labels = np.load(path, allow_pickle=False) if is_npy else _parse_labels(read_text(path))
+    except Exception as error:  # NumPy parses a damaged header as Python source, and lets any error out
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
         raise InputError(
-            f"Classes {str(path)!r} cannot be read: {error}. Give random, balanced, a class, or a file of "
+            f"--classes {str(path)!r} cannot be read: {why}. Give random, balanced, a class, or a file of "
             "classes: npy, or text with one a line."
         ) from error
     if labels.shape != (count,) or labels.dtype.kind not in "ui":
         raise InputError(f"{path} holds {labels.dtype} {labels.shape}; expected {count} integers.")
-    return labels.astype(np.int64)
+    return labels
+
+
+def _parse_labels(text: str) -> NDArray[np.int64]:
+    """Numbers between blanks and ends of lines; what follows a # is a comment.
+
+    Raises:
+        ValueError: Something else is among them.
+    """
+    labels = []
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in line.partition("#")[0].split():
+            if (label := _class_of(word)) is None:
+                raise ValueError(f"line {number} has {word[:40]!r}, which is no whole number")
+            labels.append(label)
+    return np.array(labels, dtype=np.int64)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -10,13 +10,13 @@
 A worker claims a shard by locking a byte of ``claims.lock``. The kernel gives the lock back when the process
 ends, however it ends, on a shared folder of another host as well; nothing is left to clean up. These are
 POSIX record locks (``fcntl.lockf``) and not ``flock``: a process that a worker forks does not inherit them,
-and so cannot keep a shard claimed after the worker's death.
+and so cannot keep a shard claimed after the worker's death. On a system without such locks (Windows) a run
+is one process's.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import shutil
@@ -27,6 +27,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,7 +40,7 @@ from evalkit.files import replace_atomically
 from evalkit.images import NpzWriter
 from generation.settings import differences
 
-__all__ = ["Shard", "ShardFolder"]
+__all__ = ["Shard", "ShardFolder", "check_disk"]
 
 FORMAT = "evalkit samples 1"
 
@@ -62,6 +67,34 @@ class Shard(NamedTuple):
     end: int
 
 
+def check_disk(root: Path, need: int) -> None:
+    """Refuse a run that the disk cannot hold, before memory is taken for each of its samples.
+
+    Args:
+        root: The run's folder. What one that is there holds of the run is looked at when it is opened; only
+            samples that the whole disk could not hold are refused now.
+        need: Bytes of all samples.
+
+    Raises:
+        OutputError: They are more than there is room for.
+    """
+    there = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), None)
+    if there is None:
+        return
+    usage = shutil.disk_usage(there)
+    if there == root and need > usage.total:
+        raise _no_space(root, need, usage.total)
+    if there != root and 2 * need > usage.free:
+        raise _no_space(root, 2 * need, usage.free)
+
+
+def _no_space(root: Path, need: int, free: int) -> OutputError:
+    return OutputError(
+        f"{root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, and has "
+        f"{free / 1e9:.2f} GB free. Free some space, or give a folder elsewhere."
+    )
+
+
 class ShardFolder:
     """One run's folder, as one process sees it; made by :meth:`open`.
 
@@ -69,6 +102,7 @@ class ShardFolder:
         final: The npz with all samples.
         shards: Every shard of the run.
         notes: What of ``made_with`` is not as it was when the folder was begun.
+        shareable: Whether other workers may join, which takes file locks.
     """
 
     def __init__(
@@ -87,6 +121,7 @@ class ShardFolder:
             Shard(number, begin, min(begin + shard_size, shape[0])) for number, begin in enumerate(begins)
         ]
         self.notes: tuple[str, ...] = ()
+        self.shareable = fcntl is not None
         self._identity = {"format": FORMAT, **identity}
         self._folder = root / "shards"
         self._locks = locks
@@ -153,7 +188,15 @@ class ShardFolder:
         Args:
             rank: Which one of workers that start together this is: each begins elsewhere.
             workers: How many these are.
+
+        Raises:
+            OutputError: There are several, and the system has no locks.
         """
+        if workers > 1 and fcntl is None:
+            raise OutputError(
+                f"{workers} workers cannot share {self.root}: this system has no file locks, by which they "
+                "would. Start one alone."
+            )
         while missing := self.missing():
             start = len(missing) * (rank % workers) // workers
             idle = True
@@ -269,14 +312,14 @@ class ShardFolder:
         # What a killed worker had joined is written anew, in its place.
         free += sum(partial.stat().st_size for partial in _partials(self.final))
         if need > free:
-            raise OutputError(
-                f"{self.root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, "
-                f"and has {free / 1e9:.2f} GB free. Free some space, or give a folder elsewhere."
-            )
+            raise _no_space(self.root, need, free)
 
     @contextmanager
     def _lock(self, byte: int, *, wait: bool = False) -> Iterator[bool]:
         """Whether this process holds ``byte`` of the lock file while the block runs."""
+        if fcntl is None:
+            yield True
+            return
         how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         try:
             fcntl.lockf(self._locks, how, 1, byte)

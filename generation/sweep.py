@@ -87,6 +87,14 @@ def sweep(
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}. Give one of {', '.join(PROTOCOLS)}.")
     steps = [replace(settings, scale=scale) for scale in sorted(scales)]  # every value is checked now
+    if settings.classes is not None and networks.num_classes(guided=False) is None:
+        # Without guidance an unconditional model has no classes; the other scales have the classifier's.
+        steps = [step if step.scale else replace(step, classes=None) for step in steps]
+        if 0 in scales and rank_of_worker() == 0:
+            say(
+                f"At scale 0, {networks.diffusion.preset.name} has no classes: --classes {settings.classes} "
+                "is for the other scales."
+            )
     reference = open_source(reference)
     try:
         out.mkdir(exist_ok=True)
@@ -122,7 +130,7 @@ def sweep(
         )
         for path, text in (("results.json", result.to_json()), ("results.csv", result.to_csv())):
             with replace_atomically(out / path) as partial:
-                partial.write_text(text)
+                partial.write_bytes(text.encode("utf-8", "surrogateescape"))
     if not points:
         return None
     _draw_samples(out / "samples.png", [scale for scale, _ in points], files)

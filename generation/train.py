@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError, InputError, MissingDependencyError, OutputError
-from evalkit.files import check_writable, only_process, replace_atomically
+from evalkit.files import check_writable, only_process, physical_memory, replace_atomically
 from evalkit.images import ImageSource, read_ahead
 from evalkit.sheet import write_sheet
 from generation.checkpoints import save_network
@@ -86,8 +86,9 @@ class Options:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if self.save_every < 1 or (self.microbatch is not None and self.microbatch < 1):
-            raise InputError("Checkpoints and microbatches: expected a number from 1.")
+        for option, value in (("--save-every", self.save_every), ("--microbatch", self.microbatch)):
+            if value is not None and value < 1:
+                raise InputError(f"{option} {value}: expected a number from 1.")
         if self.tensorboard:
             _summary_writer()
 
@@ -125,6 +126,7 @@ def train(
     for source in (images, options.validation):
         if source is not None:
             check_images(source, model.image_size, model.num_classes, larger=settings.crop)
+    _check_batch(settings.batch_size, model.image_size)
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
@@ -436,6 +438,7 @@ class _Trainer:
 def _identity(recipe: Recipe, images: ImageSource) -> dict[str, Any]:
     """What decides the run, flat and as JSON holds it."""
     settings, model = asdict(recipe.settings), asdict(recipe.model)
+    del model["published_precision"]  # of sampling
     network = model.pop("network")
     if not recipe.settings.anneal:
         del settings["steps"]  # a run may be lengthened
@@ -458,6 +461,17 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(damaged)
     return content
+
+
+def _check_batch(batch_size: int, size: int) -> None:
+    """Refuse a batch that memory cannot hold, before it is laid out."""
+    need = batch_size // int(os.environ.get("WORLD_SIZE", "1")) * size * size * 3 * 4
+    memory = physical_memory()
+    if memory is not None and need > memory:
+        raise InputError(
+            f"--batch-size {batch_size}: its images alone take {need / 1e9:,.0f} GB on each process, and "
+            f"this machine has {memory / 1e9:,.0f} GB. Give a smaller one."
+        )
 
 
 def _share(batch_size: int, group: _Group) -> slice:

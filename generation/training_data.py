@@ -7,7 +7,7 @@ run that began at 0, in one that was resumed, and however many processes share t
 from __future__ import annotations
 
 import math
-import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.files import replace_atomically
+from evalkit.files import physical_memory, replace_atomically
 from evalkit.images import ImageSource
 from generation.noise import philox
 
@@ -29,6 +29,8 @@ __all__ = ["Batch", "Use", "as_bytes", "batches", "check_images", "keep", "resiz
 
 SMALLEST_CROP = 0.8
 READ_AT_ONCE = 256
+# Bytes of memory where the system does not say.
+ASSUMED_MEMORY = 4 * 2**30
 
 
 class Use(IntEnum):
@@ -75,7 +77,8 @@ def check_images(images: ImageSource, size: int, classes: int | None, *, larger:
     if (height, width) != (size, size) and not (larger and min(height, width) >= size):
         raise InputError(
             f"{images.name} holds images of {width}x{height}; the model takes {size}x{size}. "
-            f"`evalkit reference build --size {size} --statistics none` crops them."
+            f"`evalkit reference build {shlex.quote(images.name)} -o images{size}.npz --size {size} "
+            "--statistics none` crops them."
         )
     if classes is None:
         return
@@ -106,8 +109,7 @@ def keep(images: ImageSource, file: Path, *, processes: int = 1) -> NDArray[np.u
         OutputError: The file cannot be written.
     """
     shape = (len(images), *(images.shape or ()))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if math.prod(shape) * processes <= memory / 2:
+    if math.prod(shape) * processes <= (physical_memory() or ASSUMED_MEMORY) / 2:
         array = np.empty(shape, np.uint8)
         _fill(array, images)
         return array
@@ -116,6 +118,7 @@ def keep(images: ImageSource, file: Path, *, processes: int = 1) -> NDArray[np.u
             mapped = np.memmap(partial, np.uint8, "w+", shape=shape)
             _fill(mapped, images)
             mapped.flush()
+            del mapped  # Windows renames no file that is mapped
     return np.memmap(file, np.uint8, "r", shape=shape)
 
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +28,7 @@ from PIL import Image
 
 from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError, listing
 from evalkit.features import Extractor
-from evalkit.files import check_writable, only_process, replace_atomically
+from evalkit.files import check_writable, only_process, replace_atomically, versions
 from evalkit.image_files import MAX_IMAGE_BYTES, ImageFiles, first_folders, open_image_files, open_picture
 from evalkit.images import (
     ImageSource,
@@ -512,7 +511,7 @@ class _Builder:
             "source": listing,
             "settings": asdict(self.settings),
             "extractor": self.extractor.fingerprint if self.extractor else None,
-            "versions": {package: version(package) for package in ("evalkit", "numpy", "pillow")},
+            "versions": versions("evalkit", "numpy", "pillow"),
         }
 
     def _provenance(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from evalkit.console import (
     progress_bars,
     value_range_option,
 )
+from evalkit.parameters import file, text
 
 __all__ = ["reference"]
 
@@ -28,7 +29,9 @@ def reference() -> None:
 
 
 @reference.command("list")
-@click.option("--dataset", metavar="NAME", help="Only the batches of this one, such as imagenet256.")
+@click.option(
+    "--dataset", type=text, metavar="NAME", help="Only the batches of this one, such as imagenet256."
+)
 @click.option("--json", "as_json", is_flag=True, help="All that is known of them, as JSON.")
 def list_(dataset: str | None, as_json: bool) -> None:
     """The published reference and sample batches, and the paper's numbers for those samples.
@@ -52,10 +55,8 @@ def list_(dataset: str | None, as_json: bool) -> None:
 
 
 @reference.command()
-@click.argument("name")
-@click.option(
-    "-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="Put it here, not into the cache."
-)
+@click.argument("name", type=text)
+@click.option("-o", "--out", metavar="FILE", type=file, help="Put it here, not into the cache.")
 def fetch(name: str, out: Path | None) -> None:
     """Download the published batch NAME, unless it is there. An interrupted download goes on.
 
@@ -74,10 +75,8 @@ def fetch(name: str, out: Path | None) -> None:
 
 
 @reference.command()
-@click.argument("source")
-@click.option(
-    "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
-)
+@click.argument("source", type=text)
+@click.option("-o", "--out", required=True, metavar="FILE", type=file, help="npz file to write.")
 @click.option("--size", required=True, type=int, metavar="PIXELS", help="Side of the square images.")
 @click.option("--images", type=int, metavar="N", help="Images to keep, drawn at random; all by default.")
 @click.option("--seed", default=0, show_default=True, help="Of the drawing.")
@@ -160,8 +159,8 @@ def build(
 
 
 @reference.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--grid", metavar="PNG", type=click.Path(path_type=Path), help="Draw a sheet of images.")
+@click.argument("file", type=file)
+@click.option("--grid", metavar="PNG", type=file, help="Draw a sheet of images.")
 @click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images on the sheet.")
 @click.option("--check", is_flag=True, help="Look at every image, and say what is odd.")
 def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
@@ -192,8 +191,8 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
 
 
 @reference.command()
-@click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source", type=text)
+@click.argument("out", type=file)
 def convert(source: str, out: Path) -> None:
     """Write the images of SOURCE to OUT: an npz, a zip of PNG files, or (any other name) a folder of them.
 

@@ -34,6 +34,8 @@ JPEG_SHARE = 0.02
 LISTED = 5
 MOST_BAD = 100
 MOST_BARS = 20
+# No data set has as many classes: labels from here on are numbers of images, or seeds.
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,8 @@ def _describe_labels(images: ImageSource) -> str:
     if images.labels is None:
         return "no labels"
     counts = label_counts(images.labels)
+    if odd := _no_classes(counts):
+        return odd
     text = f"{len(counts):,} classes of {min(counts.values()):,} to {max(counts.values()):,} images"
     if len(counts) > MOST_BARS:
         return text
@@ -127,6 +131,15 @@ def _describe_labels(images: ImageSource) -> str:
         f"  {label:>4} {count:>7,} {'#' * round(40 * count / longest)}" for label, count in counts.items()
     ]
     return "\n".join([text, *bars])
+
+
+def _no_classes(counts: Mapping[int, int]) -> str | None:
+    """What is odd about labels that number no classes; None where they may."""
+    low, high = min(counts), max(counts)
+    if low >= 0 and high < MOST_CLASSES:
+        return None
+    kind = "negative ones among them" if low < 0 else "ids or seeds, it seems"
+    return f"{len(counts):,} different labels from {low} to {high}: no numbers of classes ({kind})"
 
 
 def _describe_statistics(images: ImageSource) -> str:
@@ -308,6 +321,14 @@ class _Look:
         if self.images.labels is None:
             return []
         counts = label_counts(self.images.labels)
+        if odd := _no_classes(counts):
+            return [
+                Finding(
+                    what=odd,
+                    meaning="No metric uses labels, but sampling and training take them for classes from 0. "
+                    "Save the classes as arr_1, or leave it out.",
+                )
+            ]
         mean = len(self.images) / len(counts)
         few = [label for label, count in counts.items() if count < NEARLY_EMPTY * mean]
         absent = sorted(set(range(max(counts) + 1)) - set(counts))

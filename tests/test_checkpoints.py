@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import re
+import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +95,19 @@ def test_loading_maps_the_file(tiny: Path) -> None:
     with torch.no_grad():
         next(network.parameters()).zero_()
     assert tiny.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+def test_names_that_are_no_utf8(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(tiny, folder / "tiny.pt")
+    digest = load_network(tiny, TINY).digest
+    assert load_network(folder / "tiny.pt", TINY).digest == digest
+    assert convert(folder / "tiny.pt", folder / "tiny.safetensors", TINY).digest == digest
+    assert load_network(folder / "tiny.safetensors").digest == digest
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        inspect(folder / "absent.pt")
 
 
 def test_every_container_gives_the_same(tiny: Path, tmp_path: Path) -> None:
@@ -235,6 +253,77 @@ def test_inspect_tells_files_of_a_training_run_apart(tiny: Path, tmp_path: Path)
             load_network(tmp_path / name, TINY)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.diffusion_model."])
+def test_a_prefix_before_every_name_is_left_out(tiny: Path, tmp_path: Path, prefix: str) -> None:
+    state = torch.load(tiny, weights_only=True)
+    path = tmp_path / "prefixed.pt"
+    torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()}, path)
+    loaded = load_network(path, TINY)
+    assert loaded.prefix == inspect(path).prefix == prefix
+    assert loaded.digest == load_network(tiny, TINY).digest
+    convert(path, tmp_path / "clean.safetensors", TINY)
+    assert inspect(tmp_path / "clean.safetensors").fits == (TINY,)
+    # Of every name, or the file is of something else.
+    torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()} | {"a": torch.ones(1)}, path)
+    with pytest.raises(InputError, match="missing"):
+        load_network(path, TINY)
+
+
+def test_tensors_with_other_things(tiny: Path, tmp_path: Path, run: Callable[..., Result]) -> None:
+    state = torch.load(tiny, weights_only=True)
+    path = tmp_path / "other.pt"
+    for content, message in (
+        ({**state, "step": 7}, rf"beside {len(state)} named tensors, step \(int\)"),
+        ({**state, 0: torch.ones(1)}, r"beside .* 0 \(Tensor\)"),
+        (
+            {"state_dict": state, "epoch": 3},
+            rf"Tensors are under the keys state_dict \({len(state)} tensors\)",
+        ),
+        ({"model": state, "ema": state}, r"under the keys model \(.*\), ema \(.*torch\.load\(FILE\)\[KEY\]"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=message):
+            load_network(path, TINY)
+        result = run("checkpoint", "inspect", path)
+        assert result.code == 0
+        assert re.search(rf"problem +.*{message}", result.out)
+    assert inspect(path).tensors == 0
+    torch.save({**state, "step": 7}, path)
+    assert inspect(path).tensors == len(state)
+
+
+def test_messages_are_short_whatever_the_names(
+    tiny: Path, tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    state = torch.load(tiny, weights_only=True)
+    long = {f"{'x' * 5000}\n{i}": torch.zeros(1) for i in range(2000)}
+    path = tmp_path / "long.pt"
+    contents = (
+        long,
+        {**state, **long},
+        {**state, **dict.fromkeys(long, 3)},
+        dict.fromkeys(long, 3),
+        dict.fromkeys(list(long)[:40], state),
+        {**state, next(iter(long)): torch.zeros(1, dtype=torch.int64)},
+    )
+    for content in contents:
+        torch.save(content, path)
+        with pytest.raises(InputError) as error:
+            load_network(path, TINY)
+        assert len(str(error.value)) < 1000
+        assert "\n" not in str(error.value)
+        result = run("checkpoint", "inspect", path)
+        assert result.code == 0
+        assert max(map(len, result.out.splitlines())) < 1000
+    huge = replace(TINY, name="n" * 5000)
+    convert(tiny, tmp_path / "huge.safetensors", huge)
+    result = run("checkpoint", "inspect", tmp_path / "huge.safetensors")
+    assert max(map(len, result.out.splitlines())) < 1000
+    with pytest.raises(InputError) as error:
+        load_network(tmp_path / "huge.safetensors", TINY)
+    assert len(str(error.value)) < 1000
+
+
 def test_inspect_names_the_nearest(tmp_path: Path) -> None:
     state = random_state(MODELS["128x128_classifier"])
     del state["out.2.c_proj.bias"]
@@ -291,10 +380,22 @@ def test_damaged_and_other_files(tiny: Path, tmp_path: Path) -> None:
         "page.pt": b"<!DOCTYPE html><title>403</title>",
         "lfs.pt": b"version https://git-lfs.github.com/spec/v1\n",
     }
+    told = {
+        "empty.pt": "it is empty",
+        "page.pt": "a web page",
+        "lfs.pt": "a Git LFS pointer.*git lfs pull",
+        "json.pt": 'a text that begins with \'."error"',
+        "npy.pt": "NumPy",
+        "zipped.pt": r"a zip archive.*holds a/model\.pt\. Unpack it",
+    }
+    cases |= {"json.pt": b'{"error": 403}\n', "npy.pt": b"\x93NUMPY\1\0"}
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("a/model.pt", whole)
+    cases["zipped.pt"] = (tmp_path / "zip").read_bytes()
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         for read in (inspect, lambda path: load_network(path, TINY)):
-            with pytest.raises(InputError, match=name):
+            with pytest.raises(InputError, match=rf"{name}.*{told.get(name, '')}"):
                 read(tmp_path / name)
     for path in (tmp_path / "absent.pt", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):

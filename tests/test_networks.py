@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import InputError
+from generation.batch import Networks
+from generation.checkpoints import Loaded
 from generation.networks import modes
 from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.layers import AttentionBlock, AttentionPool, GroupNorm, attend, timestep_embedding
 from generation.networks.modes import MODES, arithmetic, prepare
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
+from generation.presets import MODELS
 
 GOLDEN = Path(__file__).parent / "golden" / "generation"
 GOLDENS: dict[str, Any] = {
@@ -262,12 +266,27 @@ def test_only_the_convolutions_of_the_blocks_are_rounded() -> None:
             assert value.dtype == (dtype if rounded else torch.float32), (mode, name)
 
 
+def test_a_model_published_in_float32_never_runs_in_float16() -> None:
+    for mode, dtype in (("reference-fp16", torch.float32), ("fast", torch.bfloat16)):
+        prepared = prepare(golden("unet_class_cond_legacy_attention")[0], mode, "meta", "float32")
+        assert prepared.network.dtype == dtype
+        preset = replace(MODELS["512x512_diffusion"], network=UNetSettings(**SMALL))
+        loaded = Loaded(network=preset.build(), preset=preset, digest="", path=Path("x"))
+        networks = Networks.prepare(loaded, mode=mode, device=torch.device("meta"))
+        assert networks.predict.network.dtype == dtype
+
+
 def test_networks_and_their_gradients_compile_in_one_graph() -> None:
     unet, arrays = golden("unet_class_cond_legacy_attention")
     inputs = arrays["x"], arrays["t"], arrays["y"]
     compiled = torch.compile(unet, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.no_grad():
         assert relative_error(compiled(*inputs), arrays["output"]) < 1e-5
+    upsampler, arrays = golden("super_resolution_unet")
+    expected = arrays.pop("output")
+    compiled = torch.compile(upsampler, fullgraph=True, dynamic=False, backend="eager")
+    with torch.no_grad():
+        assert relative_error(compiled(**arrays), expected) < 1e-5
     classifier, arrays = golden("classifier_attention_pool")
     classifier.requires_grad_(False)
     x = arrays["x"].requires_grad_()

@@ -148,6 +148,7 @@ def test_random_labels() -> None:
     labels = random_labels(3, 200_000, 10)
     assert labels.dtype == np.int64
     assert (random_labels(3, 7, 10) == labels[:7]).all()
+    assert (random_labels(3, 2**16 + 1, 10) == labels[: 2**16 + 1]).all()
     assert stats.chisquare(np.bincount(labels, minlength=10)).pvalue > 1e-3
     assert (random_labels(4, 1000, 10) != labels[:1000]).any()
     assert set(random_labels(0, 100, 1)) == {0}

@@ -36,6 +36,8 @@ def test_what_keys_do_not_show() -> None:
     heads = {name: preset.network for name, preset in MODELS.items() if preset.network.num_heads != 1}
     assert set(heads) == {"128x128_diffusion", "64_256_upsampler"}
     assert {(network.num_heads, network.num_head_channels) for network in heads.values()} == {(4, None)}
+    float32 = {name for name, preset in MODELS.items() if preset.published_precision == "float32"}
+    assert float32 == {"512x512_diffusion"}
     dropout = {name for name, preset in MODELS.items() if preset.network.dropout}
     assert dropout == {"64x64_diffusion", "lsun_bedroom", "lsun_cat", "lsun_horse"}
 
@@ -57,6 +59,10 @@ def test_json_both_ways(preset: ModelPreset) -> None:
     again = ModelPreset.from_json(preset.to_json())
     assert again == preset
     assert hash(again) == hash(preset)
+    # As files that were converted earlier have it.
+    fields = json.loads(preset.to_json())
+    del fields["published_precision"]
+    assert ModelPreset.from_json(json.dumps(fields)) == preset
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evalkit
@@ -27,7 +28,7 @@ MODULES = sorted(
 # What each room may import of ours, by prefix; evalkit.errors is open to all.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.errors": (),
-    "evalkit.files": (),
+    "evalkit.files": ("evalkit.__version__",),
     "evalkit.download": ("evalkit.files",),
     "evalkit.results": (),
     "evalkit.distributed": ("evalkit.files",),
@@ -52,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.metrics",
         "evalkit.results",
     ),
+    "evalkit.parameters": (),
     "evalkit.report": ("evalkit.results",),
     "evalkit.plot": ("evalkit.files", "evalkit.results"),
     "evalkit.sheet": ("evalkit.files",),
@@ -71,13 +73,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.results",
         "evalkit.sheet",
     ),
-    "reference_batches.cli": ("reference_batches", "evalkit.console", "evalkit.files", "evalkit.sheet"),
+    "reference_batches.cli": (
+        "reference_batches",
+        "evalkit.console",
+        "evalkit.files",
+        "evalkit.parameters",
+        "evalkit.sheet",
+    ),
     "generation": ("generation", "evalkit.download", "evalkit.files", "evalkit.images", "evalkit.sheet"),
     "generation.cli": (
         "generation",
         "evalkit.console",
         "evalkit.files",
         "evalkit.images",
+        "evalkit.parameters",
         "evalkit.report",
         "evalkit.sheet",
     ),
@@ -95,7 +104,9 @@ def imports_of(module: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively; the house writes absolute imports"
-            names |= {node.module or ""}
+            package = node.module or ""
+            # What is a package's own is named with it.
+            names |= {f"{package}.{alias.name}" for alias in node.names} if package in PACKAGES else {package}
     return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
@@ -154,6 +165,79 @@ def test_waiting_threads_sleep_soon(given: dict[str, str], expected: str | None)
     if found is None:
         pytest.skip("torch was built with another OpenMP than GNU's")
     assert found[1] == expected if expected else int(found[1]) > 1000
+
+
+# Before anything of ours is imported.
+NOT_INSTALLED = """
+import importlib.metadata as metadata
+found = metadata.version
+def version(name):
+    if name == "evalkit":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.version = version
+"""
+WINDOWS = """
+import os, signal, sys
+sys.modules["fcntl"] = sys.modules["resource"] = sys.modules["pwd"] = None
+import torch, numpy, h5py
+for module, names in (
+    (os, "sysconf sysconf_names pread pwrite fork getuid geteuid sched_getaffinity posix_fallocate"),
+    (signal, "SIGKILL SIGHUP SIGUSR1 SIGALRM"),
+):
+    for name in names.split():
+        if hasattr(module, name):
+            delattr(module, name)
+"""
+
+
+@pytest.mark.parametrize("system", [NOT_INSTALLED, WINDOWS], ids=["not installed", "Windows"])
+def test_commands_on_other_systems(system: str, tmp_path: Path) -> None:
+    """Without the package's metadata, as with PYTHONPATH alone; without what only POSIX has."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "t.npz", rng.integers(0, 256, (10, 8, 8, 3), np.uint8), np.arange(10))
+    model = str(ROOT / "generation" / "models" / "digits_diffusion.safetensors")
+    commands = [
+        ["--version"],
+        ["sample", "--model", model, "-n", "2", "--respacing", "3", "--out", "run"],
+        [
+            "train",
+            "diffusion",
+            "t.npz",
+            "--recipe",
+            "digits_diffusion",
+            "--steps",
+            "1",
+            "--batch-size",
+            "2",
+            "--out",
+            "trained",
+        ],
+        ["reference", "build", "t.npz", "-o", "ref.npz", "--size", "8", "--statistics", "none"],
+    ]
+    code = f"""{system}
+import importlib
+for name in {MODULES}:
+    importlib.import_module(name)
+sys = importlib.import_module("sys")
+from evalkit.cli import main
+for command in {commands}:
+    sys.argv = ["evalkit", *command]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, command
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"evalkit, version {evalkit.__version__}" in done.stdout
+    assert ("no file locks" in done.stderr) == (system == WINDOWS)
+    assert (tmp_path / "run" / "samples_2x8x8x3.npz").exists()
+    assert (tmp_path / "trained" / "digits_diffusion.safetensors").exists()
+    assert (tmp_path / "ref.npz").exists()
 
 
 def test_help_loads_nothing_heavy() -> None:

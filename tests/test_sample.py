@@ -361,10 +361,29 @@ def test_no_space_is_said_before_the_work(
     out = tmp_path / "run"
     with pytest.raises(OutputError, match=r"needs .* GB more.* has 0\.00 GB free"):
         silent(SETTINGS, networks, out)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(OutputError, match=r"needs .* GB more.* has 0\.00 GB free"):
+        silent(SETTINGS, networks, out)
     # What a killed worker left of the final file will be removed.
     (out / f".samples_7x{SIZE}x{SIZE}x3.npz.123.partial").write_bytes(bytes(10_000))
     assert silent(SETTINGS, networks, out).exists()
     assert not list(out.glob(".*"))
+
+
+def test_more_than_the_disk_holds_is_refused_before_memory_is_taken(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shards.shutil.disk_usage(tmp_path)._replace(total=10**11, free=10**9)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(sampling, "choose_labels", lambda *_: pytest.fail("classes were chosen"))
+    with pytest.raises(OutputError, match=r"run needs 3\.84 GB more, .* has 1\.00 GB free"):
+        silent(replace(SETTINGS, count=10**7), networks, tmp_path / "run")
+    with pytest.raises(OutputError, match=r"needs 824\.63 GB more, .* has 100\.00 GB free"):
+        silent(replace(SETTINGS, count=2**32 - 1), networks, tmp_path)
+    with pytest.raises(InputError, match=r"4,294,967,295 samples \(-n\) in one batch"):
+        measure(replace(SETTINGS, count=2**32 - 1), networks, networks)
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_locks(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +454,7 @@ def test_samples_that_are_not_finite_are_an_error(value: float, networks: Networ
         ({"thresholding": "soft"}, "'soft'"),
         ({"thresholding": "dynamic"}, "dynamic thresholding is for dpm-solver"),
         ({"guidance_timesteps": (500, 200)}, "from timestep 500 to 200"),
-        ({"shard_size": 0}, "0 samples a shard"),
+        ({"shard_size": 0}, "shard-size 0"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
@@ -463,17 +482,37 @@ def test_labels(tmp_path: Path) -> None:
         ("-1", "class -1 is out of range"),
         (str(tmp_path / "classes.npy"), "expected 12 integers"),
         ("mammals", "Give random, balanced"),
+        ("9" * 22, r"--classes: class \d+ is out of range"),
+        ("-" + "9" * 5000, r"--classes: class -\d+ is out of range"),
     ):
         with pytest.raises(InputError, match=message):
             labels(classes)
     np.save(tmp_path / "floats.npy", np.arange(12) / 2)
     np.save(tmp_path / "objects.npy", np.array([{}] * 12))
+    np.save(tmp_path / "large.npy", np.full(12, 10**19, np.uint64))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "classes.npy").read_bytes()[:40])
     (tmp_path / "words.txt").write_text("dog\n" * 12)
-    for name in ("floats.npy", "objects.npy", "words.txt"):
+    (tmp_path / "floats.txt").write_text("1.7\n" * 12)
+    (tmp_path / "large.txt").write_text("10000000000000000000\n" * 12)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bytes.txt").write_bytes(bytes(range(256)))
+    names = "floats.npy objects.npy large.npy cut.npy words.txt floats.txt large.txt empty.txt bytes.txt"
+    for name in names.split():
         with pytest.raises(InputError, match=name):
             labels(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"line 1 has '1\.7'"):
+        labels(str(tmp_path / "floats.txt"))
     with pytest.raises(InputError, match="none and is not guided"):
         choose_labels(replace(SETTINGS, classes="3"), None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_class_files_of_any_editor(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_bytes("# digits\r\n3\r\n1  # é\r\n\r\n4".encode(encoding))
+    found = choose_labels(replace(SETTINGS, count=3, classes=str(path)), CLASSES)
+    assert found is not None
+    assert found.tolist() == [3, 1, 4]
 
 
 def test_networks_that_do_not_go_together(files: dict[str, Path], tmp_path: Path) -> None:
@@ -499,7 +538,7 @@ def test_networks_that_do_not_go_together(files: dict[str, Path], tmp_path: Path
 
 
 def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tpu", "cuda:99"):
+    for name in ("tpu", "cuda:99", "meta", "privateuseone"):
         with pytest.raises(InputError, match=name):
             pick_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -656,6 +695,19 @@ def test_command_line(
         (("--model", "UNET", "--grid", "no/grid.png"), "no folder"),
         (("--model", "UNET", "-n", "0"), "0 samples"),
         (("--model", "UNET", "--scale", "much"), "much"),
+        (("--model", "UNET", "--shard-size", "0"), "shard-size 0"),
+        (("--model", "UNET", "--seed", "-1"), "seed -1"),
+        (("--model", "UNET", "--classes", "9" * 22), "--classes"),
+        (("--model", "UNET", "--batch-size", "9" * 5000), "--batch-size"),
+        (("--model", "UNET", "--guidance-steps", f"0:{'9' * 5000}"), "--guidance-steps"),
+        *(
+            (("--model", "UNET", option, ""), option)
+            for option in (
+                *("--preset", "--model", "--classifier", "--device", "--sampler", "--eta", "--seed"),
+                *("--thresholding", "--scale", "--guidance-steps", "--classes", "--out", "--mode", "--grid"),
+                *("--batch-size", "--shard-size"),
+            )
+        ),
     ],
 )
 def test_command_line_bad_input(
@@ -666,7 +718,17 @@ def test_command_line_bad_input(
     assert result.code == 2
     assert message in result.err
     assert "Traceback" not in result.err
+    assert len(result.err) < 1000
     assert not (tmp_path / "run").exists()
+
+
+def test_empty_respacing_is_all_steps(
+    files: dict[str, Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    options = ("--model", files["unet"], "-n", 1, "--respacing", "", "--out", tmp_path / "run")
+    result = run("sample", *options)
+    assert result.code == 0
+    assert "1000 steps each" in result.err
 
 
 def test_upsampling_with_a_preset_that_does_not(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_tables_equal_the_reference(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_no_respacing_is_every_step(name: str) -> None:
+    np.testing.assert_array_equal(make_schedule(name, 1000, "").betas, make_schedule(name, 1000).betas)
     schedule = make_schedule(name)
     np.testing.assert_allclose(schedule.betas, GOLDEN[f"{name}/betas"], rtol=1e-12, atol=0)
     assert (schedule.timesteps == np.arange(1000)).all()
@@ -50,7 +51,8 @@ def test_respacing_keeps_what_the_forward_process_is() -> None:
 @pytest.mark.parametrize(
     ("respacing", "message"),
     [
-        ("", "not understood"),
+        (" ", "not understood"),
+        ("9" * 5000, "not understood"),
         ("0", "not understood"),
         ("-5", "not understood"),
         ("2.5", "not understood"),

@@ -83,6 +83,22 @@ def test_classes_that_are_nearly_empty_or_absent(photographs: NDArray[np.uint8],
     ]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "reason"), [(0, 2**62, "ids or seeds"), (0, 2**32, "ids or seeds"), (-1, 3, "negative")]
+)
+def test_labels_that_are_no_classes(
+    photographs: NDArray[np.uint8], tmp_path: Path, run: Run, low: int, high: int, reason: str
+) -> None:
+    labels = np.random.default_rng(0).integers(low, high, 120)
+    np.savez(tmp_path / "x.npz", arr_0=photographs, arr_1=labels)
+    (found,) = findings(tmp_path / "x.npz")
+    assert f"from {labels.min()} to {labels.max()}: no numbers of classes" in found
+    assert reason in found
+    result = run("reference", "show", tmp_path / "x.npz", "--check")
+    assert result.code == 0
+    assert result.out.count(found) == 2
+
+
 def test_bad_images_are_all_found(photographs: NDArray[np.uint8], tmp_path: Path) -> None:
     floats = photographs.astype(np.float32)
     floats[10, 0, 0, 0] = np.nan

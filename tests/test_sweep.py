@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,6 +55,16 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
         mode="reference",
         device=torch.device("cpu"),
     )
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model without classes, and a classifier that guides it."""
+    folder = tmp_path_factory.mktemp("unconditional")
+    return {
+        "--model": small_networks.write(folder, "plain", "diffusion", num_classes=None),
+        "--classifier": small_networks.write(folder, "classifier", "classifier", seed=1),
+    }
 
 
 @pytest.fixture
@@ -171,6 +182,36 @@ def test_other_settings_are_refused(networks: Networks, reference: Path, tmp_pat
         silent(networks, reference, tmp_path / "s", settings=other, scales=(7.0,))
 
 
+@pytest.mark.parametrize(
+    ("scales", "classes", "labels"),
+    [("0,30", "balanced", True), ("0,30", None, True), ("0", "balanced", False), ("0", None, False)],
+)
+def test_an_unconditional_model_has_no_classes_at_scale_0(
+    unconditional: dict[str, Path],
+    reference: Path,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    scales: str,
+    classes: str | None,
+    labels: bool,
+) -> None:
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    options: dict[str, Any] = {"--scales": scales, "-n": 20, "--respacing": 3, "--reference": reference}
+    options |= unconditional if labels else {"--model": unconditional["--model"]}
+    options |= {"--classes": classes} if classes else {}
+    out = tmp_path / "my sweep"
+    result = run("sweep", "--out", out, *[part for option in options.items() for part in option])
+    assert result.code == 0, result.err
+    assert result.err.count("has no classes: --classes balanced is for the other scales") == bool(classes)
+    assert open_images(samples(out, 0.0)).labels is None
+    if labels:
+        assert open_images(samples(out, 30.0)).labels is not None
+    # The command at its end can be pasted.
+    (line,) = [line for line in result.out.splitlines() if line.startswith("next: ")]
+    assert shlex.split(line) == ["next:", "evalkit", "curves", str(out), "-o", "curves.png"]
+
+
 @pytest.mark.parametrize("scales", [(), (1.0, 1.0), (float("nan"),), (float("inf"), 1.0)])
 def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match=r"[Ss]cale"):
@@ -239,6 +280,8 @@ def test_command_killed_and_repeated(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        *(({option: ""}, option) for option in ("--scales", "--reference", "--name", "--protocol")),
+        *(({option: ""}, option) for option in ("--precision", "--weights", "--classes", "--out")),
         ({"--scales": "0,high"}, "--scales '0,high' are not numbers"),
         ({"--reference": "nowhere.npz"}, "nowhere.npz: there is no such file"),
         ({"--classifier": None}, "Guidance needs a classifier"),

@@ -586,6 +586,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (("ema = 0.9", 'precision = "float16"'), "float32 or bfloat16"),
         (("ema = 0.9", "emma = 0.9"), "training.emma is unknown; expected some of steps"),
         (('name = "small"', 'name = "a/b"'), "Cannot train a/b with that name"),
+        (('name = "small"', f'name = "{"a" * 101}"'), r"Cannot train a+\.\.\. with that name"),
         (('name = "small"', 'name = ""'), "Cannot train a model without a name with that name"),
         (("num_classes = 3", "num_classes = 0"), "num_classes is 0, expected at least 1"),
         (("num_res_blocks = 1", "num_res_blocks = -1"), "num_res_blocks is -1"),
@@ -610,6 +611,33 @@ def test_recipes_that_make_no_sense_are_refused(
         recipe(tmp_path, RECIPE.replace(*change))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_recipes_of_any_editor(tmp_path: Path, encoding: str) -> None:
+    expected = recipe(tmp_path)
+    (tmp_path / "recipe.toml").write_bytes(RECIPE.replace("\n", "\r\n").encode(encoding))
+    assert load_recipe(tmp_path / "recipe.toml") == expected
+
+
+@pytest.mark.parametrize("content", [bytes(range(256)), "steps = 3".encode("utf-16-le"), b"\xff\xfe\0"])
+def test_recipes_that_are_no_text(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "recipe.toml").write_bytes(content)
+    with pytest.raises(InputError, match=r"recipe\.toml is not TOML: it .* no text"):
+        load_recipe(tmp_path / "recipe.toml")
+
+
+def test_a_batch_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    refused("--batch-size 4294967295: its images alone", tmp_path, recipe(tmp_path, batch_size=2**32 - 1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_out_of_range_are_named() -> None:
+    with pytest.raises(InputError, match="--save-every 0"):
+        options(save_every=0)
+    with pytest.raises(InputError, match="--microbatch -1"):
+        options(microbatch=-1)
+
+
 def test_recipes_name_published_networks_or_are_not_there(tmp_path: Path) -> None:
     text = 'model = "64x64_diffusion"\n[training]\nsteps = 10\n'
     assert recipe(tmp_path, text, seed=2).model == MODELS["64x64_diffusion"]
@@ -622,6 +650,8 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     write(tmp_path)
     good = recipe(tmp_path)
     run(tmp_path, good)
+    # What is of sampling alone does not belong to a run: those begun before it was known go on.
+    assert "model.published_precision" not in json.loads(checkpoint(tmp_path / "run")["identity"])
     refused("learning_rate was 0.001 and is now 0.01", tmp_path, recipe(tmp_path, learning_rate=0.01))
     refused("model.dropout was 0.0 and is now 0.5", tmp_path, with_network(good, dropout=0.5))
     refused(

@@ -3,10 +3,12 @@
 ======================  ==============================================================================
 ``reference``           float32 throughout, no TF32: what other arithmetic is measured against
 ``reference-fp16``      as the published sampling commands: convolutions and attention of a UNet's blocks
-                        in float16, all else and the classifier in float32
+                        in float16, all else and the classifier in float32; the 512x512 model, which those
+                        run with ``--use_fp16 False``, all in float32
 ``fast``                convolutions and attention in half precision, normalisation and embeddings in
                         float32, channels-last; on CUDA compiled, so that norm, scale-shift and SiLU are
-                        one kernel
+                        one kernel. Half precision is float16 where the published commands use it, and
+                        else bfloat16, which has the range of float32
 ======================  ==============================================================================
 
 Every mode chooses deterministic kernels: the same numbers, batch size and device give the same bytes.
@@ -58,13 +60,19 @@ class Prepared:
         return output
 
 
-def prepare(network: Trunk, mode: str, device: str | torch.device) -> Prepared:
+def prepare(
+    network: Trunk,
+    mode: str,
+    device: str | torch.device,
+    published: Literal["float16", "float32"] = "float16",
+) -> Prepared:
     """Put a network on a device and into the arithmetic of a mode.
 
     Args:
         network: Taken over: its parameters are moved and rounded.
         mode: One of ``MODES``.
         device: Where it goes.
+        published: In what the published commands run a UNet, see :class:`generation.presets.ModelPreset`.
 
     Raises:
         InputError: An unknown mode, or ``fast`` on CUDA without Triton, which compiles the kernels.
@@ -78,7 +86,7 @@ def prepare(network: Trunk, mode: str, device: str | torch.device) -> Prepared:
             "know this GPU. Install it with `pip install triton`, or use --mode reference-fp16."
         )
     network.to(device)
-    _round_convolutions(network, _type_of(network, mode, device))
+    _round_convolutions(network, _type_of(network, mode, device, published))
     # What the published scripts use on a GPU is contiguous; a CPU is faster the other way.
     channels_last = fast or device.type == "cpu"
     if channels_last:
@@ -110,17 +118,18 @@ def _known(mode: str) -> str:
     return mode
 
 
-def _type_of(network: Trunk, mode: str, device: torch.device) -> torch.dtype:
+def _type_of(network: Trunk, mode: str, device: torch.device, published: str) -> torch.dtype:
     """Of the convolutions."""
-    classifier = isinstance(network, Classifier)
+    # A classifier's gradients would leave float16's range at the pixels, and so may a UNet that was never
+    # run in it.
+    float16 = published == "float16" and not isinstance(network, Classifier)
     if mode == "reference-fp16":
-        return torch.float32 if classifier else torch.float16
+        return torch.float16 if float16 else torch.float32
     if mode == "reference":
         return torch.float32
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
-    # The UNets were trained in float16. A classifier's gradients would leave its range at the pixels.
-    return torch.bfloat16 if classifier else torch.float16
+    return torch.float16 if float16 else torch.bfloat16
 
 
 def _round_convolutions(network: Trunk, dtype: torch.dtype) -> None:

@@ -252,8 +252,10 @@ class UNet(Trunk):
             InputError: Classes for an unconditional network, or none for a conditional one.
         """
         embedding = self.embed(t, y)
-        *skips, h = self.descend(x, embedding)
+        # Popped, not unpacked with a star, at which torch.compile would break the network into many graphs.
+        outputs = self.descend(x, embedding)
+        h = outputs.pop()
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = block(torch.cat([h, outputs.pop()], dim=1), embedding)
         out: Tensor = self.out(h.to(x.dtype))
         return out
