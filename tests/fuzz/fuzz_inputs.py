@@ -220,20 +220,23 @@ def parquet(folder: Path, variant: int, suffix: str = "png") -> tuple[Path, Path
 
 
 def features(folder: Path, variant: int) -> tuple[Path, Path]:
+    flat = (pixels_of(variant).reshape(COUNT, -1) / 255).astype(np.float32)
+    return one(write_features(folder / "damaged.h5", flat))
+
+
+def write_features(path: Path, pool: NDArray[Any]) -> Path:
     from evalkit.extractors.pixels import Pixels as Extractor
 
-    path = folder / "damaged.h5"
-    flat = (pixels_of(variant).reshape(COUNT, -1) / 255).astype(np.float32)
     with h5py.File(path, "w") as file:
         file.attrs["format"] = "evalkit features 1"
         for key, value in (("name", "x"), ("digest", "0" * 64), ("extractor", "pixels")):
             file.attrs[key] = value
         file.attrs["fingerprint"] = Extractor("all").fingerprint
         file.attrs["image_shape"] = (SIZE, SIZE, 3)
-        file.create_dataset("pool", data=flat)
-        file.create_dataset("spatial", data=flat[:, :12].copy())
-        file.create_dataset("labels", data=labels(variant))
-    return one(path)
+        file.create_dataset("pool", data=pool)
+        file.create_dataset("spatial", data=pool[:, :12].copy())
+        file.create_dataset("labels", data=labels(0))
+    return path
 
 
 def statistics(folder: Path, variant: int) -> tuple[Path, Path]:
@@ -301,9 +304,9 @@ def read_parquet(path: Path) -> Pixels:
 
 
 def read_features(path: Path) -> Pixels:
-    """The images that have these features."""
+    """(n, 192) features in the place of pixels."""
     with h5py.File(path) as file:
-        return np.asarray(file["pool"][()]).reshape(-1, SIZE, SIZE, 3) * 255
+        return np.asarray(file["pool"][()])
 
 
 # ------------------------------------------------------------------------------- records, weights, recipes

@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 from fuzz_harness import Outcome, Worker, broken_rules, fid, same_number, working
-from fuzz_inputs import RECIPE, Kind, Left, Pixels, image_folder, pixels_of, results, safetensors
+from fuzz_inputs import (
+    RECIPE,
+    Kind,
+    Left,
+    Pixels,
+    image_folder,
+    pixels_of,
+    results,
+    safetensors,
+    write_features,
+)
 from fuzz_mutations import Damaged
 
 SEED, EXAMPLES = os.environ.get("EVALKIT_FUZZ_SEED"), os.environ.get("EVALKIT_FUZZ_EXAMPLES")
@@ -137,11 +147,14 @@ class Setup:
     # ---------------------------------------------------------------------------------------- numbers
 
     def fid_of(self, pixels: Pixels) -> float | None:
-        """FID of sound images against the reference; None where they are refused."""
+        """FID of sound images, or features, against the reference; None where they are refused."""
         key = (pixels.dtype.str, pixels.shape, pixels.tobytes())
         if key not in self._fids:
-            file = self.folder / "clean.npz"
-            np.savez(file, arr_0=pixels)
+            file = self.folder / ("clean.npz" if pixels.ndim != 2 else "clean.h5")
+            if pixels.ndim == 2:
+                write_features(file, pixels)
+            else:
+                np.savez(file, arr_0=pixels)
             outcome = self.worker.run(
                 "compare", self.ref, file, "--metrics", "fid", "--format", "json", "--no-store"
             )
@@ -181,8 +194,18 @@ class Setup:
         ]
 
 
-def right_pixels(kind: Kind, given: Path, damaged: Damaged, outcome: Outcome) -> list[Pixels]:
-    """What images the damaged file may be read as; see ``fuzz_inputs``."""
+def right_pixels(
+    kind: Kind, given: Path, damaged: Damaged, outcome: Outcome, sound: Sequence[Path]
+) -> list[Pixels]:
+    """What images the damaged file may be read as; see ``fuzz_inputs``.
+
+    Args:
+        kind: Of the file.
+        given: What the command was given.
+        damaged: What was done to it.
+        outcome: Of the command.
+        sound: The file before, and the one of which pieces may have been put in.
+    """
     assert kind.read is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -192,7 +215,7 @@ def right_pixels(kind: Kind, given: Path, damaged: Damaged, outcome: Outcome) ->
             really = []
     if damaged.repaired or not kind.checked:
         return really
-    undamaged = [pixels_of(0), *([pixels_of(1)] if damaged.spliced else [])]
+    undamaged = [kind.read(path) for path in (sound if damaged.spliced else sound[:1])]
     if kind.name.startswith("zip") and really:
         sound = {image.tobytes() for pixels in undamaged for image in pixels}
         whole = len(really[0]) == len(undamaged[0]) or "left out" in outcome.out + outcome.err

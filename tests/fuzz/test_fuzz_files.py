@@ -31,19 +31,18 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
 def check(setup: Setup, kind: Kind, seed: int) -> list[str]:
     """What is wrong with one damaged file of a kind."""
     random = Random(f"{kind.name} {seed}")
-    sound, given, target = setup.sound(kind, 0)
-    other, _, other_target = setup.sound(kind, 1)
+    (folder, place, damaged_place), (other, *_) = setup.sound(kind, 0), setup.sound(kind, 1)
     shutil.rmtree(setup.case, ignore_errors=True)
-    shutil.copytree(sound, setup.case)
-    given, target = setup.case / given, setup.case / target
-    damaged = damage(target.read_bytes(), random, (other / other_target).read_bytes(), kind.special)
+    shutil.copytree(folder, setup.case)
+    given, target = setup.case / place, setup.case / damaged_place
+    damaged = damage(target.read_bytes(), random, (other / damaged_place).read_bytes(), kind.special)
     target.write_bytes(damaged.data)
     found = []
     for command in (*kind.always, *([random.choice(kind.sometimes)] if kind.sometimes else [])):
         outcome, outputs = setup.run(command, given)
         wrong = setup.problems(outcome, outputs, (given.name, target.name))
         if kind.read and not wrong:
-            right = right_pixels(kind, given, damaged, outcome)
+            right = right_pixels(kind, given, damaged, outcome, (folder / place, other / place))
             wrong += setup.wrong_number(outcome, right) + setup.wrong_pixels(outcome, outputs, right)
         found += [f"{command}: {problem}" for problem in wrong]
     return report(setup, kind.name, seed, damaged.how, found)

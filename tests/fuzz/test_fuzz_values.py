@@ -1,8 +1,8 @@
 """Whatever stands in a header, record, recipe or option: Hypothesis makes it up, evalkit copes with it.
 
-The rules are those of ``fuzz_harness``. Examples derive from the tests themselves, the same in every run. With
-EVALKIT_FUZZ_SEED they are others, and EVALKIT_FUZZ_EXAMPLES says how many. EVALKIT_FUZZ_SHRINK=1 makes a failing
-example small, which takes some hundred runs of it.
+The rules are those of ``fuzz_harness``. Examples derive from the tests themselves, the same in every run.
+With EVALKIT_FUZZ_SEED they are others, and EVALKIT_FUZZ_EXAMPLES says how many. EVALKIT_FUZZ_SHRINK=1 makes
+a failing example small, which takes some hundred runs of it.
 """
 
 from __future__ import annotations
