@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from evalkit.console import ExtractorSetup, announce, bytes_bar, echo_drift, extractor_options, progress_bars
+from evalkit.errors import InputError
 
 __all__ = ["reference"]
 
@@ -158,6 +159,8 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
     found = looking.contents(file)
     click.echo(looking.describe(found))
     if found.images is None or not len(found.images):
+        if grid:
+            raise InputError(f"{file} holds no images, so there is nothing to draw.")
         return
     if grid:
         looking.draw(found.images, grid, images)

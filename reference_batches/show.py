@@ -34,6 +34,7 @@ JPEG_SHARE = 0.02
 LISTED = 5
 MOST_BAD = 100
 MOST_BARS = 20
+MOST_CLASSES = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,13 @@ def contents(path: str | PathLike[str]) -> Contents:
     """
     arrays: list[tuple[str, str, tuple[int, ...]]] = []
     if Path(path).is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".npy"):
-                    arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if name.endswith(".npy"):
+                        arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: no valid zip ({error}); copy or write it again") from error
     try:
         return Contents(arrays=tuple(arrays), images=open_images(path))
     except InputError as error:
@@ -93,7 +97,7 @@ def _header(path: str, archive: zipfile.ZipFile, name: str) -> tuple[str, tuple[
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
             shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(member)
     except Exception as error:  # NumPy parses the header as Python source, and lets the parser's errors out
-        raise InputError(f"{path}: {name} has no valid npy header ({error})") from error
+        raise InputError(f"{path}: {name} has no valid npy header ({str(error)[:200]})") from error
     return str(dtype), tuple(map(int, shape))
 
 
@@ -302,8 +306,16 @@ class _Look:
         counts = label_counts(self.images.labels)
         mean = len(self.images) / len(counts)
         few = [label for label, count in counts.items() if count < NEARLY_EMPTY * mean]
-        absent = sorted(set(range(max(counts) + 1)) - set(counts))
         found = []
+        if outside := [label for label in counts if not 0 <= label < MOST_CLASSES]:
+            found.append(
+                Finding(
+                    what=f"labels that can be no classes: {', '.join(map(str, outside[:LISTED]))}",
+                    meaning="Another array was stored as arr_1, it seems, or the file is damaged.",
+                )
+            )
+            return found
+        absent = sorted(set(range(max(counts) + 1)) - set(counts))
         if few:
             found.append(
                 Finding(

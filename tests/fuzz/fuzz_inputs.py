@@ -106,8 +106,9 @@ seed = 0
 
 def pixels_of(variant: int) -> Pixels:
     """(24, 8, 8, 3): 0 is what is damaged, 1 the other file, 2 the reference."""
-    shown = np.concatenate([np.roll(pictures(SIZE, SIZE, 6), shift, axis=2) for shift in range(12)])
-    return np.ascontiguousarray(shown[variant * COUNT : (variant + 1) * COUNT])
+    shown = np.concatenate([np.roll(pictures(SIZE, SIZE, 6), shift, axis=2) for shift in range(4)])
+    noise = np.random.RandomState(variant).randint(0, 64, shown.shape)
+    return np.where(shown < 128, shown + noise, shown - noise).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from random import Random
 from typing import Any, NamedTuple
 
 Damage = tuple[bytes, str]
 Mutation = Callable[[bytes, Random], Damage]
+
+REPAIRED = "checksum repaired"
 
 LONG = "x" * 100_000
 DEEP: Any = []
@@ -94,8 +97,8 @@ def damage(
     for _ in range(2 if random.random() < 0.15 else 1):
         if special and random.random() < 0.5:
             mutation = random.choice(special)
-            repaired = repaired or mutation in REPAIRING
             data, how = mutation(data, random)
+            repaired = repaired or REPAIRED in how
         elif donor is not None and random.random() < 0.12:
             data, how = splice(data, donor, random)
             spliced = True
@@ -289,7 +292,7 @@ def zip_repaired(data: bytes, random: Random) -> Damage:
     with zipfile.ZipFile(buffer, "w") as archive:
         for number, (member, sound) in enumerate(members):
             archive.writestr(member, content if number == chosen else sound)
-    return buffer.getvalue(), f"in {info.filename}, checksum repaired: {how}"
+    return buffer.getvalue(), f"in {info.filename}, {REPAIRED}: {how}"
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -328,10 +331,7 @@ def png_repaired(data: bytes, random: Random) -> Damage:
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in found
     )
-    return out, f"in {kind!r}, checksum repaired: {how}"
-
-
-REPAIRING: tuple[Mutation, ...] = (zip_repaired, png_repaired)
+    return out, f"in {kind!r}, {REPAIRED}: {how}"
 
 
 # -------------------------------------------------------------------------------------------------- texts
@@ -359,7 +359,7 @@ def json_value(data: bytes, random: Random) -> Damage:
     if what < 0.45 and isinstance(container, dict):
         container[random.choice(("x", "", LONG, "format"))] = random.choice(VALUES)
         return json.dumps(record).encode(), f"another key beside {key!r}"
-    container[key] = random.choice(VALUES)
+    container[key] = deepcopy(random.choice(VALUES))
     return json.dumps(record).encode(), f"{where}: {container[key]!r}"[:80]
 
 

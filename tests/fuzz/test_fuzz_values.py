@@ -14,6 +14,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def with_changes(record: Any, changes: Changes) -> bytes:
     for number, value in changes:
         if found := list(places(record)):
             container, key = found[number % len(found)]
-            container[key] = value
+            container[key] = deepcopy(value)
     return json.dumps(record).encode()
 
 
