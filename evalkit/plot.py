@@ -205,7 +205,7 @@ def _draw(
 
 
 def _plain(text: str) -> str:
-    """Text that is shown as it is: Matplotlib takes ``$`` for mathematics, and hides what begins with ``_``."""
+    """Text shown as it is: Matplotlib takes ``$`` for mathematics, and hides what begins with ``_``."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     return f"{' ' if shown.startswith('_') else ''}{shown}".replace("$", r"\$")
 

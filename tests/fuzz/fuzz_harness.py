@@ -221,6 +221,8 @@ def _half_written(output: Path, code: int | None) -> list[str]:
 def _last_lines(text: str) -> str:
     """Of a traceback: the frames in the project, and how it ends."""
     lines = [line.strip() for line in text.strip().splitlines()]
+    if not lines[0].startswith("Traceback"):  # a crash or a hang: the innermost frame comes first
+        return " | ".join(lines[:6])
     frames = [line for line in lines if re.search(r"/(evalkit|generation|reference_batches)/\S+\.py", line)]
     return " | ".join([*frames[-3:], *(line[:300] for line in lines[-2:])])
 

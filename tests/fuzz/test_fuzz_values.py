@@ -7,12 +7,16 @@ a failing example small, which takes some hundred runs of it.
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import shutil
 import struct
+import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +25,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from fuzz_inputs import RECIPE, SAMPLE, TRAIN, labels, npz, pixels_of, read_npy, read_npz
+from fuzz_inputs import RECIPE, SAMPLE, TRAIN, encoded, labels, npz, pixels_of, read_npy, read_npz
 from fuzz_inputs import archive as write_archive
 from fuzz_inputs import results as write_results
 from fuzz_mutations import SHAPES, TYPES, VALUES, places
@@ -423,6 +427,109 @@ def test_options(setup: Setup, line: tuple[str, dict[str, str]]) -> None:
 @hypothesis.given(line=command_lines())
 def test_many_options(setup: Setup, line: tuple[str, dict[str, str]]) -> None:
     options_case(setup, line)
+
+
+# ---------------------------------------------------------------------------- what was found once stays here
+
+
+def zip_with_a_name_cut_short(path: Path) -> None:
+    """A zip with a zero in a member's name, where zipfile ends it: ``c0/`` then looks like a folder."""
+    _, sound = write_archive(path.parent, 0, "png")
+    data = sound.read_bytes()
+    at = data.rindex(b"c0/00.png")
+    path.write_bytes(data[: at + 3] + b"\0" + data[at + 4 :])
+
+
+def npz_with_a_name_of_no_encoding(path: Path) -> None:
+    """An npz whose directory says that a name is UTF-8, which it is not."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ä.npy", b"x" * 40)
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xa5\xff"))
+
+
+def npz_labelled(label: int) -> Callable[[Path], None]:
+    """Images of which one has this label."""
+
+    def write(path: Path) -> None:
+        values = labels(0)
+        values[3] = label
+        np.savez(path, arr_0=pixels_of(0), arr_1=values)
+
+    return write
+
+
+def gzip_with_other_pixels(path: Path) -> None:
+    """A gzip stream whose checksum is not that of its content: another pixel than was written."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for index, pixels in enumerate(pixels_of(0)):
+            data = encoded(pixels, "BMP")
+            info = tarfile.TarInfo(f"{index:02d}.bmp")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    sound = buffer.getvalue()
+    damaged = sound[:600] + bytes([sound[600] ^ 128]) + sound[601:]
+    packed = gzip.compress(damaged)
+    path.write_bytes(packed[:-8] + struct.pack("<2I", zlib.crc32(sound), len(sound)))
+
+
+def content(data: bytes) -> Callable[[Path], None]:
+    return lambda path: (path.write_bytes(data), None)[1]
+
+
+COMPARE = "compare {ref} {in} --metrics fid --format json"
+DEEP = b"[" * 100_000
+FOUND: dict[str, tuple[str, Callable[[Path], None], str, int | None]] = {
+    # Name: file, what writes it, command, exit code; None: 0 or 2.
+    "tar.gz with a wrong checksum": ("x.tar.gz", gzip_with_other_pixels, COMPARE, 2),
+    "zip with a name cut short": ("x.zip", zip_with_a_name_cut_short, COMPARE, 2),
+    "npz with a name of no encoding": ("x.npz", npz_with_a_name_of_no_encoding, COMPARE, 2),
+    "negative label": ("x.npz", npz_labelled(-1), COMPARE, None),
+    "huge label": ("x.npz", npz_labelled(2**50), COMPARE, None),
+    "huge label, shown": ("x.npz", npz_labelled(2**50), "reference show {in} --check", None),
+    "classes beyond the first plane": (
+        "classes.txt",
+        content("\U000dc33d\n1\n".encode()),
+        f"{SAMPLE} --classes {{in}}",
+        2,
+    ),
+    "classes in another script": (
+        "classes.txt",
+        content("\u8888\n1\n".encode()),
+        f"{SAMPLE} --classes {{in}}",
+        2,
+    ),
+    "classes of half a header": (
+        "classes.npy",
+        content(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<i8', \n"),
+        f"{SAMPLE} --classes {{in}}",
+        2,
+    ),
+    "npy header of digits": ("x.npy", content(b"\x93NUMPY\x01\x00\x88\x13" + b"1" * 5000), COMPARE, 2),
+    "recipe of brackets": ("x.toml", content(b"a = " + DEEP), TRAIN, 2),
+    "recipe for other images": (
+        "x.toml",
+        content(RECIPE.replace("in_channels = 3", "in_channels = 2").encode()),
+        TRAIN,
+        2,
+    ),
+    "sweep of brackets": ("results.json", content(DEEP), "curves {in} -o {out}/x.svg", 2),
+    "sweep of binary data": (
+        "results.json",
+        content(b"{" + bytes(range(256)) * 8),
+        "curves {in} -o {out}/x.svg",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found_before(setup: Setup, name: str) -> None:
+    file, write, command, code = FOUND[name]
+    path = new_case(setup) / file
+    write(path)
+    outcome = judged(setup, command, path)
+    assert code in (None, outcome.code), outcome.out[:300]
 
 
 def test_labels_are_those_of_the_container(setup: Setup) -> None:
