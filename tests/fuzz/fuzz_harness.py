@@ -71,7 +71,7 @@ class Worker:
         out, err = (self._text(name, 500_000) for name in ("out", "err"))
         if isinstance(answer, str):
             self.close()
-            stacks = self._text("stacks", 3000)
+            stacks = self._text("stacks", 30_000)
             return Outcome(arguments=given, code=None, out=out, err=err, problem=f"{answer}\n{stacks}")
         return Outcome(
             arguments=given,
@@ -190,7 +190,7 @@ def broken_rules(
     if outcome.memory > MOST_MEMORY:
         found.append(f"{outcome.memory / 2**30:.1f} GiB of memory")
     if marker and marker.exists():
-        marker.unlink()
+        marker.rmdir()
         found.append("code in the file was run")
     for output in outputs:
         found += _half_written(output, outcome.code)

@@ -9,11 +9,15 @@ A failure names kind, seed and damage, and where the file is kept. One again: it
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from fuzz_harness import Outcome, broken_rules
 from fuzz_inputs import KINDS, LEFT, Kind, Left, malicious_files
 from fuzz_mutations import damage
 from fuzz_setup import Setup, ready, right_pixels, seeds
@@ -123,6 +127,53 @@ def test_sound_files_are_read(all_commands: bool, setup: Setup) -> None:
                 assert outcome.code == 0, (kind.name, outcome)
 
 
+def test_a_hang_is_ended_and_reported(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next command has a new worker."""
+    sample = "sample --model {weights} -n 64 --device cpu --out {run} --respacing"
+    assert setup.run(f"{sample} 2")[0].code == 0
+    monkeypatch.setattr("fuzz_harness.MOST_SECONDS", 0.5)
+    outcome, _ = setup.run(f"{sample} 1000")
+    assert outcome.code is None
+    assert outcome.problem.startswith("hangs")
+    assert "sample.py" in outcome.problem
+    monkeypatch.undo()
+    assert setup.run("reference show {ref}")[0].code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"code": 0}, "x.npz is not there"),
+        ({"code": 1}, "exit code 1"),
+        ({"code": None, "problem": "Traceback (most recent call last)\nKeyError: 3"}, "KeyError: 3"),
+        ({"err": "Error: no"}, "does not name the file"),
+        ({"err": "Error: a.npy" + 1000 * "x"}, "a message of 1,012 characters"),
+        ({"err": " "}, "no message"),
+        ({"memory": 5 * 2**30}, "5.0 GiB of memory"),
+    ],
+)
+def test_broken_rules_are_seen(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    outcome = Outcome(**{"arguments": (), "code": 2, "err": "Error: a.npy is damaged", **changes})
+    found = broken_rules(outcome, ("a.npy",), (tmp_path / "x.npz",), tmp_path / "marker")
+    assert expected in "".join(found)
+    assert bool(found) == bool(expected)
+
+
+def test_what_is_left_behind_is_seen(tmp_path: Path) -> None:
+    outcome = Outcome(arguments=(), code=2, err="Error: a.npy is damaged")
+    (tmp_path / "x.npz").touch()
+    (tmp_path / ".x.npz.1.partial").touch()
+    (tmp_path / "marker").mkdir()
+    found = broken_rules(outcome, ("a.npy",), (tmp_path / "x.npz",), tmp_path / "marker")
+    expected = [
+        "code in the file was run",
+        "left behind: .x.npz.1.partial",
+        "exit code 2, and x.npz is there",
+    ]
+    assert found == expected
+
+
 def test_no_code_of_a_file_is_run(setup: Setup) -> None:
     folder = setup.folder / "malicious"
     folder.mkdir(exist_ok=True)
@@ -137,7 +188,11 @@ def test_no_code_of_a_file_is_run(setup: Setup) -> None:
         "curves {in} -o {out}/x.svg",
     )
     found = []
-    for name, file in malicious_files(folder, setup.marker).items():
+    files = malicious_files(folder, setup.marker)
+    pickle.loads(files["plain.pt"].read_bytes())
+    assert setup.marker.is_dir(), "the attack does nothing"
+    setup.marker.rmdir()
+    for name, file in files.items():
         for command in commands:
             outcome, outputs = setup.run(command, file)
             problems = setup.problems(outcome, outputs, (name,))
