@@ -216,10 +216,11 @@ def right_pixels(
     if damaged.repaired or not kind.checked:
         return really
     undamaged = [kind.read(path) for path in (sound if damaged.spliced else sound[:1])]
-    if kind.name.startswith("zip") and really:
-        sound = {image.tobytes() for pixels in undamaged for image in pixels}
+    if really and (kind.name.startswith("zip") or damaged.spliced):
+        # Sound images all of them, in another order or some of them the other file's.
+        known = {image.tobytes() for pixels in undamaged for image in pixels}
         whole = len(really[0]) == len(undamaged[0]) or "left out" in outcome.out + outcome.err
-        if whole and all(image.tobytes() in sound for image in really[0]):
+        if whole and all(image.tobytes() in known for image in really[0]):
             undamaged.append(really[0])
     return undamaged
 
