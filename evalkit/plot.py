@@ -156,7 +156,7 @@ def _draw(
             marker=marker,
             linestyle=line,
             markersize=5,
-            label=f"{sweep.name}, {sweep.points[0][1].samples.images:,} samples",
+            label=_plain(f"{sweep.name}, {sweep.points[0][1].samples.images:,} samples"),
             clip_on=False,
         )
         if x != "scale":
@@ -202,6 +202,12 @@ def _draw(
         own = {scale for sweep in sweeps for scale, _ in sweep.points}
         _scale_axis(axis, sorted(own), sorted({row.scale or 0.0 for row in rows} - own))
     return outside
+
+
+def _plain(text: str) -> str:
+    """Text shown as it is: Matplotlib takes ``$`` for mathematics, and hides what begins with ``_``."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"{' ' if shown.startswith('_') else ''}{shown}".replace("$", r"\$")
 
 
 def _points(

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -139,7 +141,8 @@ def build(
 
     Raises:
         ImageError: An image cannot be decoded; the message names it.
-        InputError: The source is none, has too few images, or another unfinished build is in the way.
+        InputError: The source is none, has too few images, or another unfinished build is in the way, or one
+            that is damaged.
         OutputError: The file cannot be written, or there is too little space.
         UndefinedMetricError: Statistics of fewer than two images.
     """
@@ -341,6 +344,8 @@ class _Builder:
         self.digest = hashlib.sha256(FORMAT.encode()).digest()
         self.bad: dict[int, str] = {}
         self.moments = {layer: Moments(d) for layer, d in extractor.dimensions.items()} if extractor else {}
+        # Checksum of each slot's pixels: they may lie in a file for days before they are read again.
+        self.checksums = np.zeros(len(self.order), np.uint32)
         self._saved = time.monotonic()
         self._open_folder()
 
@@ -392,7 +397,14 @@ class _Builder:
         with NpzWriter.create(self.out, (len(self.order), size, size, 3)) as writer:
             slots = [self.slots[index] for index in self.order.tolist()]
             for first in range(0, len(slots), DECODED_AT_A_TIME):
-                writer.append(self.pixels[slots[first : first + DECODED_AT_A_TIME]])
+                chosen = slots[first : first + DECODED_AT_A_TIME]
+                pixels = self.pixels[chosen]
+                if any(
+                    zlib.crc32(image) != self.checksums[slot]
+                    for image, slot in zip(pixels, chosen, strict=True)
+                ):
+                    raise self._damaged(self.folder / "pixels", "they are not those that were written")
+                writer.append(pixels)
             if labels is not None:
                 writer.add("arr_1", labels)
             for layer, suffix in LAYERS.items():
@@ -421,6 +433,7 @@ class _Builder:
             good.append(crop.pixels)
             if (slot := self.slots.get(crop.place)) is not None:
                 self.pixels[slot] = crop.pixels
+                self.checksums[slot] = zlib.crc32(self.pixels[slot])
         if good and self.extractor and not counted:
             for layer, features in self.extractor(np.stack(good)).items():
                 self.moments[layer].update(features)
@@ -450,7 +463,7 @@ class _Builder:
         self.folder = self.out.with_name(f"{self.out.name}.building")
         identity = json.dumps(self._identity(), indent=1)
         settings, state = self.folder / "settings.json", self.folder / "state.npz"
-        if settings.exists() and settings.read_text() != identity:
+        if settings.exists() and settings.read_bytes() != identity.encode():
             raise InputError(
                 f"{self.folder} holds an unfinished build that differs in {_difference(settings, identity)}. "
                 "Delete that folder to begin anew, repeat that build to finish it, or name another output."
@@ -468,9 +481,14 @@ class _Builder:
         with replace_atomically(settings) as partial:
             partial.write_text(identity)
         shape = (len(self.order), size, size, 3)
-        if state.exists():
-            self._load(state)
         pixels = self.folder / "pixels"
+        if state.exists():
+            try:
+                self._load(state)
+            except Exception as error:  # NumPy parses headers as Python source, and lets any error out
+                raise self._damaged(state, f"{type(error).__name__}: {error}") from error
+            if not pixels.exists() or pixels.stat().st_size != math.prod(shape):
+                raise self._damaged(pixels, "its size is another")
         self.pixels = np.memmap(pixels, np.uint8, "r+" if pixels.exists() else "w+", shape=shape)
 
     def close(self) -> None:
@@ -484,6 +502,7 @@ class _Builder:
             "position": np.array(self.position),
             "digest": np.frombuffer(self.digest, np.uint8),
             "bad": np.array(json.dumps(sorted(self.bad.items()))),
+            "checksums": self.checksums,
         }
         for layer, moments in self.moments.items():
             arrays |= {f"{layer}_{key}": value for key, value in moments.state().items()}
@@ -492,12 +511,32 @@ class _Builder:
         self._saved = time.monotonic()
 
     def _load(self, state: Path) -> None:
-        with np.load(state, allow_pickle=False) as arrays:
+        with state.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             self.position = int(arrays["position"])
             self.digest = arrays["digest"].tobytes()
             self.bad = dict(json.loads(str(arrays["bad"])))
+            checksums = arrays["checksums"]
+            done = self.wanted[: self.position].tolist()
+            fits = [
+                0 <= self.position <= len(self.wanted),
+                len(self.digest) == len(hashlib.sha256().digest()),
+                self.bad.keys() <= set(done) and all(isinstance(why, str) for why in self.bad.values()),
+                (checksums.shape, checksums.dtype) == (self.checksums.shape, self.checksums.dtype),
+            ]
+            self.checksums = checksums
             for layer, moments in self.moments.items():
-                moments.restore({key: arrays[f"{layer}_{key}"] for key in moments.state()})
+                saved = {key: arrays[f"{layer}_{key}"] for key in moments.state()}
+                fits += [
+                    all(saved[key].shape == value.shape for key, value in moments.state().items()),
+                    all(np.isfinite(value).all() for value in saved.values()),
+                ]
+                moments.restore(saved)
+                fits.append(moments.n == len(done) - len(self.bad))
+            if not all(fits):
+                raise ValueError("its values do not go together")
+
+    def _damaged(self, file: Path, why: str) -> InputError:
+        return InputError(f"{file} is damaged ({why[:200]}). Delete the folder {self.folder} to begin anew.")
 
     def _identity(self) -> dict[str, Any]:
         """What an unfinished build must share with the one that goes on with it."""
@@ -541,16 +580,16 @@ class _Builder:
 
 def _difference(settings: Path, identity: str) -> str:
     """What of an unfinished build is not as it is now, in words."""
+    damaged = f"its record, {settings.name}, which is damaged"
     try:
-        before, now = dict(json.loads(settings.read_text())), json.loads(identity)
-    except (OSError, ValueError, TypeError):
-        return "its record, which is damaged"
-    before, now = before | before.pop("settings", {}), now | now.pop("settings")
+        before, now = dict(json.loads(settings.read_bytes())), json.loads(identity)
+        before, now = before | before.pop("settings", {}), now | now.pop("settings")
+    except (OSError, ValueError, TypeError, RecursionError):
+        return damaged
     changed = [key for key in now if before.get(key) != now[key]]
     words = {"source": "the source's files", "extractor": "the network", "size": "--size"}
-    return ", ".join(
-        words.get(key, f"--{key}" if key in asdict(Settings(size=1)) else key) for key in changed
-    )
+    listed = (words.get(key, f"--{key}" if key in asdict(Settings(size=1)) else key) for key in changed)
+    return ", ".join(listed) or damaged
 
 
 def _contents(

@@ -18,6 +18,7 @@ from evalkit.console import (
     progress_bars,
     value_range_option,
 )
+from evalkit.errors import InputError
 from evalkit.parameters import file, text
 
 __all__ = ["reference"]
@@ -178,6 +179,8 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
     found = looking.contents(file)
     click.echo(looking.describe(found))
     if found.images is None or not len(found.images):
+        if grid:
+            raise InputError(f"{file} holds no images, so there is nothing to draw.")
         return
     if grid:
         looking.draw(found.images, grid, images)

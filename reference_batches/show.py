@@ -76,10 +76,13 @@ def contents(path: str | PathLike[str]) -> Contents:
     """
     arrays: list[tuple[str, str, tuple[int, ...]]] = []
     if Path(path).is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(".npy"):
-                    arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if name.endswith(".npy"):
+                        arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: no valid zip ({error}); copy or write it again") from error
     try:
         # Whatever its range: this is where one looks at what is odd.
         return Contents(arrays=tuple(arrays), images=open_images(path, value_range="0..255"))
@@ -96,7 +99,7 @@ def _header(path: str, archive: zipfile.ZipFile, name: str) -> tuple[str, tuple[
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
             shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(member)
     except Exception as error:  # NumPy parses the header as Python source, and lets the parser's errors out
-        raise InputError(f"{path}: {name} has no valid npy header ({error})") from error
+        raise InputError(f"{path}: {name} has no valid npy header ({str(error)[:200]})") from error
     return str(dtype), tuple(map(int, shape))
 
 
@@ -331,8 +334,8 @@ class _Look:
             ]
         mean = len(self.images) / len(counts)
         few = [label for label, count in counts.items() if count < NEARLY_EMPTY * mean]
-        absent = sorted(set(range(max(counts) + 1)) - set(counts))
         found = []
+        absent = sorted(set(range(max(counts) + 1)) - set(counts))
         if few:
             found.append(
                 Finding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -511,6 +512,74 @@ def test_an_unfinished_build_of_another_kind_is_not_touched(tree: Path, tmp_path
         build(tree, out, Settings(size=24), extractor=Wide())
     build(tree, out, Settings(size=16), extractor=Wide())
     assert out.exists()
+
+
+@pytest.fixture
+def unfinished(with_bad: tuple[Path, list[int]], tmp_path: Path) -> Callable[[], Any]:
+    """A build that stopped at a bad image, the first being good; returns what goes on with it."""
+
+    class OneByOne(Pixels):
+        batch_size = 1
+
+    out, settings = tmp_path / "ref.npz", Settings(size=16)
+    shutil.copy(with_bad[0] / "001.jpg", with_bad[0] / "000.jpg")
+    with pytest.raises(ImageError, match=r"007\.jpg"):
+        build(with_bad[0], out, settings, extractor=OneByOne())
+    return lambda: build(with_bad[0], out, settings, extractor=OneByOne(), skip_bad=True)
+
+
+def rewritten(state: Path, **changes: Any) -> None:
+    with np.load(state) as arrays:
+        values: dict[str, Any] = dict(arrays)
+    np.savez(state, **{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.write_bytes(state.read_bytes()[:-50]),
+        lambda state: state.write_bytes(b"PK" + bytes(50)),
+        lambda state: np.savez(state, position=np.array(3)),
+        lambda state: rewritten(state, position=np.array("x")),
+        lambda state: rewritten(state, position=np.array(10**6)),
+        lambda state: rewritten(state, bad=np.array("[" * 100_000)),
+        lambda state: rewritten(state, bad=np.array('[["a", 1]]')),
+        lambda state: rewritten(state, digest=np.zeros(3, np.uint8)),
+        lambda state: rewritten(state, checksums=np.zeros(3)),
+        lambda state: rewritten(state, pool_scatter=np.zeros(3)),
+        lambda state: rewritten(state, pool_mean=np.full(48, np.nan)),
+        lambda state: rewritten(state, spatial_n=np.array(-4)),
+    ],
+)
+def test_a_damaged_state_is_refused(
+    damage: Callable[[Path], Any], unfinished: Callable[[], Any], tmp_path: Path
+) -> None:
+    damage(tmp_path / "ref.npz.building" / "state.npz")
+    with pytest.raises(InputError, match=r"state\.npz is damaged .*Delete the folder .*ref\.npz\.building"):
+        unfinished()
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{}", b"[" * 100_000, b'{"settings": 3}', b"null", b" "])
+def test_a_damaged_record_of_the_settings_is_refused(
+    content: bytes, unfinished: Callable[[], Any], tmp_path: Path
+) -> None:
+    (tmp_path / "ref.npz.building" / "settings.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"ref\.npz\.building holds an unfinished build that differs in \S"):
+        unfinished()
+
+
+def test_pixels_that_are_not_those_written_are_refused(unfinished: Callable[[], Any], tmp_path: Path) -> None:
+    pixels = tmp_path / "ref.npz.building" / "pixels"
+    whole = pixels.read_bytes()
+    pixels.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(InputError, match=r"pixels is damaged \(they are not those that were written\)"):
+        unfinished()
+    assert not (tmp_path / "ref.npz").exists()
+    pixels.write_bytes(whole[:-1])
+    with pytest.raises(InputError, match=r"pixels is damaged \(its size is another\)"):
+        unfinished()
+    pixels.write_bytes(whole)
+    unfinished()
 
 
 def test_two_builds_of_one_file_at_once(tree: Path, tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_a_missing_score_is_left_out_with_its_reason(headless: Sweep, tmp_path: 
 
 
 @pytest.mark.usefixtures("text_in_svg")
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a_b^c$$", "a_b^c$$"), ("$x$", "$x$"), ("_digits", "_digits"), ("\ud800\0", "??")]
+)
+@pytest.mark.usefixtures("text_in_svg")
+def test_any_name_is_shown_as_it_is(headless: Sweep, tmp_path: Path, name: str, shown: str) -> None:
+    path = tmp_path / "x.svg"
+    write_curves(path, [replace(headless, name=name)])
+    assert any(text.strip() == f"{shown}, 800 samples" for text in texts(path))
+
+
+@pytest.mark.usefixtures("text_in_svg")
 def test_published_points_have_names_and_are_counted_where_left_out(scored: Sweep, tmp_path: Path) -> None:
     rows = published_rows("imagenet256")
     write_curves(tmp_path / "a.svg", [scored], rows)

@@ -292,6 +292,31 @@ def test_labels_that_do_not_fit_are_noted(batch: Path, tmp_path: Path, text: str
     assert images.notes == ("dataset.json is left out: it has not one integer label for each image.",)
 
 
+@pytest.mark.parametrize("label", [-1, 2**62])
+def test_labels_that_are_no_classes(photographs: NDArray[np.uint8], tmp_path: Path, label: int) -> None:
+    labels = np.zeros(120, np.int64)
+    labels[5] = label
+    np.savez(tmp_path / "x.npz", arr_0=photographs, arr_1=labels)
+    assert findings(tmp_path / "x.npz") == [f"labels that can be no classes: {label}"]
+
+
+def test_a_sheet_of_no_images_is_an_error(tmp_path: Path, run: Run) -> None:
+    np.savez(tmp_path / "x.npz", other=np.zeros(3))
+    result = run("reference", "show", tmp_path / "x.npz", "--grid", tmp_path / "grid.png")
+    assert result.code == 2
+    assert "x.npz holds no images" in result.err
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_zip_with_a_damaged_directory_is_named(batch: Path, run: Run) -> None:
+    data = batch.read_bytes()
+    at = data.rindex(b"PK\x01\x02")
+    batch.write_bytes(data[:at] + b"XX" + data[at + 2 :])
+    result = run("reference", "show", batch)
+    assert result.code == 2
+    assert f"{batch}: no valid zip" in result.err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
