@@ -8,9 +8,9 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from patience import SECONDS
 from PIL import Image
 
 import evalkit.image_files
@@ -941,14 +942,18 @@ def test_read_ahead_keeps_the_items():
     assert read_ahead_threads() == []
 
 
-def test_read_ahead_reads_ahead_and_no_further():
-    produced = []
+def test_read_ahead_reads_ahead_and_no_further(monkeypatch):
+    produced, asked = [], []
+
+    class Noting(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            asked.append(super().submit(*arguments))
+            return asked[-1]
+
+    monkeypatch.setattr(evalkit.images, "ThreadPoolExecutor", Noting)
     numbers = read_ahead((produced.append(i) or i for i in count()), depth=2)
     assert next(numbers) == 0
-    deadline = time.monotonic() + 10
-    while len(produced) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
+    wait(asked, SECONDS)  # whatever the thread was asked for; it does nothing more by itself
     assert len(produced) == 3  # the one in hand, and two that wait
     numbers.close()
 
@@ -1004,7 +1009,7 @@ def test_an_interrupted_consumer_ends_the_process():
         "for number in read_ahead(count()):\n"
         "    raise KeyboardInterrupt\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=SECONDS, check=False)
     assert b"KeyboardInterrupt" in done.stderr
     assert done.returncode != 0
 

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import patience
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -377,12 +378,16 @@ def test_stopped_by_a_signal_and_resumed(tmp_path: Path, how: signal.Signals) ->
     process = subprocess.Popen(
         command(tmp_path, "--save-every", "10", "--seed", "1"), stderr=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "run" / "checkpoint.pt").exists():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.05)
-    time.sleep(0.3)
+    seen: set[int] = set()
+
+    def third_checkpoint() -> bool:
+        with suppress(FileNotFoundError):
+            seen.add((tmp_path / "run" / "checkpoint.pt").stat().st_mtime_ns)
+        return len(seen) >= 3
+
+    patience.until(third_checkpoint, process)
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patience.SECONDS)
     stopped = checkpoint(tmp_path / "run")["step"]
     if how == signal.SIGINT:
         assert process.returncode == 130
@@ -413,7 +418,7 @@ def test_two_processes_share_the_batch(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience.SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("averaged weights after 12 steps") == 1
