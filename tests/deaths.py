@@ -100,9 +100,10 @@ def dying_at_rename(number: int, work: Work, *, after: bool = False) -> Work:
 
 
 def again_and_again(work: Work, calls: int, seed: int = 0) -> tuple[int, int]:
-    """Kill the work at random moments, at first less than a third of its ``calls`` on, until it lives to its end.
+    """Kill the work at random moments until it lives to its end.
 
-    Later moments become possible with every kill, so that it comes to its end even if it never went on.
+    At first these are less than a third of its ``calls`` on. Later and later ones become possible, so that it
+    comes to its end even if it never went on.
 
     Returns:
         The number of kills, and the exit code in the end.

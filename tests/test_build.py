@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from conftest import Result
 from numpy.typing import NDArray
+from optional import optional
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 import reference_batches.build as module
 from evalkit.comparison import compare
@@ -52,7 +50,8 @@ class Wide(Pixels):
 
 def photographs(count: int, seed: int = 0) -> list[Image.Image]:
     """Cut-outs of scikit-learn's two photographs, of odd sizes and all colour modes."""
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    photographs = optional("sklearn.datasets", "demo").load_sample_images().images
+    photos = [Image.fromarray(photo) for photo in photographs]
     random = np.random.default_rng(seed)
     images = []
     for index in range(count):
@@ -311,13 +310,14 @@ def test_every_container_gives_the_same(tree: Path, tmp_path: Path) -> None:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     names = sorted(files)
+    pyarrow, parquet = optional("pyarrow", "parquet"), optional("pyarrow.parquet", "parquet")
     table = pyarrow.table(
         {
             "image": [{"bytes": files[name], "path": name} for name in names],
             "label": [int(name.split("/")[1][1:]) for name in names],
         }
     )
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=50)
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=50)
     expected = None
     for source in (tree, tmp_path / "x.zip", tmp_path / "x.tar", tmp_path / "x.parquet"):
         build(source, tmp_path / "ref.npz", Settings(size=16, images=60, statistics="none"))

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
+from optional import optional
 from patience import SECONDS
 from PIL import Image
 
@@ -98,8 +97,9 @@ def write_h5(path, **datasets):
 
 def write_parquet(path, contents, as_bytes=False, **columns):
     values = contents if as_bytes else [{"bytes": x, "path": f"{i}.png"} for i, x in enumerate(contents)]
+    pyarrow = optional("pyarrow", "parquet")
     table = pyarrow.table({"image": values, **columns})
-    pyarrow.parquet.write_table(table, path, row_group_size=3)
+    optional("pyarrow.parquet", "parquet").write_table(table, path, row_group_size=3)
     return path
 
 
@@ -239,7 +239,7 @@ def test_batches_refuses_impossible_arguments(size, start):
 
 
 def test_photographs_decode_as_pillow_decodes_them(tmp_path):
-    photos = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    photos = optional("sklearn.datasets", "demo").load_sample_images().images
     files = {f"{i}.jpg": encoded(photo, "JPEG", quality=90) for i, photo in enumerate(photos)}
     source = open_images(write_zip(tmp_path / "photos.zip", files))
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
@@ -1110,17 +1110,21 @@ def test_parquet_reads_the_rows_that_are_asked_for(tmp_path):
     ],
 )
 def test_parquet_without_a_clear_image_column(tmp_path, columns, found):
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    optional("pyarrow.parquet", "parquet").write_table(
+        optional("pyarrow", "parquet").table(columns), tmp_path / "x.parquet"
+    )
     bad(tmp_path / "x.parquet", "which column holds the images", found)
 
 
 def test_parquet_of_paths_alone(tmp_path):
+    pyarrow = optional("pyarrow", "parquet")
     table = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": "b.png"}]})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    optional("pyarrow.parquet", "parquet").write_table(table, tmp_path / "x.parquet")
     bad(tmp_path / "x.parquet", "x.parquet/00000000", "has no bytes", error=ImageError)
 
 
 def test_parquet_of_no_rows_and_damaged(tmp_path):
+    pyarrow = optional("pyarrow", "parquet")
     none = pyarrow.array([], pyarrow.binary())
     bad(write_parquet(tmp_path / "x.parquet", none, as_bytes=True), "no rows")
     data = write_parquet(tmp_path / "y.parquet", [encoded(x) for x in PIXELS]).read_bytes()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import Result
 from numpy.typing import NDArray
+from optional import optional
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from evalkit.errors import InputError, OutputError
 from evalkit.images import open_images
@@ -29,7 +29,7 @@ Run = Callable[..., Result]
 @pytest.fixture
 def photographs() -> NDArray[np.uint8]:
     """(120, 64, 64, 3): reduced cut-outs of scikit-learn's two photographs."""
-    photos = load_sample_images().images
+    photos = optional("sklearn.datasets", "demo").load_sample_images().images
     random = np.random.default_rng(0)
     cut: list[NDArray[np.uint8]] = []
     for index in range(120):

@@ -15,6 +15,7 @@ import pytest
 import small_networks
 import torch
 from conftest import Result
+from optional import optional
 from PIL import Image
 
 from evalkit.comparison import compare
@@ -234,6 +235,7 @@ def test_command_killed_and_repeated(
     assert tables[0] == tables[1]
     assert "warning: " in result.out  # 24 images are few
     assert json.loads((tmp_path / "s" / "results.json").read_text())["name"] == "small"
+    optional("matplotlib", "plot")
     drawn = run("curves", tmp_path / "s", "-o", tmp_path / "curves.png")
     assert drawn.code == 0
 
