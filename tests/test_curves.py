@@ -167,6 +167,7 @@ def test_one_scale_and_equal_values_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Run) -> None:
+    optional("matplotlib", "plot")
     for name, sweep in (("a", headless), ("b", scored)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(sweep.to_json())
