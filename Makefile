@@ -1,10 +1,13 @@
 # Two commands do all the set-up: `make demo` and `make test`.
-VENV := .venv
+# Another environment beside this one, say with another Python and newer packages:
+#   make test VENV=.venv-3.12 PYTHON=python3.12 CONSTRAINTS=other.txt
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 # The newest Python that the project supports, unless you name one: make PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 
 # While they wait for one another, threads sleep soon, as evalkit's own commands have them do: where they spin
 # beside other work, everything takes several times as long.
@@ -17,6 +20,8 @@ demo: $(VENV)/ready
 	$(BIN)/evalkit demo --out demo
 
 test: $(VENV)/ready-to-test
+	@$(BIN)/python -c 'import sys, numpy, scipy, torch; print("Testing with Python", sys.version.split()[0] + \
+		f", NumPy {numpy.__version__}, SciPy {scipy.__version__}, torch {torch.__version__}.")'
 	$(BIN)/python -m pytest -m "not slow"
 
 # The golden values at full size: some minutes of network time; needs EVALKIT_TEST_DATA.
@@ -35,7 +40,7 @@ format: $(VENV)/ready-to-test
 clean:
 	rm -rf $(VENV) demo build *.egg-info
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "evalkit needs Python 3.11 or newer; name it: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[demo]'

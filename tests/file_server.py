@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import socket
+import struct
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from patience import SECONDS, until
 
 
 class Server:
@@ -27,6 +33,7 @@ class Server:
         self.span: str | None = None  # another Content-Range than the true one
         self.length: str | None = None  # another Content-Length than the true one; "" is none
         self.chunked = False
+        self.silent = threading.Event()  # set when such a connection has brought all that it will
         self.released = threading.Event()
         self.gate: threading.Event | None = None  # answers wait for it
 
@@ -37,7 +44,7 @@ class Server:
         condition = handler.headers["If-Range"]
         self.conditions.append(condition)
         if self.gate is not None:
-            self.gate.wait(10)
+            self.gate.wait(SECONDS)
         if self.statuses:
             handler.send_response(self.statuses.pop(0))
             if self.retry_after is not None:
@@ -70,7 +77,15 @@ class Server:
         handler.wfile.write(sent + (b"0\r\n\r\n" if self.chunked and dropped is None else b""))
         if dropped is not None and self.stall:
             handler.wfile.flush()
-            self.released.wait(10)
+            until(lambda: not _on_the_way(handler.connection))
+            self.silent.set()
+            self.released.wait(SECONDS)
+
+
+def _on_the_way(connection: socket.socket) -> int:
+    """Bytes that the other end has not got yet."""
+    (count,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
 
 
 @contextmanager
@@ -92,5 +107,15 @@ def serving(content: bytes) -> Iterator[tuple[Server, str]]:
             yield server, f"http://127.0.0.1:{http.server_address[1]}"
         finally:
             server.released.set()
+            if server.gate is not None:
+                server.gate.set()
             http.shutdown()
             thread.join()
+
+
+@contextmanager
+def no_server() -> Iterator[str]:
+    """The address of a port that nobody listens on, and that nobody else gets meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"

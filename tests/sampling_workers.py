@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deaths
 import torch
+from deaths import wait
+from patience import until
 
 from generation import sample as sampling
 from generation import shards
@@ -29,30 +30,27 @@ SETTINGS = Settings(count=16, scale=30.0, respacing="3", shard_size=3)
 sampling.POLL_SECONDS = 0.02
 
 
-def worker(
+def work(
     folder: Path, networks: Networks, name: str, prepare: Callable[[], None] = lambda: None, **options: Any
-) -> int:
+) -> deaths.Work:
+    """What one does."""
+
+    def sample() -> None:
+        prepare()
+        sampling.run(SETTINGS, networks, folder / name, batch_size=2, **{"say": lambda _: None, **options})
+
+    return sample
+
+
+def worker(folder: Path, networks: Networks, name: str, *prepare: Callable[[], None], **options: Any) -> int:
     """Start one; returns its process id."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            prepare()
-            sampling.run(SETTINGS, networks, folder / name, batch_size=2, say=lambda _: None, **options)
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
+    return deaths.start(work(folder, networks, name, *prepare, **options))
 
 
 def ended(pid: int) -> int | None:
     """Exit code, negative for a signal; None while it runs."""
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
-
-
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def stop_at(module: Any, name: str, count: int, how: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
@@ -91,48 +89,50 @@ def noting_shards(log: Path) -> Callable[[], None]:
 
 def killed_at_random(folder: Path, networks: Networks) -> dict[str, Any]:
     """Again and again, until a worker lives to the end."""
-    chance, kills = random.Random(0), 0
-    while True:
-        pid = worker(folder, networks, "killed")
-        until = time.monotonic() + chance.uniform(0.02, 0.2 + kills / 100)
-        while (code := ended(pid)) is None and time.monotonic() < until:
-            time.sleep(0.002)
-        if code is not None:
-            return {"kills": kills, "code": code}
-        os.kill(pid, signal.SIGKILL)
-        kills += wait(pid) == -signal.SIGKILL
+    calls = deaths.calls_of(work(folder, networks, "counted"))
+    kills, code = deaths.again_and_again(work(folder, networks, "killed"), calls)
+    return {"kills": kills, "code": code}
 
 
 def killed_at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
-    """While a shard is written, while the final file is, and between that and the removal of the shards."""
-    codes = []
-    for module, name, count in (
-        (shards.np, "savez", 1),
-        (shards.np, "savez", 4),
-        (shards.NpzWriter, "append", 5),
-        (shards.ShardFolder, "_write_final", 1),
-    ):
-        codes.append(wait(worker(folder, networks, "worst", stop_at(module, name, count))))
+    """Before and after a file is renamed, while a shard or the final file is written, before shards go."""
+    this = work(folder, networks, "worst")
+
+    def at(module: Any, name: str, count: int) -> deaths.Work:
+        return work(folder, networks, "worst", stop_at(module, name, count))
+
+    dying = [
+        deaths.dying_at_rename(1, this, after=True),  # the manifest
+        deaths.dying_at_rename(1, this),  # the first shard
+        deaths.dying_at_rename(1, this, after=True),
+        at(shards.np, "savez", 1),
+        at(shards.np, "savez", 4),
+        at(shards.NpzWriter, "append", 5),
+        deaths.dying_at_rename(1, this),  # the final file
+        at(shards.ShardFolder, "_write_final", 1),
+    ]
+    codes = [wait(deaths.start(each)) for each in dying]
     left = len(list((folder / "worst").rglob("*.partial")))
-    return {"codes": codes, "partials": left, "code": wait(worker(folder, networks, "worst"))}
+    return {"codes": codes, "partials": left, "code": wait(deaths.start(this))}
 
 
 def two(folder: Path, networks: Networks) -> dict[str, Any]:
     """Two at once; and two of which one halts over its second shard, until it is killed."""
-    log = folder / "shards.log"
+    log, waits = folder / "shards.log", folder / "waits.log"
     pids = [worker(folder, networks, "two", noting_shards(log)) for _ in range(2)]
     codes = [wait(pid) for pid in pids]
     made = sorted(map(int, log.read_text().split()))
     halted = worker(folder, networks, "bereft", stop_at(sampling._Worker, "make", 2, signal.SIGSTOP))
     os.waitpid(halted, os.WUNTRACED)
     log.unlink()
-    bereft = worker(folder, networks, "bereft", noting_shards(log))
-    while not log.exists() or len(log.read_text().split()) < len(made) - 2:
-        time.sleep(0.01)
-    time.sleep(0.3)
+    said = {"say": lambda text: waits.open("a").write(f"{text}\n")}
+    bereft = worker(folder, networks, "bereft", noting_shards(log), **said)
+    until(lambda: waits.exists() and "waiting for them" in waits.read_text())
     waited = ended(bereft) is None
+    left = sorted(set(made) - set(map(int, log.read_text().split())))
     os.kill(halted, signal.SIGKILL)
-    return {"codes": codes, "made": made, "waited": waited, "bereft": [wait(halted), wait(bereft)]}
+    bereft_codes = [wait(halted), wait(bereft)]
+    return {"codes": codes, "made": made, "waited": waited, "left": left, "bereft": bereft_codes}
 
 
 def main() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import time
 import tracemalloc
 import warnings
 import zipfile
@@ -18,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from conftest import Result
 from numpy.typing import NDArray
+from optional import optional
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 import reference_batches.build as module
 from evalkit.comparison import compare
@@ -54,7 +51,8 @@ class Wide(Pixels):
 
 def photographs(count: int, seed: int = 0) -> list[Image.Image]:
     """Cut-outs of scikit-learn's two photographs, of odd sizes and all colour modes."""
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    photographs = optional("sklearn.datasets", "demo").load_sample_images().images
+    photos = [Image.fromarray(photo) for photo in photographs]
     random = np.random.default_rng(seed)
     images = []
     for index in range(count):
@@ -313,13 +311,14 @@ def test_every_container_gives_the_same(tree: Path, tmp_path: Path) -> None:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     names = sorted(files)
+    pyarrow, parquet = optional("pyarrow", "parquet"), optional("pyarrow.parquet", "parquet")
     table = pyarrow.table(
         {
             "image": [{"bytes": files[name], "path": name} for name in names],
             "label": [int(name.split("/")[1][1:]) for name in names],
         }
     )
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=50)
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=50)
     expected = None
     for source in (tree, tmp_path / "x.zip", tmp_path / "x.tar", tmp_path / "x.parquet"):
         build(source, tmp_path / "ref.npz", Settings(size=16, images=60, statistics="none"))
@@ -458,43 +457,45 @@ def test_skipping_goes_on_where_the_stop_was(with_bad: tuple[Path, list[int]], t
 
 
 def test_killed_again_and_again_gives_the_same_file(tree: Path, tmp_path: Path) -> None:
-    out, settings = tmp_path / "ref.npz", Settings(size=16, images=50)
-    build(tree, tmp_path / "once.npz", settings, extractor=Wide())
     code = f"""
-import sys, time
+import signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+import deaths
 import reference_batches.build as module
 from test_build import Path, Settings, Wide
-module.SAVE_SECONDS = 0
-class Slow(Wide):
-    def __call__(self, images):
-        time.sleep(0.02)
-        return super().__call__(images)
+torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
+module.SAVE_SECONDS, Wide.batch_size = 0, 20
 starts = []
 def progress(stage, done, total):
     if not starts:
         starts.append(done)
-        print("start", done, flush=True)
-settings = Settings(size=16, images=50)
-module.build({str(tree)!r}, Path({str(out)!r}), settings, extractor=Slow(), progress=progress)
+        print(done, flush=True)
+def build(out, **options):
+    settings = Settings(size=16, images=50)
+    return lambda: module.build({str(tree)!r}, Path(sys.argv[1]) / out, settings, extractor=Wide(), **options)
+calls = deaths.calls_of(build("once.npz"))
+killed = build("ref.npz", progress=progress)
+for number in (1, 2, 5):  # the settings, and what is done
+    for after in (False, True):
+        dying = deaths.dying_at_rename(number, killed, after=after)
+        assert deaths.wait(deaths.start(dying)) == -signal.SIGKILL
+kills, code = deaths.again_and_again(killed, calls)
+assert kills >= 3, kills
+assert code == 0, code
 """
-    random = np.random.default_rng(0)
-    starts = []
-    for attempt in range(40):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        starts.append(int(process.stdout.readline().split()[1]))
-        if attempt < 4:
-            time.sleep(float(random.uniform(0.3, 1.2)))
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    starts = [int(line) for line in done.stdout.split()]
     assert starts[0] == 0
-    assert max(starts) > 0
-    assert out.read_bytes() == (tmp_path / "once.npz").read_bytes()
+    assert starts == sorted(starts)
+    assert len(set(starts)) >= 4  # it went on, again and again
+    assert (tmp_path / "ref.npz").read_bytes() == (tmp_path / "once.npz").read_bytes()
     assert not (tmp_path / "ref.npz.building").exists()
 
 

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from conftest import Result
+from optional import optional
 from PIL import Image
 
+from evalkit import plot
 from evalkit.errors import InputError
-from evalkit.plot import write_curves
 from evalkit.results import Batch, Comparison, Score, Sweep
 from reference_batches.catalog import published_rows
 
@@ -23,6 +25,11 @@ BATCH = Batch(
     name="x.npz", images=800, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
 )
 HEADLESS = {"inception_score": "the weights have no classifier head"}
+
+
+def write_curves(*arguments: Any) -> None:
+    optional("matplotlib", "plot")
+    plot.write_curves(*arguments)
 
 
 def comparison(**scores: float) -> Comparison:
@@ -113,9 +120,7 @@ def test_the_figure_shows_the_curves(headless: Sweep, tmp_path: Path) -> None:
 
 @pytest.fixture
 def text_in_svg(monkeypatch: pytest.MonkeyPatch) -> None:
-    import matplotlib as mpl
-
-    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
+    monkeypatch.setitem(optional("matplotlib", "plot").rcParams, "svg.fonttype", "none")
 
 
 @pytest.mark.usefixtures("text_in_svg")
@@ -173,6 +178,7 @@ def test_one_scale_and_equal_values_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Run) -> None:
+    optional("matplotlib", "plot")
     for name, sweep in (("a", headless), ("b", scored)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(sweep.to_json())

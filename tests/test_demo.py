@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Result
+from optional import optional
 from PIL import Image
 
 from evalkit.comparison import compare
@@ -20,7 +21,7 @@ from generation import demo as module
 from generation.demo import SETTINGS, demo, digits, digits_model, write_digits
 from generation.recipe import SHIPPED
 
-pytest.importorskip("sklearn")
+optional("sklearn", "demo")
 Run = Callable[..., Result]
 
 

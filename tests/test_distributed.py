@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from optional import optional
+from patience import SECONDS, until
+from shared_clock import SharedClock
 
 from evalkit import features as features_module
 from evalkit.comparison import Subset, compare, features_of, statistics_of
@@ -100,6 +101,10 @@ class Job:
         ours = {"EVALKIT_CACHE": self.cache, "LOG": self.log, "OMP_NUM_THREADS": "1", **variables}
         return os.environ | {key: str(value) for key, value in ours.items()}
 
+    def meet(self, *ranks: int) -> None:
+        """A new clock, for these: they are about to be started."""
+        SharedClock.create(self.log / "clock", ranks)
+
     def start(self, rank: int, size: int, *arguments: object, **variables: Any) -> int:
         """One process with torchrun's environment; but nothing ends it when another one fails."""
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "h", "MASTER_PORT": 1}
@@ -114,11 +119,12 @@ class Job:
         return pid
 
     def end(self, rank: int, pid: int) -> Result:
-        until = time.monotonic() + 30
-        while (code := self.ask(pid)) is None:
-            if time.monotonic() > until:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
+        try:
+            until(lambda: self.ask(pid) is not None)
+        except AssertionError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        code = self.ask(pid)
         out, err = ((self.log / f"{name}-{rank}").read_text() for name in ("out", "err"))
         # Warnings are about the images, not the job.
         lines = [line for line in err.splitlines(keepends=True) if not line.startswith("warning: ")]
@@ -126,6 +132,7 @@ class Job:
 
     def run(self, size: int, *arguments: object, **variables: Any) -> list[Result]:
         """All ranks of a job, with nobody to end one when another fails."""
+        self.meet(*range(size))
         pids = [self.start(rank, size, *arguments, **variables) for rank in range(size)]
         return [self.end(rank, pid) for rank, pid in enumerate(pids)]
 
@@ -185,7 +192,7 @@ def one_thread() -> Iterator[None]:
     """As torchrun has it: another number of threads adds in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with threadpool_limits(1):
+    with optional("threadpoolctl", "demo").threadpool_limits(1):
         yield
     torch.set_num_threads(threads)
 
@@ -204,7 +211,7 @@ def alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> Alone:
 
 def test_torchrun_gives_what_one_process_gives(job: Job, alone: Alone) -> None:
     torchrun = job.torchrun("--standalone", "--nproc-per-node", "2")
-    out, err = torchrun.communicate(timeout=60)
+    out, err = torchrun.communicate(timeout=SECONDS)
     assert torchrun.returncode == 0, err
     assert out == alone.out
     assert job.scores() == alone.scores
@@ -305,7 +312,7 @@ def goes_on(job: Job, alone: Alone) -> None:
 
 def test_a_killed_worker_ends_the_job_and_the_next_goes_on(job: Job, alone: Alone) -> None:
     torchrun = job.torchrun("--standalone", "--nproc-per-node", "2", TROUBLE="1 10 kill")
-    out, err = torchrun.communicate(timeout=60)
+    out, err = torchrun.communicate(timeout=SECONDS)
     assert torchrun.returncode != 0
     assert out == ""
     pid = (job.log / "trouble").read_text()
@@ -339,6 +346,7 @@ def test_a_failure_is_told_to_the_others(job: Job) -> None:
 )
 def test_a_hanging_worker_is_noticed(job: Job, alone: Alone, hangs: int, how: str, left: int) -> None:
     settings = {"TROUBLE": f"{hangs} {how}", "TOGETHER": 1, "EVALKIT_STALL_SECONDS": 1.5}
+    job.meet(0, 1)
     pids = [job.start(rank, 2, **settings) for rank in range(2)]
     noticed = job.end(left, pids[left])
     assert job.ask(pids[hangs]) is None
@@ -380,22 +388,23 @@ def test_a_store_of_somebody_else(job: Job, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_rank_that_never_begins(job: Job, alone: Alone) -> None:
+    job.meet(0)
     zero = job.end(0, job.start(0, 2, EVALKIT_STALL_SECONDS=1))
     assert zero[:2] == (2, alone.out)  # the work did not depend on it
     assert "Rank 1 has not begun within 1 s" in zero.err
     assert "EVALKIT_CACHE on one file system" in zero.err
+    job.meet(1)
     one = job.end(1, job.start(1, 2, EVALKIT_STALL_SECONDS=1))
     assert one[:2] == (2, "")
     assert "Rank 0 has not begun within 1 s" in one.err
 
 
 def test_bad_input_is_said_by_all_and_nobody_waits(job: Job) -> None:
-    begin = time.monotonic()
     for code, out, err in job.run(2, "compare", "ref.npz", "absent.npz"):
         assert (code, out) == (2, "")
         assert "absent.npz" in err
         assert err.count("\n") == 1
-    assert time.monotonic() - begin < 10
+    assert SharedClock(job.log / "clock", -1).monotonic() < 10
 
 
 def test_the_store_cannot_be_left_out(job: Job) -> None:
@@ -451,9 +460,10 @@ def test_an_unusable_stall_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_a_rank_that_is_taken(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two jobs with the same address at the same time."""
-    pids = [job.start(rank, 2, TROUBLE="0 3 stop", TOGETHER=1) for rank in range(2)]
-    while not (job.log / "trouble").exists():
-        time.sleep(0.02)
+    job.meet(0, 1)
+    settings = {"TROUBLE": "0 3 stop", "TOGETHER": 1, "EVALKIT_STALL_SECONDS": 1e9}
+    pids = [job.start(rank, 2, **settings) for rank in range(2)]
+    until((job.log / "trouble").exists)
     monkeypatch.setattr("evalkit.distributed.JOIN_SECONDS", 0.2)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
@@ -551,7 +561,7 @@ def test_two_hosts(job: Job, alone: Alone, trouble: str | None) -> None:
             )
             for number, before in enumerate(hosts)
         ]
-        (out, err), other = (process.communicate(timeout=60) for process in started)
+        (out, err), other = (process.communicate(timeout=SECONDS) for process in started)
     if trouble is None:
         assert [process.returncode for process in started] == [0, 0], (err, other)
         assert (out, other[0]) == (alone.out, "")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import random
 import resource
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from file_server import serving
+from file_server import Server, no_server, serving
+from patience import SECONDS, until
 
 from evalkit.download import download, is_offline, published_urls
 from evalkit.errors import DownloadError, InputError, OutputError
@@ -50,6 +52,22 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def left_behind(file: Path) -> list[str]:
     return sorted(path.name for path in file.parent.iterdir() if path != file)
+
+
+def time_out_in_silence(server: Server, timeout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections with that ``timeout`` time out as soon as, and only when, the server has fallen silent."""
+    readinto = socket.SocketIO.readinto
+
+    def patched(self: socket.SocketIO, buffer: Any) -> int | None:
+        connection: socket.socket = self._sock  # type: ignore[attr-defined]
+        if connection.gettimeout() == timeout:
+            while not select.select([connection], [], [], 0.01)[0]:
+                if server.silent.is_set() and not select.select([connection], [], [], 0)[0]:
+                    server.silent.clear()
+                    raise TimeoutError("timed out")
+        return readinto(self, buffer)
+
+    monkeypatch.setattr(socket.SocketIO, "readinto", patched)
 
 
 # What arrives --------------------------------------------------------------------------------------
@@ -137,14 +155,15 @@ def test_starting_over_again_and_again_ends(file: Path, waits: list[float]) -> N
     assert waits == [1, 2, 4, 8]
 
 
-def test_a_stalled_server_is_given_up_and_resumed(file: Path) -> None:
+def test_a_stalled_server_is_given_up_and_resumed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(CONTENT) as (server, url):
+        time_out_in_silence(server, SECONDS, monkeypatch)
         server.stall, server.drop_after = True, [600, 0]
         with pytest.raises(DownloadError, match="broke off after 600 of"):
-            download([url], file, timeout=0.3, attempts=1)
+            download([url], file, timeout=SECONDS, attempts=1)
         assert file.with_name("file.npz.part").read_bytes() == CONTENT[:600]
         server.drop_after = [50]
-        download([url], file, timeout=0.3)
+        download([url], file, timeout=SECONDS)
     assert server.ranges[-2:] == ["bytes=600-", "bytes=650-"]
     assert file.read_bytes() == CONTENT
 
@@ -265,10 +284,8 @@ def test_addresses_that_are_none(file: Path, url: str, waits: list[float]) -> No
 
 
 def test_no_server(file: Path, waits: list[float]) -> None:
-    with serving(CONTENT) as (_, url):
-        pass
-    with pytest.raises(DownloadError, match=r"no connection: .*refused"):
-        download([url], file, timeout=1.0)
+    with no_server() as url, pytest.raises(DownloadError, match=r"no connection: .*refused"):
+        download([url], file)
     assert waits == [1, 2, 4, 8]
 
 
@@ -457,23 +474,35 @@ def test_offline(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.ranges == []
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 10 seconds"
-        time.sleep(0.01)
+@pytest.fixture
+def turned_away(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every lock that was asked for: whether another held it, so that who asked must wait."""
+    turned_away: list[bool] = []
+    flock = fcntl.flock
+
+    def noting(file: Any, how: int) -> None:
+        try:
+            flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            turned_away.append(True)
+            flock(file, how)
+        else:
+            turned_away.append(False)
+
+    monkeypatch.setattr("evalkit.download.fcntl.flock", noting)
+    return turned_away
 
 
 def test_killed_midway_and_run_again(file: Path) -> None:
     code = "import sys; from pathlib import Path; from evalkit.download import download\n"
-    code += "download([sys.argv[1]], Path(sys.argv[2]))"
+    code += f"download([sys.argv[1]], Path(sys.argv[2]), timeout={SECONDS})"
     part = file.with_name("file.npz.part")
     with serving(CONTENT) as (server, url):
         server.etag = '"one"'
         for have in (30_000, 80_000):
             server.stall, server.drop_after = True, [have - (part.stat().st_size if part.exists() else 0)]
-            with subprocess.Popen([sys.executable, "-c", code, url, file]) as child:
-                until(lambda have=have: part.exists() and part.stat().st_size == have)  # type: ignore[misc]
+            with subprocess.Popen([sys.executable, "-c", code, url, str(file)], text=True) as child:
+                until(lambda have=have: part.exists() and part.stat().st_size == have, child)  # type: ignore[misc]
                 child.send_signal(signal.SIGKILL)
                 assert child.wait() == -signal.SIGKILL
             assert not file.exists()
@@ -483,7 +512,7 @@ def test_killed_midway_and_run_again(file: Path) -> None:
     assert left_behind(file) == []
 
 
-def test_two_at_once_download_once(file: Path) -> None:
+def test_two_at_once_download_once(file: Path, turned_away: list[bool]) -> None:
     with serving(CONTENT) as (server, url):
         server.gate = threading.Event()
         digests: list[str] = []
@@ -492,8 +521,8 @@ def test_two_at_once_download_once(file: Path) -> None:
         ]
         for thread in threads:
             thread.start()
-        until(lambda: len(server.ranges) > 0)
-        time.sleep(0.2)  # long enough for a second request, if there were to be one
+        until(lambda: len(server.ranges) > 0 and len(turned_away) >= 3)
+        assert sorted(turned_away[:3]) == [False, True, True]
         server.gate.set()
         for thread in threads:
             thread.join()
@@ -504,7 +533,9 @@ def test_two_at_once_download_once(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "asked"), [(None, "bytes=1000-"), (404, None)])
-def test_the_second_goes_on_where_the_first_failed(file: Path, status: int | None, asked: str | None) -> None:
+def test_the_second_goes_on_where_the_first_failed(
+    file: Path, status: int | None, asked: str | None, turned_away: list[bool]
+) -> None:
     with serving(CONTENT) as (server, url):
         server.gate = threading.Event()
         server.drop_after = [1000, 0] if status is None else []
@@ -520,8 +551,8 @@ def test_the_second_goes_on_where_the_first_failed(file: Path, status: int | Non
         threads = [threading.Thread(target=one) for _ in range(2)]
         for thread in threads:
             thread.start()
-        until(lambda: len(server.ranges) > 0)
-        time.sleep(0.2)  # the other waits by now
+        until(lambda: len(server.ranges) > 0 and len(turned_away) >= 2)
+        assert sorted(turned_away[:2]) == [False, True]
         server.gate.set()
         for thread in threads:
             thread.join()

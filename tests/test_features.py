@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -160,21 +160,27 @@ def test_interrupted_run_goes_on(store: FeatureStore, images: NDArray[np.uint8])
 
 
 KILLED = """
-import sys, time
-import numpy as np
+import json, random, signal, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import deaths
 from evalkit import features
 from evalkit.extractors.pixels import Pixels
-features.SHARD = 4
+from evalkit.images import open_images
+torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
+features.SHARD, Pixels.batch_size = 4, 2
 
-class Slow(Pixels):
-    batch_size = 2
-    def __call__(self, images):
-        time.sleep(0.002)
-        return super().__call__(images)
+def extract(store):
+    store = features.FeatureStore(Path(store))
+    return lambda: features.extract(open_images(sys.argv[2]), Pixels(), store=store)
 
-features.extract(features_images := __import__("evalkit.images").images.open_images(sys.argv[1]), Slow(),
-                 store=features.FeatureStore(Path(sys.argv[2])))
+calls, chance, done = deaths.calls_of(extract(sys.argv[4])), random.Random(0), []
+for _ in range(5):
+    dying = deaths.dying_after(int(calls * chance.uniform(0.12, 0.18)), extract(sys.argv[3]))
+    assert deaths.wait(deaths.start(dying)) == -signal.SIGKILL
+    done.append(len(list(Path(sys.argv[3]).glob("*/0*.h5"))))
+print(json.dumps(done))
 """
 
 
@@ -183,15 +189,15 @@ def test_kill_at_any_moment_leaves_a_store_that_works(
 ) -> None:
     monkeypatch.setattr(features_module, "SHARD", 4)
     np.savez(tmp_path / "a.npz", arr_0=np.concatenate([images] * 10))
-    done = []
-    for _ in range(5):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "a.npz"), str(store.root)])
-        before = len(list(store.root.glob("*/0*.h5")))
-        while process.poll() is None and len(list(store.root.glob("*/0*.h5"))) < before + 12:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done.append(len(list(store.root.glob("*/0*.h5"))))
+    arguments = Path(__file__).parent, tmp_path / "a.npz", store.root, tmp_path / "once"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert killed.returncode == 0, killed.stderr
+    done = json.loads(killed.stdout)
     assert done == sorted(done)
     assert 12 <= done[0] < done[-1] < 150
     extractor = Counting()

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from conftest import Result
 from file_server import Server, serving
 from numpy.typing import NDArray
+from patience import SECONDS, until
 
 import evalkit.download
 import evalkit.images
@@ -246,17 +246,15 @@ def test_killed_midway_and_run_again(
         "import sys, evalkit.download; from pathlib import Path; from evalkit import cli\n"
         "from reference_batches import catalog\n"
         "evalkit.download.PUBLISHED, catalog.FILE = sys.argv.pop(1), Path(sys.argv.pop(1))\n"
+        f"evalkit.download.download.__kwdefaults__['timeout'] = {SECONDS}\n"
         "cli.main()"
     )
     out, part = tmp_path / "out.npz", tmp_path / "out.npz.part"
     command = [sys.executable, "-c", code, evalkit.download.PUBLISHED, small_catalog]
     command += ["reference", "fetch", "tiny", "--out", out]
     server.content, server.stall, server.drop_after = reference, True, [10_000_000]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        deadline = time.monotonic() + 20
-        while not (part.exists() and part.stat().st_size == 10_000_000):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True) as child:
+        until(lambda: part.exists() and part.stat().st_size == 10_000_000, child)
         child.send_signal(signal.SIGKILL)
     assert not out.exists()
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -11,19 +11,19 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
+from optional import optional
+from patience import SECONDS
 from PIL import Image, PngImagePlugin
 
 import evalkit.image_files
@@ -104,8 +104,9 @@ def write_h5(path, **datasets):
 
 def write_parquet(path, contents, as_bytes=False, **columns):
     values = contents if as_bytes else [{"bytes": x, "path": f"{i}.png"} for i, x in enumerate(contents)]
+    pyarrow = optional("pyarrow", "parquet")
     table = pyarrow.table({"image": values, **columns})
-    pyarrow.parquet.write_table(table, path, row_group_size=3)
+    optional("pyarrow.parquet", "parquet").write_table(table, path, row_group_size=3)
     return path
 
 
@@ -245,7 +246,7 @@ def test_batches_refuses_impossible_arguments(size, start):
 
 
 def test_photographs_decode_as_pillow_decodes_them(tmp_path):
-    photos = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    photos = optional("sklearn.datasets", "demo").load_sample_images().images
     files = {f"{i}.jpg": encoded(photo, "JPEG", quality=90) for i, photo in enumerate(photos)}
     source = open_images(write_zip(tmp_path / "photos.zip", files))
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files.values()]
@@ -981,14 +982,18 @@ def test_read_ahead_keeps_the_items():
     assert read_ahead_threads() == []
 
 
-def test_read_ahead_reads_ahead_and_no_further():
-    produced = []
+def test_read_ahead_reads_ahead_and_no_further(monkeypatch):
+    produced, asked = [], []
+
+    class Noting(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            asked.append(super().submit(*arguments))
+            return asked[-1]
+
+    monkeypatch.setattr(evalkit.images, "ThreadPoolExecutor", Noting)
     numbers = read_ahead((produced.append(i) or i for i in count()), depth=2)
     assert next(numbers) == 0
-    deadline = time.monotonic() + 10
-    while len(produced) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
+    wait(asked, SECONDS)  # whatever the thread was asked for; it does nothing more by itself
     assert len(produced) == 3  # the one in hand, and two that wait
     numbers.close()
 
@@ -1044,7 +1049,7 @@ def test_an_interrupted_consumer_ends_the_process():
         "for number in read_ahead(count()):\n"
         "    raise KeyboardInterrupt\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=SECONDS, check=False)
     assert b"KeyboardInterrupt" in done.stderr
     assert done.returncode != 0
 
@@ -1145,17 +1150,21 @@ def test_parquet_reads_the_rows_that_are_asked_for(tmp_path):
     ],
 )
 def test_parquet_without_a_clear_image_column(tmp_path, columns, found):
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    optional("pyarrow.parquet", "parquet").write_table(
+        optional("pyarrow", "parquet").table(columns), tmp_path / "x.parquet"
+    )
     bad(tmp_path / "x.parquet", "which column holds the images", found)
 
 
 def test_parquet_of_paths_alone(tmp_path):
+    pyarrow = optional("pyarrow", "parquet")
     table = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": "b.png"}]})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    optional("pyarrow.parquet", "parquet").write_table(table, tmp_path / "x.parquet")
     bad(tmp_path / "x.parquet", "x.parquet/00000000", "has no bytes", error=ImageError)
 
 
 def test_parquet_of_no_rows_and_damaged(tmp_path):
+    pyarrow = optional("pyarrow", "parquet")
     none = pyarrow.array([], pyarrow.binary())
     bad(write_parquet(tmp_path / "x.parquet", none, as_bytes=True), "no rows")
     data = write_parquet(tmp_path / "y.parquet", [encoded(x) for x in PIXELS]).read_bytes()

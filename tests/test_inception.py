@@ -9,6 +9,7 @@ import pytest
 import torch
 from inception_graphdef import build_graph, standin_head
 from numpy.typing import NDArray
+from optional import optional
 
 from evalkit.errors import InputError
 from evalkit.extractors import inception
@@ -25,7 +26,7 @@ def network(inception_weights: InceptionWeights) -> Inception:
 
 @pytest.fixture(scope="module")
 def graph_file(inception_weights: InceptionWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("tensorflow")
+    optional("tensorflow", "tensorflow")
     path = tmp_path_factory.mktemp("graph") / "graph.pb"
     return build_graph(path, inception_weights.convolutions, standin_head())
 
@@ -80,7 +81,7 @@ def test_features_are_torch_fidelitys(
 
 @pytest.mark.parametrize("size", [1, 2, 8, 100, 298, 299, 300, 512])
 def test_resize_is_tensorflows(size: int) -> None:
-    tensorflow = pytest.importorskip("tensorflow")
+    tensorflow = optional("tensorflow", "tensorflow")
     images = noise(size, max(1, size // 2), 1).astype(np.float32)
     expected = tensorflow.compat.v1.image.resize_bilinear(images, (299, 299), align_corners=False).numpy()
     np.testing.assert_allclose(resize_tf1(torch.from_numpy(images)).numpy(), expected, rtol=0, atol=5e-5)

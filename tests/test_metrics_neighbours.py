@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from optional import optional
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.metrics import PrecisionRecall, neighbours, precision_recall
@@ -180,7 +181,7 @@ def test_screens_bound_every_distance(name):
 
 
 def test_neighbours_agree_with_scikit_learn():
-    sklearn = pytest.importorskip("sklearn.neighbors")
+    sklearn = optional("sklearn.neighbors", "demo")
     r, s = CLOUDS["decaying spectrum"]
     expected = []
     for centres, points in ((r, s), (s, r)):
@@ -192,7 +193,7 @@ def test_neighbours_agree_with_scikit_learn():
 
 
 def tensorflow_distances(u, v):
-    tf = pytest.importorskip("tensorflow")
+    tf = optional("tensorflow", "tensorflow")
     u, v = (tf.cast(x, tf.float16) for x in (u, v))
     u_norms = tf.reshape(tf.reduce_sum(tf.square(u), axis=1), [-1, 1])
     v_norms = tf.reshape(tf.reduce_sum(tf.square(v), axis=1), [1, -1])
@@ -201,7 +202,7 @@ def tensorflow_distances(u, v):
 
 @pytest.mark.parametrize("d", [64, 512, 1600, 2048])
 def test_float16_norms_equal_tensorflows(d):
-    tf = pytest.importorskip("tensorflow")
+    tf = optional("tensorflow", "tensorflow")
     x = np.abs(np.random.default_rng(d).normal(size=(300, d)) * 0.4).astype(np.float16)
     expected = tf.reduce_sum(tf.square(tf.constant(x)), axis=1).numpy()
     np.testing.assert_array_equal(neighbours._float16_norms(torch.from_numpy(x)).numpy(), expected)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from optional import optional
 from scipy import stats
 
 from generation.noise import Purpose, Streams, _box_muller, normal, philox, random_labels
@@ -36,7 +37,7 @@ def test_philox_known_answers(
 
 
 def test_philox_equals_tensorflow() -> None:
-    tf = pytest.importorskip("tensorflow")
+    tf = optional("tensorflow", "tensorflow")
     key, low, high = 0x0123456789ABCDEF, 0xFFFFFFFFFFFFFFF0, 0xFEDCBA9876543210
     theirs = tf.raw_ops.StatelessRandomUniformFullIntV2(
         shape=[4 * 40], key=[key], counter=[low, high], alg=1, dtype=tf.uint32

@@ -193,7 +193,7 @@ def test_killed_at_random_moments_gives_the_same_bytes(scenario: Callable[[str],
 
 def test_killed_at_the_worst_moments_gives_the_same_bytes(scenario: Callable[[str], Any]) -> None:
     found = scenario("killed_at_the_worst")
-    assert found["codes"] == [-signal.SIGKILL] * 4
+    assert found["codes"] == [-signal.SIGKILL] * 8
     assert found["code"] == found["alone"] == 0
     assert found["sha256"]["worst"] == found["sha256"]["alone"]
     assert found["files"] == ["claims.lock", "manifest.json", f"samples_16x{SIZE}x{SIZE}x3.npz"]
@@ -204,6 +204,7 @@ def test_two_workers_give_the_same_bytes_and_take_over(scenario: Callable[[str],
     assert found["codes"] == [0, 0]
     assert found["made"] == list(range(6))  # every shard once
     assert found["waited"]  # for the shard that a halted worker still held
+    assert found["left"] == [0, 1]  # the one that was made before, and that one
     assert found["bereft"] == [-signal.SIGKILL, 0]
     assert found["sha256"]["two"] == found["sha256"]["bereft"] == found["sha256"]["alone"]
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 import small_networks
 import torch
 from conftest import Result
+from optional import optional
 from PIL import Image
 
 from evalkit.comparison import compare
@@ -242,20 +241,24 @@ def test_command_killed_and_repeated(
     ]
     code = (
         "import sys, torch\ntorch.set_num_threads(1)\n"
+        # Killed in the second scale, while its second shard gets its name.
+        "import os, signal\nrenamed = []\n"
+        "def kill(event, arguments):\n"
+        "    if event == 'os.rename' and 'scale-30.0/shards' in str(arguments[1]):\n"
+        "        renamed.append(arguments)\n"
+        "        if len(renamed) == 2:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
         "from evalkit.console import ExtractorSetup\nfrom evalkit.extractors.pixels import Pixels\n"
         "ExtractorSetup.extractor = lambda self: Pixels()\nfrom evalkit.cli import main\nmain()"
     )
-    killed = subprocess.Popen(
+    killed = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments), "--out", str(tmp_path / "s")],
-        env=os.environ,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # Killed in the second scale.
-    while not list(tmp_path.glob("s/scale-30.0/shards/*")) and killed.poll() is None:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("s/scale-30.0/shards/*.npz")] == ["000000.npz"]
     assert (tmp_path / "s" / "scale-0.0" / "comparison.json").exists()
     result = run(*arguments, "--out", tmp_path / "s")
     once = run(*arguments, "--out", tmp_path / "once")
@@ -273,6 +276,7 @@ def test_command_killed_and_repeated(
     assert tables[0] == tables[1]
     assert "warning: " in result.out  # 24 images are few
     assert json.loads((tmp_path / "s" / "results.json").read_text())["name"] == "small"
+    optional("matplotlib", "plot")
     drawn = run("curves", tmp_path / "s", "-o", tmp_path / "curves.png")
     assert drawn.code == 0
 

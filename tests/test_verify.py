@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import Result
 from inception_graphdef import build_graph, standin_head
+from optional import optional
 
 from evalkit import verify as verify_module
 from evalkit.extractors.inception import Inception
@@ -22,7 +23,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def graph_file(inception_weights: InceptionWeights, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("tensorflow")
+    optional("tensorflow", "tensorflow")
     path = tmp_path_factory.mktemp("graph") / "graph.pb"
     return build_graph(path, inception_weights.convolutions, standin_head())
 

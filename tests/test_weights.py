@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from file_server import serving
+from file_server import no_server, serving
 
 from evalkit.errors import OutputError, WeightsError
 from evalkit.extractors import inception_weights
@@ -710,13 +710,12 @@ def test_fetch_refuses_a_size_that_cannot_be(
 
 
 def test_fetch_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(b"") as (_, url):
-        pass
-    with pytest.raises(WeightsError, match=f"Get {url} by other means"):
-        fetch_weights(tmp_path / "weights.pth", urls=[url])  # EVALKIT_OFFLINE
-    monkeypatch.delenv("EVALKIT_OFFLINE")
-    with pytest.raises(WeightsError, match=r"no connection: .*refused"):
-        fetch_weights(tmp_path / "weights.pth", urls=[url], timeout=1.0, attempts=1)
+    with no_server() as url:
+        with pytest.raises(WeightsError, match=f"Get {url} by other means"):
+            fetch_weights(tmp_path / "weights.pth", urls=[url])  # EVALKIT_OFFLINE
+        monkeypatch.delenv("EVALKIT_OFFLINE")
+        with pytest.raises(WeightsError, match=r"no connection: .*refused"):
+            fetch_weights(tmp_path / "weights.pth", urls=[url], attempts=1)
 
 
 def test_fetch_to_where_nothing_can_be_written(content: bytes, tmp_path: Path) -> None:
