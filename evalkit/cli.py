@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -90,6 +91,8 @@ def main() -> NoReturn:
     """Run the command line; exit 0 on success, 2 on bad usage or input, 130 when interrupted."""
     _share_cores()
     _print_anything()
+    # Pillow tells of every tag that it does not like; what cannot be decoded is an error all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         code = _run()
         if sys.stdout is not None:

@@ -214,7 +214,7 @@ def is_features_file(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return str(file.attrs.get("format", "")).startswith(FORMAT.rsplit(" ", 1)[0])
-    except OSError:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # what h5py raises for damage
         return False
 
 
@@ -517,11 +517,14 @@ class _Shards:
 
 def _statistics(images: ImageSource) -> dict[str, Statistics]:
     found = images.statistics or {}
-    return {
-        layer: Statistics(mu=found[f"mu{suffix}"], sigma=found[f"sigma{suffix}"])
-        for layer, suffix in (("pool", ""), ("spatial", "_s"))
-        if f"mu{suffix}" in found
-    }
+    try:
+        return {
+            layer: Statistics(mu=found[f"mu{suffix}"], sigma=found[f"sigma{suffix}"])
+            for layer, suffix in (("pool", ""), ("spatial", "_s"))
+            if f"mu{suffix}" in found
+        }
+    except FeatureError as error:
+        raise FeatureError(f"{images.name}: {error}") from error
 
 
 class FeatureStore:

@@ -75,6 +75,9 @@ READ_ERRORS = (
     tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
+    struct.error,
+    UnicodeError,  # names in the directory of a zip
+    NotImplementedError,  # what zipfile knows of and cannot read
 )
 
 
@@ -221,20 +224,48 @@ def check_zip(name: str, archive: zipfile.ZipFile) -> tuple[str, ...]:
     """Notes on what of a zip its directory does not lead to.
 
     Raises:
-        InputError: Another archive stands before this one.
+        InputError: Another archive stands before this one, or the directory is damaged.
     """
     infos = archive.infolist()
+    with Path(str(archive.filename)).open("rb") as file:
+        start = file.read(4)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _ZIP_END_BYTES))
+        said = _members_said(file.read())
+    # Some writers of large archives keep the last 16 bits of the number alone.
+    if (said - len(infos)) % 2**16:
+        raise InputError(
+            f"{name}: its directory lists {len(infos):,} members, and its end says that there are {said:,}; "
+            "it is "
+            "damaged, copy it again"
+        )
+    for info in infos:
+        if "\0" in info.orig_filename or (info.filename.endswith("/") and info.file_size):
+            raise InputError(f"{name}: {info.orig_filename!r} is no name of a file; the zip is damaged")
     first = min((info.header_offset for info in infos), default=0)
-    if first > 0:
-        with Path(str(archive.filename)).open("rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                raise InputError(
-                    f"{name}: {first:,} bytes before its first member begin another zip, whose members its "
-                    "directory "
-                    "does not list. Archives that were joined must be unpacked one by one"
-                )
+    if first > 0 and start == b"PK\x03\x04":
+        raise InputError(
+            f"{name}: {first:,} bytes before its first member begin another zip, whose members its "
+            "directory does "
+            "not list. Archives that were joined must be unpacked one by one"
+        )
     again = [member for member, count in Counter(info.filename for info in infos).items() if count > 1]
     return (_duplicates(name, again),) if again else ()
+
+
+# A comment of 65,535 bytes, the record of the end, and of 64-bit archives a second record and where it is.
+_ZIP_END_BYTES = 65_535 + 22 + 20 + 56
+
+
+def _members_said(end: bytes) -> int:
+    """The number of members that the last bytes of a zip announce."""
+    at = len(end) - 22
+    if end[at : at + 4] != b"PK\5\6":
+        at = end.rfind(b"PK\5\6")
+    (count,) = struct.unpack_from("<H", end, at + 10)
+    if count == 0xFFFF and (large := end.rfind(b"PK\6\6", 0, at)) >= 0:
+        (count,) = struct.unpack_from("<Q", end, large + 32)
+    return int(count)
 
 
 def _duplicates(name: str, members: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -133,14 +134,14 @@ class Comparison:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Comparison:
+    def from_json(cls, text: str | bytes) -> Comparison:
         """Read what :meth:`to_json` wrote.
 
         Raises:
             InputError: Not JSON, or of another format.
         """
         try:
-            values = json.loads(text)
+            values = _loads(text)
             if (found := values.pop("format")) != FORMAT:
                 raise ValueError(f"it holds {found!r}")
             for side in ("reference", "samples"):
@@ -149,11 +150,13 @@ class Comparison:
                     **values[side] | {"image_shape": None if shape is None else tuple(shape)}
                 )
             values["scores"] = tuple(Score(**score) for score in values["scores"])
-            values["warnings"] = tuple(values["warnings"])
+            values["warnings"] = tuple(map(str, values["warnings"]))
             # Absent from what was written before there were any.
             values["published"] = tuple(PublishedRow(**row) for row in values.get("published", ()))
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            found = cls(**values)
+            _check(found)
+            return found
+        except _NOT_OURS as error:
             raise InputError(f"Not a comparison written by evalkit ({FORMAT!r}): {error!r}.") from error
 
 
@@ -204,13 +207,54 @@ class Sweep:
             InputError: Not JSON, or of another format.
         """
         try:
-            record = json.loads(text)
+            record = _loads(text)
             if record["format"] != SWEEP_FORMAT or not record["points"]:
                 raise ValueError(f"it holds {record['format']!r}")
             points = [
-                (float(point["scale"]), Comparison.from_json(json.dumps(point["comparison"])))
+                (_number(point["scale"]), Comparison.from_json(json.dumps(point["comparison"])))
                 for point in record["points"]
             ]
             return cls(name=str(record["name"]), points=tuple(points), settings=dict(record["settings"]))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except _NOT_OURS as error:
             raise InputError(f"Not a sweep written by evalkit ({SWEEP_FORMAT!r}): {error!r}.") from error
+
+
+# What a record that something else wrote, or that is damaged, ends in.
+_NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
+
+
+def _loads(text: str | bytes) -> dict[str, Any]:
+    """JSON of finite numbers, an object at its top; ValueError or RecursionError for anything else."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"it holds {constant}")
+
+    return dict(json.loads(text, parse_constant=refuse))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no finite number")
+    return float(value)
+
+
+def _check(comparison: Comparison) -> None:
+    """Raise a ValueError unless a comparison that was read has what is shown of it."""
+    for score in comparison.scores:
+        numbers = [score.value] if score.spread is None else [score.value, score.spread]
+        if not isinstance(score.name, str) or not isinstance(score.parameters, Mapping):
+            raise ValueError(f"a score is called {score.name!r}")
+        for value in numbers:
+            _number(value)
+    for batch in (comparison.reference, comparison.samples):
+        if isinstance(batch.images, bool) or not isinstance(batch.images, int):
+            raise ValueError(f"{batch.images!r} images")
+        if not all(isinstance(text, str) for text in (batch.name, batch.digest, batch.statistics)):
+            raise ValueError(f"a batch is called {batch.name!r}")
+    for mapping in (comparison.missing, comparison.extractor, comparison.drift, comparison.versions):
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{mapping!r} is no table")
+    if not all(isinstance(text, str) for text in comparison.missing.values()):
+        raise ValueError("the reason why a score is missing is no text")
+    if not {"name", "fingerprint"} <= comparison.extractor.keys():
+        raise ValueError("the extractor has no name or fingerprint")

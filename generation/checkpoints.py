@@ -284,7 +284,7 @@ def save_network(
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
     if wrong := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
         raise InputError(
-            f"{brief(wrong)} of {brief(preset.name)} has values that {dtype} cannot hold; nothing was "
+            f"{brief(wrong)} of {brief(preset.name)} has values that {dtype} cannot hold; {path} is not "
             "written."
         )
     with replace_atomically(Path(path)) as partial:
@@ -543,7 +543,11 @@ def _read_safetensors(path: Path) -> _File:
             f"{path} cannot be read as safetensors: {brief(error, 300)}. Fetch or convert it again."
         ) from error
     stated = metadata.get(PRESET_KEY)
-    return _File(path, "safetensors", content, stated and ModelPreset.from_json(stated))
+    try:
+        preset = ModelPreset.from_json(stated) if stated else None
+    except InputError as error:
+        raise InputError(f"{path}, {PRESET_KEY} in its metadata: {error}") from error
+    return _File(path, "safetensors", content, preset)
 
 
 def _read_pytorch(path: Path) -> Any:

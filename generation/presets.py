@@ -107,7 +107,7 @@ class ModelPreset:
         """
         try:
             table = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"This is not the JSON of a model preset ({error}). `evalkit checkpoint convert` writes it."
             ) from error

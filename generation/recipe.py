@@ -19,6 +19,9 @@ __all__ = ["SHIPPED", "Recipe", "Settings", "load_recipe"]
 
 Precision = Literal["float32", "bfloat16"]
 
+MOST_STEPS = 100_000
+"""Timesteps of a noise schedule; published models have 1,000 or 4,000."""
+
 SHIPPED = Path(__file__).parent / "models"
 """The folder of the models that come with the package: recipes, and the weights that they gave."""
 
@@ -111,7 +114,10 @@ class Recipe:
                 re.fullmatch(r"\w[\w.+-]{,99}", model.name) is not None,
                 "that name, which its file gets; expected up to 100 letters, digits and . _ + -",
             ),
-            (model.diffusion_steps > 1, f"{model.diffusion_steps} timesteps; expected at least 2"),
+            (
+                1 < model.diffusion_steps <= MOST_STEPS,
+                f"{model.diffusion_steps} timesteps; expected 2 to {MOST_STEPS}",
+            ),
         ):
             if not good:
                 raise InputError(f"Cannot train {brief(model.name) or 'a model without a name'} with {what}.")
@@ -139,17 +145,16 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
             f"There is no recipe {str(name)!r} ({error.strerror}). Give a file, or one of "
             f"{', '.join(shipped)}."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     try:
         model = content.get("model")
         preset = find_model(model) if isinstance(model, str) else ModelPreset.from_table(model, "model")
         settings = from_table(Settings, content.get("training"), "training")
+        recipe = Recipe(model=preset, settings=settings)
     except InputError as error:
         raise InputError(
             f"{path} is not understood as a recipe: {error} Those in {SHIPPED} show what one has."
         ) from error
-    return Recipe(
-        model=preset,
-        settings=replace(settings, **{key: value for key, value in changes.items() if value is not None}),
-    )
+    changed = {key: value for key, value in changes.items() if value is not None}
+    return replace(recipe, settings=replace(settings, **changed))

@@ -294,7 +294,7 @@ class ShardFolder:
             return
         try:
             theirs: dict[str, Any] = dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path} cannot be read ({error}). Give another folder for this run.") from error
         begun_with, now = theirs.pop("begun_with", {}), ours.pop("begun_with")
         if changed := differences(theirs, ours):

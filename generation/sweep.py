@@ -141,7 +141,10 @@ def _check_before(results: Path, settings: dict[str, Any]) -> set[float]:
     """The scales of the results that are there; a folder holds samples of one kind, whatever the scales."""
     if not results.is_file():
         return set()
-    before = Sweep.from_json(results.read_bytes())
+    try:
+        before = Sweep.from_json(results.read_bytes())
+    except InputError as error:
+        raise InputError(f"{results}: {error} Remove it, or give another folder.") from error
     if changed := differences(before.settings, json.loads(json.dumps(settings))):
         raise InputError(
             f"{results.parent} holds a sweep with other settings: {'; '.join(changed)}. "
@@ -162,7 +165,7 @@ def _compared(
     """The comparison that was recorded, if it is of these very things, or a new one."""
     if record.is_file():
         try:
-            found = Comparison.from_json(record.read_text())
+            found = Comparison.from_json(record.read_bytes())
         except InputError:
             found = None
         if found and (

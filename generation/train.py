@@ -15,7 +15,6 @@ import copy
 import hashlib
 import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -417,22 +416,29 @@ class _Trainer:
         if not path.exists():
             return
         content = _read(path)
-        theirs: dict[str, Any] = json.loads(content["identity"])
+        try:
+            theirs: dict[str, Any] = dict(json.loads(content["identity"]))
+            step = int(content["step"])
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            raise InputError(_damaged(path)) from error
         if changed := differences(theirs, self._identity):
             raise InputError(
                 f"{path.parent} holds a run with other settings: {'; '.join(changed)}. Give the same ones to "
                 "go on with it, or another folder."
             )
-        self.step = content["step"]
-        if self.step > self.settings.steps:
+        if not 0 <= step <= self.settings.steps:
             raise InputError(
-                f"{path.parent} holds a run of {self.step:,} steps, more than {self.settings.steps:,}. "
+                f"{path.parent} holds a run of {step:,} steps, more than {self.settings.steps:,}. "
                 "Give at least as many, or another folder."
             )
-        self.network.load_state_dict(content["network"])
-        self.ema.load_state_dict(content["ema"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.timesteps.restore(content["timesteps"])
+        try:
+            self.network.load_state_dict(content["network"])
+            self.ema.load_state_dict(content["ema"])
+            self.optimiser.load_state_dict(content["optimiser"])
+            self.timesteps.restore(content["timesteps"])
+        except Exception as error:  # PyTorch raises almost anything
+            raise InputError(_damaged(path)) from error
+        self.step = step
 
 
 def _identity(recipe: Recipe, images: ImageSource) -> dict[str, Any]:
@@ -451,16 +457,18 @@ def _identity(recipe: Recipe, images: ImageSource) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    damaged = (
-        f"{path} is no checkpoint of a training run, or damaged. Remove it to begin anew, or give another"
-    )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(damaged) from error
+    except Exception as error:  # damaged bytes end in almost any
+        raise InputError(_damaged(path)) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(damaged)
+        raise InputError(_damaged(path))
     return content
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is no checkpoint of a training run, or damaged. Remove it to begin anew, or give "
+    "another folder"
 
 
 def _check_batch(batch_size: int, size: int) -> None:

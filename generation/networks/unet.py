@@ -6,6 +6,7 @@ appendix I.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -72,8 +73,14 @@ class UNetSettings:
         # From JSON they come as lists, which have no hash.
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        # Beyond anything that is trained: what a damaged or mistyped file asks for ends here, not in memory.
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            largest = max(value, default=0) if isinstance(value, tuple) else value
+            _require(largest is None or largest <= most, f"{name} is {largest}, expected at most {most}")
+        _require(0 < len(self.channel_mult) <= 16, f"{len(self.channel_mult)} levels, expected 1 to 16")
+        _require(all(map(math.isfinite, self.channel_mult)), "channel_mult holds numbers that are not finite")
         halvings = len(self.widths) - 1
-        _require(halvings >= 0, "no levels: channel_mult is empty")
         for name in ("image_size", "in_channels", "out_channels", "num_res_blocks", "num_heads"):
             value = getattr(self, name)
             _require(value > 0, f"{name} is {value}, expected at least 1")
@@ -111,6 +118,19 @@ class UNetSettings:
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(int(factor * self.model_channels) for factor in self.channel_mult)
+
+
+_MOST = {
+    "image_size": 2**13,
+    "in_channels": 2**10,
+    "out_channels": 10**6,
+    "model_channels": 2**12,
+    "num_res_blocks": 64,
+    "num_heads": 2**12,
+    "num_classes": 10**6,
+    "num_head_channels": 2**12,
+    "channel_mult": 64,
+}
 
 
 def _require(right: bool, message: str) -> None:

@@ -2,14 +2,13 @@
 
 Which images and numbers are right, of a file that was damaged and is read all the same:
 
-- npz, tar.gz and PNG have checksums: those of the undamaged file. Where pieces of another sound file were put
-  in, they may be that one's.
+- npz, tar.gz, PNG and features in HDF5 have checksums: those of the undamaged file. Where pieces of another
+  sound file were put in, they may be that one's.
 - zip: its members have checksums, its list of names has none. What is read are undamaged images; fewer than
   there were only where the report says that some are left out.
 - npy, HDF5, parquet, tar, and folders of BMP, JPEG, TIFF, WebP and PPM have none, and neither has anything
   whose checksums were made right after the damage: those that an independent reader (NumPy, h5py, pyarrow,
   tarfile, Pillow) finds in the damaged file. What that one cannot read, evalkit may not read either.
-- Features in HDF5: likewise, of the features that h5py reads.
 
 Statistics, records, recipes and weights give no such number; for them the rules of ``fuzz_harness`` count.
 What an interrupted run left behind has to lead to the bytes of the undamaged run, where it leads to any.
@@ -227,16 +226,18 @@ def features(folder: Path, variant: int) -> tuple[Path, Path]:
 
 def write_features(path: Path, pool: NDArray[Any]) -> Path:
     from evalkit.extractors.pixels import Pixels as Extractor
+    from evalkit.features import Features
 
-    with h5py.File(path, "w") as file:
-        file.attrs["format"] = "evalkit features 1"
-        for key, value in (("name", "x"), ("digest", "0" * 64), ("extractor", "pixels")):
-            file.attrs[key] = value
-        file.attrs["fingerprint"] = Extractor("all").fingerprint
-        file.attrs["image_shape"] = (SIZE, SIZE, 3)
-        file.create_dataset("pool", data=pool)
-        file.create_dataset("spatial", data=pool[:, :12].copy())
-        file.create_dataset("labels", data=labels(0))
+    Features(
+        name="x",
+        digest="0" * 64,
+        extractor="pixels",
+        fingerprint=Extractor("all").fingerprint,
+        image_shape=(SIZE, SIZE, 3),
+        pool=pool,
+        spatial=pool[:, :12].copy(),
+        labels=np.asarray(labels(0)),
+    ).save(path)
     return path
 
 
@@ -541,6 +542,7 @@ KINDS = (
             "compare {ref} {in} --format markdown --subset 9",
         ),
         read=read_features,
+        checked=True,
     ),
     Kind(
         "statistics",
