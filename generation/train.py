@@ -467,8 +467,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> str:
-    return f"{path} is no checkpoint of a training run, or damaged. Remove it to begin anew, or give "
-    "another folder"
+    return (
+        f"{path} is no checkpoint of a training run, or damaged. Remove it to begin anew, or give "
+        "another folder"
+    )
 
 
 def _check_batch(batch_size: int, size: int) -> None:
