@@ -180,7 +180,7 @@ def _is_of_printing(error: OSError) -> bool:
     help="Inception Score, precision and recall of N images of each side, drawn at random; FID and sFID of "
     "all, in bounded memory.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the drawing of --subset.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
 @value_range_option
 @extractor_options
 @no_store_option

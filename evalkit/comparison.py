@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from evalkit.features import (
     first_features,
     is_features_file,
 )
-from evalkit.files import cache_directory
+from evalkit.files import cache_directory, physical_memory, versions
 from evalkit.images import (
     ImageSource,
     SupportsArray,
@@ -551,7 +550,7 @@ def _memory(sides: list[_Side], plan: _Plan) -> str | None:
     text = f"Memory: {_bytes(features)} for the features of {rows:,} images"
     if more:
         text += f", and up to {_bytes(more)} more for precision and recall"
-    there = _physical_memory()
+    there = physical_memory()
     if there is not None and features + more > there:
         text += (
             f". This machine has {_bytes(there)}: take a subset (--subset 50000), or FID and sFID alone "
@@ -562,13 +561,6 @@ def _memory(sides: list[_Side], plan: _Plan) -> str | None:
 
 def _bytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return None
 
 
 def _layers_of_statistics(side: ImageSource | Features) -> set[str]:
@@ -761,13 +753,10 @@ def _describe(extractor: Extractor | None, features: Features) -> dict[str, Any]
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("evalkit", "torch", "numpy", "scipy", "tensorflow"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return {
+        "python": platform.python_version(),
+        **versions("evalkit", "torch", "numpy", "scipy", "tensorflow"),
+    }
 
 
 class _Clock:

@@ -30,6 +30,7 @@ __all__ = [
     "UndefinedMetricError",
     "WeightsError",
     "WorkerError",
+    "brief",
     "listing",
     "shortened",
 ]
@@ -38,9 +39,17 @@ MOST_CHARACTERS = 900
 MOST_LISTED = 8
 
 
+def brief(text: object, most: int = 60) -> str:
+    """A name out of a file, for a message: on one line, and cut where it is long."""
+    shown = str(text)
+    if not shown.isprintable():
+        shown = repr(shown)[1:-1]
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
 def listing(items: Iterable[object], most: int = MOST_LISTED) -> str:
-    """The first items, each shortened, and how many more there are: ``a, b, c and 5 more``."""
-    texts = [shortened(str(item), 100) for item in items]
+    """The first items, each :func:`brief`, and how many more there are: ``a, b, c and 5 more``."""
+    texts = [brief(item, 100) for item in items]
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
 

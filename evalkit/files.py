@@ -26,6 +26,7 @@ from evalkit import __version__
 from evalkit.errors import OutputError
 
 __all__ = [
+    "STALE_SECONDS",
     "cache_directory",
     "check_writable",
     "expand_user",
@@ -208,7 +209,7 @@ def kind_of(start: bytes) -> str:
     """What a file is, in words, by its first bytes; 16 or more tell all kinds apart."""
     if not start:
         return "empty"
-    if start.lstrip().lower()[:1] == b"<":
+    if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
         return "a web page, as a failed download leaves it"
     if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
         return "a Python pickle, as torch.save also wrote before PyTorch 1.6"
@@ -216,7 +217,12 @@ def kind_of(start: bytes) -> str:
         return "a video, or an AVIF or HEIC image"
     if start[8:9] == b"{" and start[4:8] == bytes(4):
         return "a safetensors file"
-    return next((what for first, what in _KINDS if start.startswith(first)), "of an unknown kind")
+    if (what := next((what for first, what in _KINDS if start.startswith(first)), None)) is not None:
+        return what
+    text = start.decode("ascii", "replace")
+    if text.isascii() and "\0" not in text:
+        return f"a text that begins with {text[:40]!r}"
+    return "of an unknown kind"
 
 
 def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:

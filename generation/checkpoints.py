@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from evalkit.download import download, published_urls
-from evalkit.errors import InputError
-from evalkit.files import cache_directory, check_writable, replace_atomically, tensor_digest
+from evalkit.errors import InputError, brief, listing
+from evalkit.files import cache_directory, check_writable, kind_of, replace_atomically, tensor_digest
 from generation.networks.unet import Trunk
 from generation.presets import MODELS, Kind, ModelPreset
 
@@ -32,7 +32,6 @@ __all__ = [
     "Difference",
     "Inspection",
     "Loaded",
-    "brief",
     "cached",
     "convert",
     "fetch",
@@ -50,7 +49,6 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 ALIGNMENT = 64
-SHOWN_KEYS = 5
 PRESET_KEY = "evalkit_preset"
 TRAINING_FILES = "ema_*.pt holds averaged weights, model*.pt the last ones, opt*.pt the optimiser's state"
 
@@ -178,7 +176,7 @@ class _File:
                 if not (isinstance(key, str) and isinstance(value, Tensor))
             ]
             return (
-                f"{self.path} holds, beside {len(self.named):,} named tensors, {_listed(others)}. Save the "
+                f"{self.path} holds, beside {len(self.named):,} named tensors, {listing(others)}. Save the "
                 "tensors alone, as a network's state_dict() has them."
             )
         within = {}
@@ -186,7 +184,7 @@ class _File:
             within = {key: len(_named_tensors(value)) for key, value in content.items()}
         holding = [f"{brief(key, 40)} ({count:,} tensors)" for key, count in within.items() if count]
         nested = (
-            f" Tensors are under the keys {_listed(holding)}: save those of one key alone, with "
+            f" Tensors are under the keys {listing(holding)}: save those of one key alone, with "
             "torch.save(torch.load(FILE)[KEY], NEW)."
             if holding
             else ""
@@ -205,19 +203,6 @@ class _File:
         if self.problem:
             raise InputError(self.problem)
         return self.named
-
-
-def brief(text: object, most: int = 60) -> str:
-    """A name out of a file, for a message: on one line, and cut where it is long."""
-    shown = str(text)
-    if not shown.isprintable():
-        shown = repr(shown)[1:-1]
-    return shown if len(shown) <= most else f"{shown[:most]}..."
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN_KEYS:,} more" if len(items) > SHOWN_KEYS else ""
-    return ", ".join(items[:SHOWN_KEYS]) + more
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -477,7 +462,7 @@ def _describe(content: Any) -> str:
     if _is_optimiser(content):
         return "an optimiser's state"
     if isinstance(content, dict):
-        return f"a dictionary with the keys {_listed([brief(key, 40) for key in content]) or '(none)'}"
+        return f"a dictionary with the keys {listing(content) or '(none)'}"
     return f"a {type(content).__name__}"
 
 
@@ -499,25 +484,8 @@ def _read(path: Path) -> _File:
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _File(path, "PyTorch", _read_pytorch(path), None)
     raise InputError(
-        f"{path} is no file of weights, it is {_kind_of_file(start)}. Expected a PyTorch state dict (.pt) or "
+        f"{path} is no file of weights, it is {kind_of(start)}. Expected a PyTorch state dict (.pt) or "
         "safetensors; a published checkpoint is had by `evalkit checkpoint fetch`."
-    )
-
-
-def _kind_of_file(start: bytes) -> str:
-    """What a file is that is no weights, by its first bytes."""
-    if not start:
-        return "empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, which stands for the file itself; `git lfs pull` brings that"
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
-        return "a web page, as a download that failed leaves it"
-    for first, what in ((b"\x1f\x8b", "gzip"), (b"\x93NUMPY", "NumPy's npy"), (b"\x89HDF", "HDF5")):
-        if start.startswith(first):
-            return f"a file in {what} format"
-    text = start.decode("ascii", "replace")
-    return (
-        f"a text that begins with {text[:40]!r}" if text.isascii() and "\0" not in text else "of another kind"
     )
 
 
@@ -580,5 +548,5 @@ def _check_archive(path: Path) -> None:
     if not any(name.endswith("data.pkl") for name in names):
         raise InputError(
             f"{path} is a zip archive, and not one that torch.save writes: it holds "
-            f"{_listed([brief(name, 40) for name in names]) or 'nothing'}. Unpack it, and give the weights."
+            f"{listing(names) or 'nothing'}. Unpack it, and give the weights."
         )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from evalkit.console import announce, bytes_bar
-from evalkit.errors import InputError
+from evalkit.console import announce, bytes_bar, value_range_option
+from evalkit.errors import InputError, brief
 from evalkit.parameters import file, text
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def inspect(file: Path) -> None:
     Example:
       evalkit checkpoint inspect 256x256_diffusion.pt
     """
-    from generation.checkpoints import brief, inspect
+    from generation.checkpoints import inspect
 
     found = inspect(file)
     click.echo(f"{file}: {found.container} file, {found.content}")
@@ -119,7 +119,7 @@ def convert(file: Path, out: Path, preset: str | None, half: bool) -> None:
     Example:
       evalkit checkpoint convert 64x64_diffusion.pt 64.safetensors --preset 64x64_diffusion
     """
-    from generation.checkpoints import brief, convert
+    from generation.checkpoints import convert
     from generation.presets import find_model
 
     loaded = convert(file, out, find_model(preset) if preset else None, half=half)
@@ -168,7 +168,7 @@ sampler_options = _options(
         show_default=True,
         help="Of dpm-solver++.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of noise and random classes."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Random seed of noise and classes."),
 )
 scale_option = click.option(
     "--scale",
@@ -326,7 +326,6 @@ def _set_up(
 
     def load(mode: str) -> Networks:
         from generation.batch import load_networks, pick_device
-        from generation.checkpoints import brief
 
         networks = load_networks(
             preset,
@@ -576,6 +575,7 @@ training_options = _options(
         help="Network and settings: a TOML file, or a shipped one's name.",
     ),
     click.option("--out", type=file, required=True, metavar="FOLDER", help="The run's folder."),
+    value_range_option,
     click.option("--steps", type=int, help="Updates, instead of the recipe's."),
     click.option("--batch-size", type=int, help="Images an update, of all processes; likewise."),
     click.option("--learning-rate", type=float, help="Likewise."),
@@ -624,7 +624,7 @@ def train_classifier(images: str, validation: str | None, **options: Any) -> Non
 
 
 def _train(kind: str, images: str, validation: str | None, options: dict[str, Any]) -> None:
-    from evalkit.images import open_images
+    from evalkit.images import check_range_used, open_images
     from generation.batch import pick_device
     from generation.recipe import load_recipe
     from generation.train import Options, train
@@ -635,16 +635,21 @@ def _train(kind: str, images: str, validation: str | None, options: dict[str, An
         raise InputError(
             f"The recipe is for a {recipe.model.kind} model: use `evalkit train {recipe.model.kind}`."
         )
+    opened = [
+        open_images(path, value_range=options["value_range"])
+        for path in (images, *([validation] if validation else []))
+    ]
+    check_range_used(opened, options["value_range"])
     first = os.environ.get("RANK", "0") == "0"
     path = train(
         recipe,
-        open_images(images),
+        opened[0],
         options["out"],
         Options(
             device=pick_device(options["device"]),
             microbatch=options["microbatch"],
             save_every=options["save_every"],
-            validation=open_images(validation) if validation else None,
+            validation=opened[1] if validation else None,
             tensorboard=options["tensorboard"],
         ),
         progress=_steps_bar() if first else None,

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, brief
 from evalkit.files import read_text
-from generation.checkpoints import brief
 from generation.losses import TIMESTEP_SAMPLERS
 from generation.presets import ModelPreset, find_model, from_table
 

@@ -80,7 +80,7 @@ def fetch(name: str, out: Path | None) -> None:
 @click.option("-o", "--out", required=True, metavar="FILE", type=file, help="npz file to write.")
 @click.option("--size", required=True, type=int, metavar="PIXELS", help="Side of the square images.")
 @click.option("--images", type=int, metavar="N", help="Images to keep, drawn at random; all by default.")
-@click.option("--seed", default=0, show_default=True, help="Of the drawing.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of --images.")
 @click.option(
     "--statistics",
     type=click.Choice(["all", "kept", "none"]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evalkit.errors import InputError, OutputError
-from evalkit.files import check_writable, replace_atomically
+from evalkit.files import STALE_SECONDS, check_writable, replace_atomically
 from evalkit.image_files import DATASET
 from evalkit.images import ImageSource, NpzWriter, open_images
 
@@ -137,9 +139,11 @@ def _folder(out: Path) -> Iterator[Write]:
     if out.exists():
         raise OutputError(f"{out} is there already. Name a folder that is not, or remove it.")
     check_writable(out)
-    partial = out.with_name(f".{out.name}.partial")
+    for left in out.parent.glob(f".{out.name}.*.partial"):
+        if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)  # by a run that was killed
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield lambda name, data: _write_bytes(partial / name, data)
         partial.rename(out)
