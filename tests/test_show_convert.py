@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from conftest import Result
 from numpy.typing import NDArray
 from optional import optional
+from patience import SECONDS
 from PIL import Image
 
 from evalkit.errors import InputError, OutputError
@@ -327,3 +330,31 @@ def test_an_input_is_never_overwritten(batch: Path, run: Run, arguments: tuple[s
     assert (result.code, result.out) == (2, "")
     assert "Cannot write" in result.err or "is there already" in result.err
     assert batch.read_bytes() == before
+
+
+def test_two_conversions_into_one_folder(batch: Path, tmp_path: Path) -> None:
+    """Both write at the same time; the first to end has the name."""
+    barrier = threading.Barrier(2)
+
+    def one(_: int) -> str:
+        met = []
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if not met:
+                met.append(stage)
+                barrier.wait(SECONDS)
+
+        try:
+            convert(batch, tmp_path / "out", progress)
+        except OutputError as error:
+            return str(error)
+        return "whole"
+
+    with ThreadPoolExecutor(2) as pool:
+        found = sorted(pool.map(one, range(2)))
+    assert found[1] == "whole"
+    assert "Cannot write" in found[0] or "is there already" in found[0]
+    np.testing.assert_array_equal(
+        next(open_images(tmp_path / "out").batches(9)), next(open_images(batch).batches(9))
+    )
+    assert [path for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []

@@ -747,3 +747,24 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path, run: Callable[..., 
     assert result.code == 0, result.err
     assert "small.safetensors: averaged weights after 2 steps" in result.out
     assert "2 steps of 8 images" in result.err
+
+
+def test_floats_are_brought_to_their_range(tmp_path: Path, run: Callable[..., Any]) -> None:
+    data = write(tmp_path)
+    recipe(tmp_path)
+    with np.load(data) as arrays:
+        np.savez(
+            tmp_path / "x.npz",
+            arrays["arr_0"] / np.float32(255),
+            *[arrays[k] for k in arrays if k == "arr_1"],
+        )
+    arguments = "train", "diffusion", tmp_path / "x.npz", "--recipe", tmp_path / "recipe.toml", "--steps", 1
+    result = run(*arguments, "--out", tmp_path / "a")
+    assert result.code == 2
+    assert "--value-range 0..1" in result.err
+    assert run(*arguments, "--out", tmp_path / "b", "--value-range", "0..1").code == 0
+    assert run("train", "diffusion", data, *arguments[3:], "--out", tmp_path / "c").code == 0
+    one, other = (tmp_path / name / "small.safetensors" for name in "bc")
+    assert one.read_bytes() == other.read_bytes()
+    result = run("train", "diffusion", data, *arguments[3:], "--out", tmp_path / "d", "--value-range", "0..1")
+    assert "there are none in" in result.err
