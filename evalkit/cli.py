@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -20,6 +21,7 @@ from evalkit.console import (
     announce,
     bytes_bar,
     echo_drift,
+    echo_notes,
     extractor_options,
     leads,
     no_store_option,
@@ -27,7 +29,7 @@ from evalkit.console import (
     progress_bars,
     value_range_option,
 )
-from evalkit.errors import EvalkitError, InputError, OutputError, shortened
+from evalkit.errors import EvalkitError, InputError, OutputError, brief, shortened
 
 __all__ = ["main", "root"]
 
@@ -122,6 +124,12 @@ def _run() -> int:
     except EvalkitError as error:
         who = "" if leads() else f" (rank {os.environ['RANK']})"
         _complain(f"Error{who}: {error}")
+        return BAD_INPUT
+    except OSError as error:
+        # Names that are too long, and folders that may not be looked into, wherever they are met first.
+        if error.filename is None or error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            raise
+        _complain(f"Error: {brief(os.fsdecode(error.filename), 200)}: {error.strerror}.")
         return BAD_INPUT
     except (click.Abort, KeyboardInterrupt):
         if leads():
@@ -283,6 +291,7 @@ def features(images: str, out: Path, value_range: str | None, **options: Any) ->
         if leads():
             extracted.save(out)
             click.echo(f"{out}: features of {len(extracted):,} images of {images}")
+            echo_notes(side)
             echo_drift(side, extractor)
 
 
@@ -333,6 +342,7 @@ def stats(images: str, out: Path, value_range: str | None, **options: Any) -> No
             with replace_atomically(out) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
             click.echo(f"{out}: statistics of {len(summed):,} images of {images}")
+            echo_notes(side)
             echo_drift(side, extractor)
 
 

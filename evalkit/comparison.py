@@ -31,7 +31,7 @@ from evalkit.features import (
     first_features,
     is_features_file,
 )
-from evalkit.files import cache_directory, physical_memory, versions
+from evalkit.files import cache_directory, expand_user, physical_memory, versions
 from evalkit.images import (
     ImageSource,
     SupportsArray,
@@ -39,6 +39,7 @@ from evalkit.images import (
     are_ids,
     check_range_used,
     open_images,
+    parse_value_range,
 )
 from evalkit.metrics import (
     PROTOCOLS,
@@ -99,6 +100,11 @@ class Subset:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("images", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise InputError(f"Subset({name}={value!r}): expected a whole number.")
+            object.__setattr__(self, name, int(value))  # NumPy's cannot be written as JSON
         if self.images < 1:
             raise InputError(f"A subset of {self.images} images: expected at least 1, better 10,000.")
         if not 0 <= self.seed < 2**32:
@@ -157,9 +163,15 @@ def compare(
         EvalkitError: Bad input, no weights, nothing to compute; see :mod:`evalkit.errors`.
     """
     prepare_forked_process()
-    subset = Subset(images=subset) if isinstance(subset, int) and not isinstance(subset, bool) else subset
+    for name, function in (("progress", progress), ("say", say)):
+        if function is not None and not callable(function):
+            raise InputError(f"{name}={function!r}: expected a function, or None.")
     if not isinstance(subset, Subset | None):
-        raise InputError(f"subset={subset!r}: expected a number of images, or evalkit.Subset(images=...).")
+        if isinstance(subset, bool) or not hasattr(subset, "__index__"):
+            raise InputError(
+                f"subset={subset!r}: expected a number of images, or evalkit.Subset(images=...)."
+            )
+        subset = Subset(images=subset)
     plan = _plan(protocol, metrics, subset, leads=team is None or team.rank == 0)
     clock = _Clock()
     store = _opened_store(store)
@@ -287,6 +299,13 @@ def open_source(source: Source, value_range: ValueRange | None = None) -> ImageS
     Raises:
         InputError: There is nothing at the path, or not what evalkit reads.
     """
+    if isinstance(source, ImageSource) and value_range is not None and source.dtype == np.float32:
+        again = parse_value_range(value_range)
+        if again != source.value_range:
+            raise InputError(
+                f"{source.name} is open already, with the value range {source.value_range}; {value_range!r} "
+                "must be given when it is opened."
+            )
     if isinstance(source, Features | ImageSource):
         return source
     if isinstance(source, str | PathLike) and is_features_file(Path(source)):
@@ -307,11 +326,12 @@ def _opened_store(store: FeatureStore | str | PathLike[str] | None) -> FeatureSt
         return default_store()
     if not isinstance(store, str | PathLike) or not os.fspath(store):
         raise InputError(f"store={store!r}: expected a folder, evalkit.FeatureStore(folder) or None.")
-    return FeatureStore(Path(store))
+    return FeatureStore(expand_user(store))
 
 
 def _check_extractor(extractor: object) -> None:
-    if extractor is not None and not (callable(extractor) and hasattr(extractor, "fingerprint")):
+    is_network = callable(extractor) and hasattr(extractor, "fingerprint") and not isinstance(extractor, type)
+    if extractor is not None and not is_network:
         raise InputError(
             f'extractor={extractor!r}: expected a network, such as evalkit.Inception(device="cuda").'
         )
@@ -504,6 +524,7 @@ class _Side:
             statistics="file" if of_file else "images",
             statistics_images=_statistics_images(self.source) if of_file else images,
             features=self._origin,
+            statistics_digest=self.source.statistics_digest,
         )
 
     def _watch(self, stage: str, done: int, total: int) -> None:
@@ -652,7 +673,7 @@ def _label_warning(features: Features) -> Iterator[str]:
         yield (
             f"The labels of {features.name} are {len(counts):,} different numbers up to "
             f"{features.labels.max()} "
-            f"for {len(features.labels):,} images: seeds or ids, it seems, and no classes. No metric here "
+            f"for {len(features.labels):,} images. They look like seeds or ids, not classes. No metric here "
             "uses them."
         )
         return

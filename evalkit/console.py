@@ -24,6 +24,7 @@ __all__ = [
     "announce",
     "bytes_bar",
     "echo_drift",
+    "echo_notes",
     "extractor_options",
     "leads",
     "no_store_option",
@@ -80,7 +81,7 @@ no_store_option = click.option(
 value_range_option = click.option(
     "--value-range",
     metavar="0..1|-1..1|0..255",
-    help="What files of floats hold; floats that are no pixels from 0 to 255 are refused without it.",
+    help="Range of the pixels in files of floats. Floats scaled to 0..1 or -1..1 are refused without it.",
 )
 """For verbs that open images of any kind."""
 
@@ -192,6 +193,12 @@ def echo_drift(images: Source, extractor: Extractor) -> None:
         by = " and ".join(f"{layer} features by {share:.2%}" for layer, share in moved.items())
         precision = getattr(extractor, "precision", "")
         click.echo(f"drift: against float32, {precision} moves {by} on the first {count} images")
+
+
+def echo_notes(images: object) -> None:
+    """Print what there is to know of images and is no error, such as what of a file is not used."""
+    for note in getattr(images, "notes", ()):
+        click.echo(f"note: {note}", err=True)
 
 
 def announce(text: str) -> None:

@@ -49,7 +49,7 @@ def brief(text: object, most: int = 60) -> str:
 
 def listing(items: Iterable[object], most: int = MOST_LISTED) -> str:
     """The first items, each :func:`brief`, and how many more there are: ``a, b, c and 5 more``."""
-    texts = [brief(item, 100) for item in items]
+    texts = [brief(item, 80) for item in items]
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
 

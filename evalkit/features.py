@@ -120,6 +120,18 @@ class Features:
             return self.count
         return 0 if self.pool is None else len(self.pool)
 
+    @property
+    def statistics_digest(self) -> str | None:
+        """Hex sha256 of :attr:`statistics`; None where there are none."""
+        if not self.statistics:
+            return None
+        arrays = {
+            f"{layer}/{key}": np.asarray(getattr(statistics, key))
+            for layer, statistics in self.statistics.items()
+            for key in ("mu", "sigma")
+        }
+        return _digest({}, arrays)
+
     def keeping(self, layers: Container[str]) -> Features:
         """The same batch with no other arrays than ``pool``, ``spatial`` and ``logits`` in ``layers``."""
         dropped: dict[str, Any] = {
@@ -127,12 +139,13 @@ class Features:
         }
         return replace(self, **dropped)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write one HDF5 file, atomically. Logits are not kept: they follow from ``pool``.
 
         Raises:
             OutputError: The file cannot be written.
         """
+        path = Path(path)
         # HDF5 takes no text that is not UTF-8, as the name of a file may be.
         texts = {
             key: str(getattr(self, key)).encode(errors="backslashreplace").decode() for key in _FEATURES_TEXTS
@@ -209,9 +222,9 @@ def _digest(texts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str
 
 def is_features_file(path: Path) -> bool:
     """Whether ``path`` is an HDF5 file that :meth:`Features.save` wrote, of this or another version."""
-    if not path.is_file() or not h5py.is_hdf5(path):
-        return False
     try:
+        if not path.is_file() or not h5py.is_hdf5(path):
+            return False
         with h5py.File(path, "r") as file:
             return str(file.attrs.get("format", "")).startswith(FORMAT.rsplit(" ", 1)[0])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # what h5py raises for damage
@@ -252,6 +265,10 @@ def extract(
         OutputError: The store cannot be written. What was extracted before stays.
         WorkerError: Another process of the team died, failed or hangs.
     """
+    if not isinstance(images, ImageSource):
+        raise InputError(
+            f"extract takes images that are open, such as evalkit.open_images(...), not {images!r}."
+        )
     n = len(images)
     statistics = _statistics(images)
     new = {layer: extractor.dimensions[layer] for layer in moments if n and layer not in statistics}
@@ -438,13 +455,22 @@ class _Shards:
             claims: Generator[int | None, None, None] = (number for number in self._entry.missing())
         else:
             claims = self.team.claims(self._entry.folder / "claims.lock", self._entry.missing)
+        written: list[int] = []
         with contextlib.closing(claims):
             for number in claims:
                 self._count()
                 if number is not None:
                     self._entry.write(number, self._extract(number))
+                    written.append(number)
                 elif not wait:
                     break
+        try:
+            if written:
+                self._images.check_unchanged(every_file=True)
+        except InputError:
+            for number in written:  # they may be of other images than those that were hashed
+                self._entry.remove(number)
+            raise
         self._count()
 
     def read(self, number: int) -> Mapping[str, Float32Array]:
@@ -534,8 +560,8 @@ class FeatureStore:
     same file write the same features.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
 
     def folder(self, images: ImageSource, extractor: Extractor) -> Path:
         """Where this batch's features are kept. Any other pixel, weight or setting gives another folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import sys
@@ -82,10 +83,19 @@ def check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: It cannot, or is one of the inputs.
     """
+    try:
+        _check_writable(path, *inputs)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
     folder = path.parent
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OutputError(f"Cannot write {path}: it is no ordinary file. Give another name.")
-    if path.is_file() and any(Path(name).exists() and path.samefile(name) for name in inputs):
+    # An input may be a pattern of several files.
+    files = [file for name in inputs for file in (name, *glob.glob(os.fspath(name), recursive=True))]  # noqa: PTH207
+    if path.is_file() and any(Path(name).exists() and path.samefile(name) for name in files):
         raise OutputError(f"Cannot write {path}: it is the input. Give another name.")
     if path.is_dir():
         raise OutputError(f"Cannot write {path}: it is a folder. Give the name of a file.")
@@ -271,7 +281,9 @@ def read_text(path: Path) -> str:
             f"it is no text in UTF-8, nor in UTF-16 with a byte order mark (byte {error.start:,})"
         ) from error
     if "\0" in text:
-        raise ValueError("it has zero bytes: it is no text, or UTF-16 without a byte order mark")
+        raise ValueError(
+            "it contains NUL bytes: it is no text, or UTF-16 without a byte order mark. Save it as UTF-8"
+        )
     return text
 
 

@@ -24,11 +24,12 @@ __all__ = ["check_unchanged", "recall", "stamp"]
 FORMAT = "evalkit contents 1"
 
 SETTLED_SECONDS = 2.0
-"""File systems keep times in steps of up to 2 s (FAT): a file changed later than this may change unseen."""
+"""File systems keep times in steps of up to 2 s (FAT). A file that was changed less than this ago may change
+again unnoticed."""
 
 
 def stamp(paths: Iterable[Path]) -> tuple[str, float]:
-    """What changes when a file does.
+    """A fingerprint of files, which changes when one of them does.
 
     Args:
         paths: Files, in a fixed order.
@@ -45,7 +46,7 @@ def stamp(paths: Iterable[Path]) -> tuple[str, float]:
         found = path.stat()
         # The time of the last change of the inode cannot be set back, as that of the content can.
         numbers = (found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
-        digest.update(f"{os.fspath(path)!r} {numbers}\n".encode())
+        digest.update(f"{os.path.realpath(path)!r} {numbers}\n".encode())
         latest = max(latest, found.st_mtime, found.st_ctime)
     return digest.hexdigest(), latest
 
@@ -57,7 +58,7 @@ def recall(
 
     Args:
         name: What the record is kept under: the path that the user gave.
-        kind: Of reader.
+        kind: The kind of reader.
         paths: Gives the files that decide the result.
         examine: Reads them. Its result is kept as JSON.
 
@@ -71,9 +72,9 @@ def recall(
     with contextlib.suppress(EvalkitError):  # no home folder, so no cache: it is read every time
         record = cache_directory() / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if record is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             known = json.loads(record.read_text(encoding="utf-8"))
-            if known["stamp"] == before and known["key"] == key:
+            if known["stamp"] == before and known["key"] == key and known["sha256"] == _seal(known):
                 return dict(known["found"]), before
     begun = time.time()
     found = examine()
@@ -83,9 +84,15 @@ def recall(
         with contextlib.suppress(OSError, EvalkitError):  # it is read again next time
             record.parent.mkdir(parents=True, exist_ok=True)
             with replace_atomically(record) as partial:
-                text = json.dumps({"key": key, "stamp": before, "found": dict(found)})
-                partial.write_text(text, encoding="utf-8")
+                content = {"key": key, "stamp": before, "found": dict(found)}
+                partial.write_text(json.dumps(content | {"sha256": _seal(content)}), encoding="utf-8")
     return found, before
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """Tells whether a record is as it was written."""
+    content = json.dumps([record["key"], record["stamp"], record["found"]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def check_unchanged(name: str, before: str, paths: Iterable[Path]) -> None:

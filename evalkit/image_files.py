@@ -13,6 +13,7 @@ import lzma
 import os
 import re
 import shutil
+import stat
 import struct
 import tarfile
 import tempfile
@@ -59,6 +60,7 @@ DATASET = PurePosixPath("dataset.json")
 MAX_IMAGE_BYTES = 2**28
 """One image, encoded or decoded; as RGB it is Pillow's limit against decompression bombs, 89 megapixels."""
 
+_TABLES = {".parquet", ".pq"}
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 """Words by which data sets name their splits, in folders and in files of the hub."""
 
@@ -178,8 +180,10 @@ def open_picture(data: bytes) -> Image.Image:
         data = _without_text(data)
     try:
         return Image.open(io.BytesIO(data), formats=DECODERS)
-    except UnidentifiedImageError:
-        raise ValueError(f"it is {kind_of(data[:64])}, not an image that Pillow knows") from None
+    except UnidentifiedImageError as error:
+        what = kind_of(data[:64])
+        reason = error if "single" in what or "unknown" in what else f"it is {what}"
+        raise ValueError(reason) from None
 
 
 def _without_text(data: bytes) -> bytes:
@@ -231,13 +235,12 @@ def check_zip(name: str, archive: zipfile.ZipFile) -> tuple[str, ...]:
         start = file.read(4)
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _ZIP_END_BYTES))
-        said = _members_said(file.read())
+        said, rest = _members_said(file.read())
     # Some writers of large archives keep the last 16 bits of the number alone.
     if (said - len(infos)) % 2**16:
         raise InputError(
             f"{name}: its directory lists {len(infos):,} members, and its end says that there are {said:,}; "
-            "it is "
-            "damaged, copy it again"
+            "it is damaged, copy it again"
         )
     for info in infos:
         if "\0" in info.orig_filename or (info.filename.endswith("/") and info.file_size):
@@ -245,31 +248,33 @@ def check_zip(name: str, archive: zipfile.ZipFile) -> tuple[str, ...]:
     first = min((info.header_offset for info in infos), default=0)
     if first > 0 and start == b"PK\x03\x04":
         raise InputError(
-            f"{name}: {first:,} bytes before its first member begin another zip, whose members its "
-            "directory does "
+            f"{name}: it begins with {first:,} bytes of another zip, or of members that its directory does "
             "not list. Archives that were joined must be unpacked one by one"
         )
     again = [member for member, count in Counter(info.filename for info in infos).items() if count > 1]
-    return (_duplicates(name, again),) if again else ()
+    notes: tuple[str, ...] = (_duplicates(name, again),) if again else ()
+    if rest:
+        notes += (f"{name} goes on for {rest:,} bytes after its end, which are not used.",)
+    return notes
 
 
 # A comment of 65,535 bytes, the record of the end, and of 64-bit archives a second record and where it is.
 _ZIP_END_BYTES = 65_535 + 22 + 20 + 56
 
 
-def _members_said(end: bytes) -> int:
-    """The number of members that the last bytes of a zip announce."""
+def _members_said(end: bytes) -> tuple[int, int]:
+    """The number of members that the last bytes of a zip announce, and how many bytes follow its end."""
     at = len(end) - 22
     if end[at : at + 4] != b"PK\5\6":
         at = end.rfind(b"PK\5\6")
-    (count,) = struct.unpack_from("<H", end, at + 10)
+    count, comment = struct.unpack_from("<H8xH", end, at + 10)
     if count == 0xFFFF and (large := end.rfind(b"PK\6\6", 0, at)) >= 0:
         (count,) = struct.unpack_from("<Q", end, large + 32)
-    return int(count)
+    return int(count), max(0, len(end) - (at + 22 + comment))
 
 
 def _duplicates(name: str, members: list[str]) -> str:
-    return f"{name} has several members of one name, of which the last counts: {listing(members)}."
+    return f"{name} has several members of the same name; only the last is used: {listing(members)}."
 
 
 def is_image(name: PurePosixPath) -> bool:
@@ -328,7 +333,8 @@ class _Members(ImageFiles):
                 f"In {backslashes:,} names of {name} there are backslashes; they are taken for the / "
                 "between folders.",
             )
-        if note := _splits_note(name, Counter(first_folders(self.names)), "images"):
+        folders = Counter(_split_of(name.split("/")[:-1]) for name in self.names)
+        if note := _splits_note(name, folders, "images"):
             self.notes += (note,)
 
     def _take_labels(self, read: Callable[[Any], bytes], member: Any) -> None:
@@ -382,14 +388,7 @@ def _check_size(where: str, size: int) -> None:
 class _Folder(_Members):
     """A folder, searched at every depth; folders that are links are not entered."""
 
-    def __init__(self, path: Path, files: Iterable[str], links: list[Path]) -> None:
-        notes: tuple[str, ...] = ()
-        if links:
-            notes = (
-                f"Folders that are links are not entered: {listing(sorted(links))}. Give the folders they "
-                "lead to, or "
-                "copies.",
-            )
+    def __init__(self, path: Path, files: Iterable[str], notes: tuple[str, ...]) -> None:
         super().__init__(str(path), "folder", ((file, file) for file in files), notes)
 
     def paths(self) -> list[Path]:
@@ -400,7 +399,10 @@ class _Folder(_Members):
         yield lambda name: Path(self.name, name).read_bytes()
 
     def _size(self, member: str) -> int:
-        return Path(self.name, member).stat().st_size
+        found = Path(self.name, member).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{self.name}, {member}: is no ordinary file")
+        return found.st_size
 
 
 def _open_folder(path: Path) -> ImageFiles:
@@ -410,12 +412,21 @@ def _open_folder(path: Path) -> ImageFiles:
         for folder, folders, files in os.walk(path, onerror=_raise):
             found += [(Path(folder) / file).relative_to(path).as_posix() for file in files]
             links += [link for f in folders if (link := Path(folder) / f).is_symlink()]
+    notes: tuple[str, ...] = ()
+    if links:
+        notes = (
+            f"Folders that are links are not entered: {listing(sorted(links))}. Give the folders they lead "
+            "to, or copies.",
+        )
+    names = {file: PurePosixPath(file) for file in found}
     tables = sorted(
-        file for file in found if file.endswith(".parquet") and not _is_hidden(PurePosixPath(file))
+        file for file, name in names.items() if name.suffix.lower() in _TABLES and not _is_hidden(name)
     )
-    if tables and not any(is_image(PurePosixPath(file)) for file in found):
-        return _Parquet(path, [path / file for file in tables])
-    return _Folder(path, found, links)
+    if tables and not any(map(is_image, names.values())):
+        if others := listing(sorted({*found} - {*tables})):
+            notes += (f"Files that are not parquet are left out: {others}.",)
+        return _Parquet(path, [path / file for file in tables], notes)
+    return _Folder(path, found, notes)
 
 
 def _raise(error: OSError) -> None:
@@ -453,6 +464,7 @@ class _Tar(_Members):
     def __init__(self, path: Path) -> None:
         name = str(path)
         members: list[tuple[str, tarfile.TarInfo]] = []
+        others: list[str] = []
         with readable(name), tarfile.open(path) as tar:
             for info in tar:
                 check_member_name(name, info.name)
@@ -464,18 +476,20 @@ class _Tar(_Members):
                     )
                 if info.isreg():
                     members.append((info.name, info))
+                elif not info.isdir():
+                    others.append(info.name)
             self._unpacked_bytes = _check_end(name, tar, len(members))
             compressed = not isinstance(tar.fileobj, io.BufferedReader)
         self._unpacked: Path | None = None
         self._is_ordered = True
-        super().__init__(name, "tar", members)
+        notes = (f"Links and devices in {name} are not followed: {listing(others)}.",) if others else ()
+        super().__init__(name, "tar", members, notes)
         offsets = [info.offset for info in self._members]
         if compressed and offsets != sorted(offsets):
             self._is_ordered = False
             self.notes += (
                 f"{name} is compressed and not in the order of its names: it is unpacked to a temporary "
-                "file of "
-                f"{self._unpacked_bytes / 1e9:.2g} GB.",
+                f"file of {self._unpacked_bytes / 1e9:.2g} GB.",
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -504,8 +518,7 @@ class _Tar(_Members):
                 f"{self.name} takes {self._unpacked_bytes / 1e9:.2f} GB unpacked, and "
                 f"{tempfile.gettempdir()} has "
                 f"{free / 1e9:.2f} GB free. Set TMPDIR to a folder with more, or write the archive again "
-                "with "
-                "tar --sort=name, in one folder."
+                "with tar --sort=name, in one folder."
             )
         with tempfile.NamedTemporaryFile(prefix="evalkit-", suffix=".tar", delete=False) as unpacked:
             weakref.finalize(self, _remove, unpacked.name)
@@ -548,7 +561,7 @@ def _check_end(name: str, tar: tarfile.TarFile, count: int) -> int:
 class _Parquet(ImageFiles):
     """Rows of parquet files as the Hugging Face hub ships images: a column of ``{bytes, path}`` or bytes."""
 
-    def __init__(self, path: Path, files: list[Path]) -> None:
+    def __init__(self, path: Path, files: list[Path], notes: tuple[str, ...] = ()) -> None:
         self._files = files
         self._rows: list[int] = []
         labels: list[NDArray[np.int64]] = []
@@ -574,6 +587,7 @@ class _Parquet(ImageFiles):
         if not names:
             raise InputError(f"{path}: its parquet files have no rows; expected at least one image")
         super().__init__(str(path), "parquet", names)
+        self.notes += notes
         if sum(map(len, labels)) == len(names):
             self.labels = np.concatenate(labels)
         elif problems:
@@ -586,7 +600,7 @@ class _Parquet(ImageFiles):
             self.notes += (f"Columns of {path} that are not used: {listing(sorted(unused))}.",)
         splits: Counter[str] = Counter()
         for file, rows in zip(files, self._rows, strict=True):
-            splits[_split_of(file.relative_to(path) if file != path else Path(file.name))] += rows
+            splits[_split_of((file.relative_to(path) if file != path else Path(file.name)).parts)] += rows
         if note := _splits_note(str(path), splits, "rows"):
             self.notes += (note,)
 
@@ -665,19 +679,22 @@ def _column_problem(column: Any) -> str | None:
     if column.null_count:
         return f"{column.null_count:,} of {len(column):,} are null"
     if types.is_uint64(column.type) and len(column) and column.to_numpy().max() > np.iinfo(np.int64).max:
-        return "the largest does not fit into 64 bits with a sign"
+        return "the largest does not fit into a signed 64-bit integer"
     return None
 
 
-def _split_of(file: Path) -> str:
-    """The split that a file such as ``data/train-00000-of-00001.parquet`` or ``test/0.parquet`` is of."""
-    words = [re.sub(r"[-_.]?\d.*", "", part).lower() for part in (*file.parts[:-1], file.stem)]
-    return next((word for word in words if word in _SPLITS), "")
+def _split_of(parts: Iterable[str]) -> str:
+    """The split that a path is of, such as ``data/train-00000-of-00001.parquet`` or ``val2017/0.png``."""
+    for part in parts:
+        words: list[str] = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)
+        if (word := next((word.lower() for word in words if word.lower() in _SPLITS), None)) is not None:
+            return word
+    return ""
 
 
 def _splits_note(name: str, counts: Mapping[str, int], what: str) -> str | None:
     """Tells of a folder that holds several splits of a data set, which are measured together."""
-    splits = {split: count for split, count in counts.items() if split.lower() in _SPLITS}
+    splits = {split: count for split, count in counts.items() if split}
     if len(splits) < 2:
         return None
     found = ", ".join(f"{split} ({count:,} {what})" for split, count in sorted(splits.items()))

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 from abc import ABC, abstractmethod
@@ -59,6 +60,7 @@ __all__ = [
     "check_range_used",
     "is_pattern",
     "open_images",
+    "parse_value_range",
     "read_ahead",
 ]
 
@@ -73,7 +75,10 @@ VALUE_RANGES: Mapping[str, tuple[float, float]] = {"0..1": (0, 1), "-1..1": (-1,
 
 # No picture of 8 bits is as dark as floats that are scaled for a network, which seldom pass 4 either way; nor
 # is one of integers whose values are all 0, 1 or 2, as such floats become where they are cut to integers.
-_DARK_BATCH, _DARK_IMAGE, _DARK_INTEGER = 16.0, 2.0, 2
+_DARK_BATCH, _DARK_IMAGE = 16.0, 2.0
+_CUT = {0, 1, 2, 254, 255}  # negative ones wrap around
+_MOST_NOTES = 8
+_SAY = 'say so with --value-range {0} where the command has it (in Python value_range="{0}")'
 _LOOK_AT_ONCE = 16
 _DECODING_THREADS = min(8, os.cpu_count() or 1)
 _STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
@@ -156,7 +161,9 @@ class ImageSource(ABC):
             ImageError: The header of an image is bad.
             InputError: The container is damaged, or changed while it was read.
         """
-        if self._found is None:
+        if self._found is not None:
+            self.check_unchanged()
+        else:
             examine, paths = partial(self._examine, progress), self._paths()
             if paths is None:
                 self._found = examine()
@@ -168,11 +175,20 @@ class ImageSource(ABC):
             return found
         return hashlib.sha256(f"{found} in {self.value_range}".encode()).hexdigest()
 
-    def check_unchanged(self) -> None:
-        """Raise an InputError if a single file is not as it was when its content was hashed."""
+    def check_unchanged(self, *, every_file: bool = False) -> None:
+        """Raise an InputError if files are not as they were when their content was hashed.
+
+        Args:
+            every_file: Of a folder look at all files, and not only where there is a single one.
+        """
         paths = self._paths()
-        if self._stamp is not None and paths is not None and len(paths) == 1:
+        if self._stamp is not None and paths is not None and (every_file or len(paths) == 1):
             check_unchanged(self.name, self._stamp, paths)
+
+    @property
+    def statistics_digest(self) -> str | None:
+        """Hex sha256 of the statistics that the file has; None where it has none."""
+        return None if self.statistics is None else _statistics_digest(self.statistics)
 
     def batches(self, size: int, start: int = 0) -> Generator[NDArray[Any], None, None]:
         """Yields the images from ``start`` on, read ahead in a background thread.
@@ -232,8 +248,7 @@ class ImageSource(ABC):
                     raise ImageError(
                         f"{self.name}: image {index} (counted from 0) holds the value {batch[outside][0]}; "
                         f"expected finite numbers from {low:g} to {high:g}. If it only overshoots, as after "
-                        "a "
-                        f"resize, cut it off with x.clip({low:g}, {high:g})"
+                        f"a resize, cut it off with x.clip({low:g}, {high:g})"
                     )
             batch = batch.astype(self.dtype, copy=False)
             if (low, high) == VALUE_RANGES["0..1"]:
@@ -251,7 +266,7 @@ class ImageSource(ABC):
         if problem is None:
             labels = load()
             if dtype.kind == "u" and labels.max(initial=0) > np.iinfo(np.int64).max:
-                problem = f"{labels.max()} in {key} does not fit into 64 bits with a sign"
+                problem = f"{labels.max()} in {key} does not fit into a signed 64-bit integer"
             else:
                 self.labels = labels.astype(np.int64)
         if problem is not None:
@@ -270,22 +285,22 @@ class ImageSource(ABC):
             self._judge_integers()
 
     def _judge_integers(self) -> None:
-        """Looks at images until one has a value above 2, as the first one does."""
-        largest = 0
+        """Looks at images until one has values that floats cut to integers do not have."""
+        values: set[int] = set()
         try:
             for size, start in ((1, 0), (_LOOK_AT_ONCE, 1)):
                 for batch in self._read(size, start) if start < len(self) else ():
-                    largest = max(largest, int(batch.max()))
-                    if largest > _DARK_INTEGER:
+                    values |= {*np.unique(batch).tolist()}
+                    if not values <= _CUT:
                         return
         except InputError:
             return  # it is told where images are read for their own sake
-        if largest > 0:
+        if values - {0, 255}:
             raise InputError(
-                f"{self.name}: no value is above {largest}; expected pixels from 0 to 255. Floats in [0, 1] "
-                "or "
-                "[-1, 1] that were cut to integers look like this: scale them before. If the images are this "
-                "dark, say so with --value-range 0..255 (in Python value_range)"
+                f"{self.name}: no value but {', '.join(map(str, sorted(values)))}; expected pixels from 0 "
+                "to 255. Floats in [0, 1] or [-1, 1] that were converted to integers look like this: scale "
+                "them "
+                f"first. If the images are meant to be so, {_SAY.format('0..255')}"
             )
 
 
@@ -319,11 +334,11 @@ def check_range_used(opened: Iterable[_Named], value_range: ValueRange | None) -
         InputError: None of them holds floats.
     """
     opened = list(opened)
-    scaled = value_range is not None and _value_range(value_range) != VALUE_RANGES["0..255"]
+    scaled = value_range is not None and parse_value_range(value_range) != VALUE_RANGES["0..255"]
     if scaled and all(getattr(one, "dtype", None) != np.float32 for one in opened):
         raise InputError(
-            f"Value range {value_range!r} says what floats hold, and there are none in "
-            f"{listing(one.name for one in opened)}. Integers are from 0 to 255: leave it out."
+            f"Value range {value_range!r} applies only to floats, and there are none in "
+            f"{listing(one.name for one in opened)}. Integers are always from 0 to 255: leave it out."
         )
 
 
@@ -372,24 +387,22 @@ def _judge_floats(images: ImageSource, found: Mapping[str, Any]) -> None:
                 f"No value of {images.name} is below 0, although its range is said to be -1..1.",
             )
         return
-    say = 'say so with --value-range {0} (in Python value_range="{0}")'
     if -_DARK_BATCH < low <= high < _DARK_BATCH and (low, high) != (0, 0):
         range_, convert = ("0..1", "x * 255") if low >= -0.5 else ("-1..1", "(x + 1) * 127.5")
         shown = range_.replace("..", ", ")
         raise InputError(
             f"{images.name}: holds floats from {low:.3g} to {high:.3g}, scaled to [{shown}] it seems; "
-            "expected "
-            f"[0, 255]. If they are, {say.format(range_)}, or convert them with "
+            f"expected [0, 255]. If they are, {_SAY.format(range_)}, or convert them with "
             f"({convert}).round().clip(0, 255).astype(np.uint8). Latents, and images normalised by mean and "
-            "deviation, are no pixels: decode them before"
+            "deviation, are not pixels: decode them, or undo the normalisation, first"
         )
     if dark and dark < len(images) and high <= 255:
         raise InputError(
             f"{images.name}: {dark:,} of {len(images):,} images hold floats between {-_DARK_IMAGE:g} and "
             f"{_DARK_IMAGE:g} alone, the first being image {found['first_dark']} (counted from 0), and "
-            "others "
-            f"up to {high:.3g}: some are scaled for a network, it seems. Bring all to [0, 255]; if they are "
-            f"this dark, {say.format('0..255')}"
+            f"others up to {high:.3g}: some are scaled for a network, it seems. Bring all to [0, 255]; if "
+            "they are "
+            f"this dark, {_SAY.format('0..255')}"
         )
 
 
@@ -423,7 +436,7 @@ def open_images(
         InputError: The file is missing, is none of the above, is damaged, has no images, or they have the
             wrong shape, type or range; or its statistics are incomplete or not finite.
     """
-    wanted = _value_range(value_range)
+    wanted = parse_value_range(value_range)
     if not isinstance(source, str | os.PathLike):
         images = _open_array(source)
     elif not os.fspath(source):
@@ -436,15 +449,18 @@ def open_images(
     return images
 
 
-def _value_range(value: ValueRange | None) -> tuple[float, float] | None:
+def parse_value_range(value: ValueRange | None) -> tuple[float, float] | None:
+    """The two numbers that a range stands for.
+
+    Raises:
+        InputError: It is none of :data:`VALUE_RANGES`.
+    """
     if value is None:
         return None
-    try:
-        if isinstance(value, str):
-            return VALUE_RANGES[value]
-        return next(pair for pair in VALUE_RANGES.values() if pair == tuple(value))
-    except (KeyError, TypeError, StopIteration):
-        raise InputError(f"Value range {value!r}: expected one of {', '.join(VALUE_RANGES)}.") from None
+    for key, pair in VALUE_RANGES.items():
+        if isinstance(value, str | tuple | list) and (value == key or tuple(value) == pair):
+            return pair
+    raise InputError(f"Value range {value!r}: expected one of {', '.join(VALUE_RANGES)}.")
 
 
 def _open_path(path: Path) -> ImageSource:
@@ -452,6 +468,8 @@ def _open_path(path: Path) -> ImageSource:
     with readable(str(path)):
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder")
+        if not (path.is_dir() or path.is_file()):
+            raise InputError(f"{path}: is no ordinary file; expected a file or a folder")
         if not path.is_dir():
             with path.open("rb") as file:
                 head = file.read(64)
@@ -460,7 +478,7 @@ def _open_path(path: Path) -> ImageSource:
                 if _holds_arrays(path):
                     return _Npz(path)
             if head.startswith(b"\x93NUMPY"):
-                return _open_npy(path)
+                return _Npy(path)
             if h5py.is_hdf5(path):
                 return _Hdf5(path)
         if files := open_image_files(path):
@@ -479,21 +497,30 @@ def _refuse_pytorch(path: Path) -> None:
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         raise InputError(
             f"{path}: is a PyTorch file, as torch.save writes it: a pickle, which could run code and is "
-            "never "
-            "loaded. Save the images with np.savez(path, x.cpu().numpy()), as (n, height, width, 3) uint8"
+            "never loaded. Save the images with np.savez(path, x.cpu().numpy()), as (n, height, width, 3) "
+            "uint8"
         )
 
 
 def is_pattern(source: str | os.PathLike[str]) -> bool:
     """Whether this is no path of anything, but a pattern of paths: with ``*``, ``?``, ``[...]`` or ``**``."""
-    return glob.has_magic(os.fspath(source)) and not Path(source).exists()
+    try:
+        return glob.has_magic(os.fspath(source)) and not Path(source).exists()
+    except OSError:  # a name that is too long, a folder that is not ours
+        return False
 
 
 def _open_parts(pattern: str, value_range: ValueRange | None) -> ImageSource:
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes none from the root
-    if not paths and "[" in pattern:
+    if "[" in pattern:
         # Brackets in the name of a folder, rather than a choice of characters.
-        paths = sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # noqa: PTH207
+        literal = sorted(glob.glob(pattern.replace("[", "[[]"), recursive=True))  # noqa: PTH207
+        if paths and literal:
+            raise InputError(
+                f"{pattern}: can be read in two ways, as {listing(paths, 2)} or as {listing(literal, 2)}. "
+                "Write [[] for a bracket that is part of a name"
+            )
+        paths = paths or literal
     if not paths:
         brackets = " Brackets were tried as part of a name, too." if "[" in pattern else ""
         raise InputError(f"{pattern}: no file or folder matches this pattern.{brackets}")
@@ -601,8 +628,9 @@ class NpzWriter:
 
 def _check_layout(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int, int]:
     """Returns (height, width, 3), or says what is wrong with an array of images."""
-    if dtype.kind not in "uif":
-        raise InputError(f"{name}: an array of type {dtype}; expected integers or floats in [0, 255]")
+    if dtype.kind not in "uif" or dtype.itemsize > 8:
+        hint = "; of bfloat16, save x.float()" if dtype.kind == "V" else ""
+        raise InputError(f"{name}: an array of type {dtype}; expected integers or floats in [0, 255]{hint}")
     if len(shape) != 4:
         raise InputError(f"{name}: an array of shape {shape}; expected four axes, (n, height, width, 3)")
     _, height, width, channels = shape
@@ -622,30 +650,61 @@ def _check_layout(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tu
 
 
 class _Array(ImageSource):
-    """An array, possibly a memory map."""
+    """An array in memory."""
 
-    def __init__(self, name: str, kind: str, array: NDArray[Any]) -> None:
-        super().__init__(name, kind, len(array), _check_layout(name, array.shape, array.dtype), array.dtype)
+    def __init__(self, array: NDArray[Any]) -> None:
+        shape = _check_layout("<array>", array.shape, array.dtype)
+        super().__init__("<array>", "array", len(array), shape, array.dtype)
         self._array = array
-
-    def _paths(self) -> Sequence[Path] | None:
-        return [Path(self.name)] if self.kind == "npy" else None
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         for first in range(start, len(self), size):
             yield np.array(self._array[first : first + size], order="C")  # a copy: consumers may write
 
 
+class _Npy(ImageSource):
+    """An array in a file of its own.
+
+    It is read and not mapped, because a file that shrinks under a map ends the process. What is hashed is not
+    remembered: a program that writes through a map changes no time of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        with path.open("rb") as file:
+            header = _read_npy_header(name, file, path.stat().st_size)
+        shape = _check_layout(name, header.shape, header.dtype)
+        super().__init__(name, "npy", header.shape[0], shape, header.dtype)
+        self._header = header
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        header = self._header
+        with readable(self.name), Path(self.name).open("rb") as file:
+            if header.fortran:
+                array = np.load(file, allow_pickle=False)
+                for first in range(start, len(self), size):
+                    yield np.array(array[first : first + size], order="C")
+                return
+            file.seek(header.length + start * math.prod(header.shape[1:]) * header.dtype.itemsize)
+            for first in range(start, len(self), size):
+                batch = np.empty((min(size, len(self) - first), *header.shape[1:]), header.dtype)
+                _fill(file, batch)
+                yield batch
+
+
 def _open_array(source: SupportsArray) -> ImageSource:
     if not hasattr(source, "__array__"):
-        raise InputError(f"cannot read images from a {type(source).__name__}; expected a path or an array")
+        raise InputError(
+            f"cannot read images from a {type(source).__name__}; expected a path or an array. Stack images "
+            "with np.stack, and give several files as a pattern such as 'parts/*.npz'"
+        )
     try:
         array = np.asarray(source)
     except (TypeError, ValueError, RuntimeError) as error:  # torch: on another device, or requires grad
         raise InputError(f"<array>: {type(source).__name__} cannot become a NumPy array: {error}") from error
     if array.ndim == 0:
         raise InputError("<array>: a single number; expected four axes, (n, height, width, 3)")
-    return _Array("<array>", "array", array)
+    return _Array(array)
 
 
 class _NpyHeader(NamedTuple):
@@ -688,14 +747,6 @@ def _read_npy_header(name: str, file: IO[bytes], size: int, *, objects: bool = F
             f"the file is damaged or was not written completely"
         )
     return _NpyHeader(shape, dtype, fortran, length)
-
-
-def _open_npy(path: Path) -> ImageSource:
-    name = str(path)
-    with path.open("rb") as file:
-        header = _read_npy_header(name, file, path.stat().st_size)
-    _check_layout(name, header.shape, header.dtype)
-    return _Array(name, "npy", np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 class _Npz(ImageSource):
@@ -753,11 +804,7 @@ class _Npz(ImageSource):
     def _examine(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
         if self.shape:
             return super()._examine(progress)
-        digest = hashlib.sha256(b"statistics\n")
-        for key, array in (self.statistics or {}).items():
-            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return {"digest": digest.hexdigest()}
+        return {"digest": _statistics_digest(self.statistics or {})}
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         if not self.shape:
@@ -775,6 +822,14 @@ class _Npz(ImageSource):
                     batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
                     _fill(stream, batch)
                     yield batch
+
+
+def _statistics_digest(statistics: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(b"statistics\n")
+    for key, array in statistics.items():
+        digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -830,15 +885,24 @@ class _Layout(NamedTuple):
     def is_of_images(self) -> bool:
         return len(self.shape) == 4 and self.shape[-1] == 3
 
+    @property
+    def may_be_of_images(self) -> bool:
+        return len(self.shape) >= 4
+
 
 def _check_only_images(name: str, arrays: Mapping[str, _Layout]) -> None:
     """Refuses several arrays of images, of which one alone would be measured."""
-    alike = [f"{key} {layout}" for key, layout in arrays.items() if layout.is_of_images]
+    # What np.savez calls arr_1, arr_2 ... are further batches, in whatever layout.
+    alike = [
+        f"{key} {layout}"
+        for key, layout in arrays.items()
+        if layout.is_of_images or (key.startswith("arr_") and layout.may_be_of_images)
+    ]
     if len(alike) > 1:
         raise InputError(
             f"{name}: holds {len(alike):,} arrays of images, {listing(alike)}; expected one, arr_0. Join "
-            "them with "
-            "np.savez(path, np.concatenate(batches)), or give each a file of its own and a pattern for all"
+            "them with np.savez(path, np.concatenate(batches)), or give each a file of its own and a "
+            "pattern for all"
         )
 
 
@@ -849,9 +913,10 @@ def _one_pair(name: str, statistics: Mapping[str, Any], images: bool) -> str:
     pair = " and ".join(key for key in _STATISTICS if key in statistics)
     rest = f"{which} uses its images" if images else f"there is no {missing} for {which}"
     return (
-        f"{name} has {pair} alone: {of} uses these, {rest}. Other tools write mu and sigma too, of images "
-        "resized "
-        "in their own way: the number is this protocol's only if the file is."
+        f"{name} has {pair} alone: {of} uses these, {rest}. Other tools also write mu and "
+        f"sigma, but from images resized in another way: {of} is comparable only if the file was made for "
+        "this "
+        "protocol."
     )
 
 
@@ -908,29 +973,46 @@ class _Hdf5(ImageSource):
             file.visititems(
                 lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})
             )
+            for key in ("images", "arr_0", "labels", "arr_1"):
+                # By way of links, too, which visititems leaves aside.
+                if key not in datasets and isinstance(file.get(key), h5py.Dataset):
+                    datasets[key] = file[key]
             with_four_axes = [key for key, dataset in datasets.items() if dataset.ndim == 4]
             named = [key for key in ("images", "arr_0") if key in datasets]
             if not named and len(with_four_axes) != 1:
-                found = ", ".join(f"{key} {dataset.shape}" for key, dataset in datasets.items()) or "none"
+                found = listing(f"{key} {dataset.shape}" for key, dataset in datasets.items()) or "none"
                 raise InputError(
                     f"{name}: which dataset holds the images? "
                     f"Expected images, arr_0 or only one with four axes; found {found}"
                 )
             self._key = (named or with_four_axes)[0]
+            numbered = {key: _Layout(str(d.dtype), d.shape or ()) for key, d in datasets.items()}
+            _check_only_images(
+                name, {key: d for key, d in numbered.items() if re.fullmatch(r"arr_[0-9]+", key)}
+            )
             dataset = datasets[self._key]
             shape = _check_layout(f"{name}, {self._key}", dataset.shape or (), dataset.dtype)
             super().__init__(name, "hdf5", len(dataset), shape, dataset.dtype)
+            _check_written(f"{name}, {self._key}", dataset)
             labels = next((key for key in ("labels", "arr_1") if key in datasets), None)
             if labels is not None:
                 found = datasets[labels]
-                self._take_labels(labels, found.shape, found.dtype, lambda: found[:])
+                self._take_labels(labels, found.shape or (), found.dtype, lambda: found[:])
             unused = [
                 f"{key} {found.shape}" for key, found in datasets.items() if key not in (self._key, labels)
             ]
             if unused:
                 self.notes += (f"Datasets of {name} that are not used: {listing(unused)}.",)
+            links = [
+                key
+                for key in file
+                if key not in datasets and not isinstance(file.get(key, getlink=True), h5py.HardLink)
+            ]
+            if links:
+                self.notes += (f"Links in {name} that are not followed: {listing(links)}.",)
             # The values may be in other files, whose changes would not be seen.
-            self._is_whole = not (dataset.is_virtual or dataset.external)
+            own = Path(dataset.file.filename).samefile(path)
+            self._is_whole = own and not (dataset.is_virtual or dataset.external)
 
     def _paths(self) -> Sequence[Path] | None:
         return [Path(self.name)] if self._is_whole else None
@@ -940,6 +1022,26 @@ class _Hdf5(ImageSource):
             dataset = file[self._key]
             for first in range(start, len(self), size):
                 yield dataset[first : first + size]
+
+
+def _check_written(where: str, dataset: Any) -> None:
+    """Raise an InputError for a dataset of which parts were never written: they would read as black."""
+    folder = Path(dataset.file.filename).parent
+    if dataset.is_virtual:
+        files = {source.file_name for source in dataset.virtual_sources()} - {"."}
+        if missing := [file for file in sorted(files) if not (folder / file).exists()]:
+            raise InputError(f"{where}: its values are in other files that are not there: {listing(missing)}")
+    for file, offset, size in dataset.external or ():
+        there = (folder / file).stat().st_size if (folder / file).exists() else 0
+        if there < offset + min(size, dataset.nbytes):
+            raise InputError(f"{where}: its values are in {file}, which is not there or too short")
+    if dataset.chunks is not None:
+        chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+        if (written := dataset.id.get_num_chunks()) < chunks:
+            raise InputError(
+                f"{where}: {written:,} of its {chunks:,} chunks were written; the rest would count as "
+                "black. The program that wrote it did not finish"
+            )
 
 
 # ------------------------------------------------------------------------------------------- in parts
@@ -970,8 +1072,11 @@ class _Parts(ImageSource):
             self.labels_problem = f"The labels are left out: {len(labels)} of {len(parts)} parts have them."
             self.notes += (self.labels_problem,)
         self.value_range = None  # the parts have applied theirs
-        for note, count in Counter(note for part in parts for note in part.notes).items():
+        notes = Counter(note.replace(part.name, "a part") for part in parts for note in part.notes)
+        for note, count in notes.most_common(_MOST_NOTES):
             self.notes += (f"{note} (So in {count} of {len(parts)} parts of {name}.)",)
+        if len(notes) > _MOST_NOTES:
+            self.notes += (f"{len(notes) - _MOST_NOTES:,} more notes on parts of {name} are not shown.",)
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         """Batches that go over the ends of parts, so that these make no difference to what follows."""
@@ -1001,11 +1106,14 @@ class _Parts(ImageSource):
             done += len(part)
             if progress:
                 progress(done, len(self))
+        digests = Counter(digest for _, digest in content)
+        if again := [part.name for part in self._parts if digests[part.digest] > 1]:
+            self.notes += (f"Some parts of {self.name} hold the same images: {listing(again)}.",)
         return {"digest": hashlib.sha256(f"parts {content}".encode()).hexdigest()}
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, *, every_file: bool = False) -> None:
         for part in self._parts:
-            part.check_unchanged()
+            part.check_unchanged(every_file=every_file)
 
 
 # ----------------------------------------------------------------------------------------- image files
@@ -1075,22 +1183,31 @@ class _Decoded(ImageSource):
                 f"{where}: cannot be decoded ({type(error).__name__}: {error}); replace or remove it"
             ) from error
 
-    def _look(self, name: str, data: bytes) -> None:
-        """Finds at the beginning what would else end the work after hours."""
-        with self._opened(name, data):
-            pass
+    def _look(self, name: str, data: bytes) -> bool:
+        """Finds at the beginning what would else end the work after hours; whether there are more frames."""
+        with self._opened(name, data) as image:
+            return bool(getattr(image, "is_animated", False))
 
     def _paths(self) -> Sequence[Path]:
         return self._files.paths()
 
     def _examine(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-        done = 0
+        done = animated = 0
 
         def look(name: str, data: bytes) -> None:
-            nonlocal done
-            self._look(name, data)
+            nonlocal done, animated
+            animated += self._look(name, data)
             done += 1
             if progress:
                 progress(done, len(self))
 
-        return {"digest": self._files.digest(look)}
+        return {"digest": self._files.digest(look), "animated": animated}
+
+    def identify(self, progress: Callable[[int, int], None] | None = None) -> str:
+        known = self._found is not None
+        digest = super().identify(progress)
+        if not known and (animated := (self._found or {}).get("animated")):
+            self.notes += (
+                f"{animated:,} images of {self.name} have several frames, of which the first counts.",
+            )
+        return digest

@@ -51,6 +51,7 @@ class Batch:
         statistics: Where mean and covariance came from: ``images``, or ``file`` (its ``mu`` and so on).
         statistics_images: How many images these are of; None where the file does not say.
         features: ``extracted``, ``stored`` (read back from the store) or ``file`` (a features file).
+        statistics_digest: Digest of the statistics that the file has; None where it has none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Batch:
     statistics: Literal["images", "file"]
     features: Literal["extracted", "stored", "file"]
     statistics_images: int | None = None
+    statistics_digest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

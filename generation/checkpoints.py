@@ -462,7 +462,7 @@ def _describe(content: Any) -> str:
     if _is_optimiser(content):
         return "an optimiser's state"
     if isinstance(content, dict):
-        return f"a dictionary with the keys {listing(content) or '(none)'}"
+        return f"a dictionary with the keys {listing([brief(key, 40) for key in content]) or '(none)'}"
     return f"a {type(content).__name__}"
 
 
@@ -548,5 +548,5 @@ def _check_archive(path: Path) -> None:
     if not any(name.endswith("data.pkl") for name in names):
         raise InputError(
             f"{path} is a zip archive, and not one that torch.save writes: it holds "
-            f"{listing(names) or 'nothing'}. Unpack it, and give the weights."
+            f"{listing([brief(name, 40) for name in names]) or 'nothing'}. Unpack it, and give the weights."
         )

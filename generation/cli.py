@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from evalkit.console import announce, bytes_bar, value_range_option
-from evalkit.errors import InputError, brief
+from evalkit.console import announce, bytes_bar, echo_notes, value_range_option
+from evalkit.errors import InputError, brief, shortened
 from evalkit.parameters import file, text
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def inspect(file: Path) -> None:
     found = inspect(file)
     click.echo(f"{file}: {found.container} file, {found.content}")
     if found.problem:
-        click.echo(f"problem     {found.problem}")
+        click.echo(f"problem     {shortened(found.problem)}")
     if not found.tensors:
         return
     click.echo(f"tensors     {found.tensors:,}, {found.parameters:,} parameters, {', '.join(found.dtypes)}")
@@ -248,6 +248,7 @@ def upsample(base: str, **options: Any) -> None:
     from evalkit.images import open_images
 
     images = open_images(base)
+    echo_notes(images)
     settings, load = _set_up(len(images), options, upsamples=True)
     _run(settings, load, options, base=images)
 
@@ -640,6 +641,8 @@ def _train(kind: str, images: str, validation: str | None, options: dict[str, An
         for path in (images, *([validation] if validation else []))
     ]
     check_range_used(opened, options["value_range"])
+    for source in opened:
+        echo_notes(source)
     first = os.environ.get("RANK", "0") == "0"
     path = train(
         recipe,

@@ -172,10 +172,11 @@ def _compared(
             found.protocol,
             found.extractor["fingerprint"],
             found.reference.digest,
+            found.reference.statistics_digest,
             found.samples.digest,
-        ) == (protocol, extractor.fingerprint, _digest(reference), _digest(samples)):
+        ) == (protocol, extractor.fingerprint, *_digests(reference), _digests(samples)[0]):
             return found
-        if found and found.reference.digest != _digest(reference):
+        if found and (found.reference.digest, found.reference.statistics_digest) != _digests(reference):
             say(f"{record.parent} was compared with {found.reference.name}; this takes the place of it.")
     comparison = compare(reference, samples, protocol=protocol, extractor=extractor, progress=progress)
     with replace_atomically(record) as partial:
@@ -183,9 +184,10 @@ def _compared(
     return comparison
 
 
-def _digest(source: Source) -> str:
-    digest: str = open_source(source).digest
-    return digest
+def _digests(source: Source) -> tuple[str, str | None]:
+    """Of the images, and of the statistics that stand in for theirs."""
+    opened = open_source(source)
+    return opened.digest, opened.statistics_digest
 
 
 def _draw_samples(path: Path, scales: Sequence[float], files: Sequence[Path]) -> None:

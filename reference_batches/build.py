@@ -31,6 +31,7 @@ from PIL import Image
 from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError, listing
 from evalkit.features import Extractor
 from evalkit.files import check_writable, only_process, replace_atomically, versions
+from evalkit.identity import stamp
 from evalkit.image_files import MAX_IMAGE_BYTES, ImageFiles, first_folders, open_image_files, open_picture
 from evalkit.images import (
     ImageSource,
@@ -272,8 +273,8 @@ def labels_of(items: ImageFiles | ImageSource, settings: Settings) -> Classes:
         first = next(a for a, b in zip(text, natural, strict=True) if a != b)
         other = "natural" if settings.class_order == "text" else "text"
         notes = (
-            f"Classes are numbered in the order of their names as {settings.class_order}: {listing(names)}. "
-            f"So {first} is class {names.index(first)}; --class-order {other} would number them otherwise.",
+            f"Classes are numbered by name, in {settings.class_order} order: {listing(names)}. "
+            f"So {first} is class {names.index(first)}; --class-order {other} would number them differently.",
         )
     places = {name: label for label, name in enumerate(names)}
     return Classes(labels=np.array([places[name] for name in found], np.int64), names=names, notes=notes)
@@ -542,7 +543,7 @@ class _Builder:
         """What an unfinished build must share with the one that goes on with it."""
         items = self.items
         if isinstance(items, ImageFiles):
-            listing = hashlib.sha256(json.dumps([items.names, items.sizes()]).encode()).hexdigest()
+            listing = hashlib.sha256(json.dumps([items.names, stamp(items.paths())[0]]).encode()).hexdigest()
         else:
             listing = items.digest
         return {

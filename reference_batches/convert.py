@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import shutil
@@ -10,7 +11,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ Progress = Callable[[str, int, int], None]
 Write = Callable[[str, bytes], None]
 
 BATCH = 64
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 # PNG is lossless at any level; higher ones take several times as long.
 PNG_LEVEL = 1
 # Names that nobody gives a folder.
@@ -73,10 +73,11 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
             f"{images.name}: holds floats, and 8-bit files would change the metrics. If that is meant, round "
             "them yourself: np.rint(x).clip(0, 255).astype(np.uint8)"
         )
-    if out.suffix == ".npz":
+    suffix = out.suffix.lower()
+    if suffix == ".npz":
         _to_npz(images, out, progress)
         return images
-    with _zip(out) if out.suffix == ".zip" else _folder(out) as write:
+    with _zip(out) if suffix == ".zip" else _folder(out) as write:
         names = _write_files(images, write, progress)
         if images.labels is not None:
             labels = [list(row) for row in zip(names, images.labels.tolist(), strict=True)]
@@ -93,8 +94,8 @@ def _to_npz(images: ImageSource, out: Path, progress: Progress | None) -> None:
             writer.append(batch)
         if images.labels is not None:
             writer.add("arr_1", images.labels)
-        for key in STATISTICS if images.statistics else ():
-            writer.add(key, images.statistics[key])  # type: ignore[index]
+        for key, array in (images.statistics or {}).items():
+            writer.add(key, array)
         if images.provenance is not None:
             writer.add("provenance", np.array(json.dumps(images.provenance)))
 
@@ -139,9 +140,10 @@ def _folder(out: Path) -> Iterator[Write]:
     if out.exists():
         raise OutputError(f"{out} is there already. Name a folder that is not, or remove it.")
     check_writable(out)
-    for left in out.parent.glob(f".{out.name}.*.partial"):
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)  # by a run that was killed
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)  # by a run that was killed
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir()

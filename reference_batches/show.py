@@ -150,7 +150,8 @@ def _describe_statistics(images: ImageSource) -> str:
         return "no statistics: FID and sFID use the images"
     counted = ((images.provenance or {}).get("statistics") or {}).get("images")
     of = f"of {counted:,} images" if isinstance(counted, int) else "of images that the file does not count"
-    return f"statistics {of}: FID and sFID use these"
+    used = " and ".join(name for key, name in (("mu", "FID"), ("mu_s", "sFID")) if key in images.statistics)
+    return f"statistics {of}: {used} {'use' if ' ' in used else 'uses'} these"
 
 
 def _shortened(value: Any) -> Any:

@@ -667,7 +667,7 @@ def test_memory_is_said_before_the_work(
     assert saying(metrics=["inception_score"]) == []
     assert saying(metrics=["fid", "sfid"]) == []
     assert saying(subset=Subset(images=10)) == []
-    monkeypatch.setattr("evalkit.comparison._physical_memory", lambda: 2_000_000)
+    monkeypatch.setattr("evalkit.comparison.physical_memory", lambda: 2_000_000)
     assert "This machine has 2.0 MB: take a subset (--subset 50000)" in saying()[0]
     assert "--metrics fid,sfid" in run("compare", *batches).err
     monkeypatch.setattr(Pixels, "__call__", lambda *_: pytest.fail("extracted"))

@@ -215,3 +215,49 @@ def test_a_file_that_changes_meanwhile_is_noticed(
     with pytest.raises(InputError, match=r"x\.npz changed while it was read"):
         extract(open_images(path), Pixels(), store=store)
     assert list((tmp_path / "store").rglob("*.h5")) == []
+
+
+def test_other_statistics_are_another_reference(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    np.savez(tmp_path / "a.npz", images, **statistics)
+    np.savez(tmp_path / "b.npz", images, **(statistics | {"mu": np.ones(2048)}))
+    a, b = open_images(tmp_path / "a.npz"), open_images(tmp_path / "b.npz")
+    assert a.digest == b.digest
+    assert None not in (a.statistics_digest, b.statistics_digest)
+    assert a.statistics_digest != b.statistics_digest
+    assert open_images(images).statistics_digest is None
+
+
+@pytest.mark.usefixtures("settled")
+def test_an_npy_that_is_written_through_a_map(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, images)
+    first = open_images(path).digest
+    mapped = np.load(path, mmap_mode="r+")
+    mapped[:] = images[::-1]
+    mapped.flush()
+    assert open_images(path).digest == open_images(images[::-1]).digest != first
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_source_that_is_open_is_not_another_file(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    path, store = tmp_path / "x.npz", FeatureStore(tmp_path / "store")
+    np.savez(path, images)
+    source = open_images(path)
+    compare(source, images, extractor=Pixels(), store=store)
+    np.savez(path, images[::-1].copy())
+    with pytest.raises(InputError, match=r"x\.npz changed while it was read"):
+        compare(source, images, extractor=Pixels(), store=store)
+
+
+def test_a_folder_that_changes_leaves_nothing_in_the_store(tmp_path: Path) -> None:
+    folder, store = tmp_path / "x", FeatureStore(tmp_path / "store")
+    folder.mkdir()
+    for index in range(6):
+        Image.new("RGB", (8, 8), (40 * index + 20, 0, 0)).save(folder / f"{index}.png")
+    source = open_images(folder)
+    source.identify()
+    Image.new("RGB", (8, 8), (5, 5, 5)).save(folder / "3.png")
+    with pytest.raises(InputError, match="changed while it was read"):
+        extract(source, Pixels(), store=store)
+    assert list((tmp_path / "store").rglob("*.h5")) == []

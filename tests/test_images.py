@@ -784,7 +784,7 @@ def test_one_pair_of_statistics_is_enough(tmp_path, images):
     source = open_images(write_npz(tmp_path / "x.npz", **images, **pair))
     assert source.statistics.keys() == {"mu", "sigma"}
     assert "sFID uses its images" in source.notes[-1] if images else "no mu_s for sFID" in source.notes[-1]
-    assert "Other tools write mu and sigma too" in source.notes[-1]
+    assert "Other tools also write mu and sigma" in source.notes[-1]
     other = open_images(write_npz(tmp_path / "y.npz", mu_s=STATISTICS["mu_s"], sigma_s=STATISTICS["sigma_s"]))
     assert other.statistics.keys() == {"mu_s", "sigma_s"}
     assert "there is no mu for FID" in other.notes[-1]
@@ -1254,9 +1254,10 @@ def test_values_outside_a_range_that_is_said_are_named(tmp_path):
 @pytest.mark.parametrize("largest", [1, 2])
 def test_floats_cut_to_integers_are_refused(tmp_path, largest):
     x = np.minimum(PIXELS, largest)
-    bad(write_npz(tmp_path / "x.npz", x), f"no value is above {largest}", "--value-range 0..255")
+    bad(write_npz(tmp_path / "x.npz", x), "no value but 0, 1", "--value-range 0..255")
     bad(
-        write_folder(tmp_path / "x", {f"{i}.png": encoded(image) for i, image in enumerate(x)}), "no value is"
+        write_folder(tmp_path / "x", {f"{i}.png": encoded(image) for i, image in enumerate(x)}),
+        "no value but",
     )
     assert len(open_images(x, value_range="0..255")) == 7
     x[-1, 0, 0, 0] = 3
@@ -1331,10 +1332,10 @@ def test_a_zip_behind_another_is_an_error(tmp_path):
     files = image_files()
     first, second = write_zip(tmp_path / "1.zip", files), write_zip(tmp_path / "2.zip", files)
     (tmp_path / "x.zip").write_bytes(first.read_bytes() + second.read_bytes())
-    bad(tmp_path / "x.zip", "x.zip", "begin another zip", "unpacked one by one")
+    bad(tmp_path / "x.zip", "x.zip", "begins with", "another zip", "unpacked one by one")
     a, b = write_npz(tmp_path / "1.npz", PIXELS), write_npz(tmp_path / "2.npz", PIXELS)
     (tmp_path / "x.npz").write_bytes(a.read_bytes() + b.read_bytes())
-    bad(tmp_path / "x.npz", "begin another zip")
+    bad(tmp_path / "x.npz", "another zip")
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("w", ""), ("w:gz", ".gz"), ("w:xz", ".xz")])
@@ -1353,7 +1354,7 @@ def test_members_of_one_name_are_said(tmp_path):
         archive.writestr("b.png", encoded(PIXELS[0]))
     source = open_images(path)
     assert len(source) == 7
-    assert "several members of one name, of which the last counts: b.png" in " ".join(source.notes)
+    assert "several members of the same name; only the last is used: b.png" in " ".join(source.notes)
     tar = write_tar(tmp_path / "x.tar", image_files())
     with tarfile.open(tar, "a") as archive:
         info = tarfile.TarInfo("./b.png")
@@ -1361,7 +1362,7 @@ def test_members_of_one_name_are_said(tmp_path):
         archive.addfile(info, io.BytesIO(encoded(PIXELS[0])))
     source = open_images(tar)
     np.testing.assert_array_equal(next(source.batches(7))[5], PIXELS[0])
-    assert "of which the last counts: ./b.png" in " ".join(source.notes)
+    assert "only the last is used: ./b.png" in " ".join(source.notes)
 
 
 def test_backslashes_between_folders(tmp_path):
@@ -1381,13 +1382,13 @@ def test_splits_in_one_folder_are_said(tmp_path):
     files = {f"data/{split}/{i}.png": encoded(PIXELS[i]) for i in range(3) for split in ("train", "Val")}
     for path in image_containers(tmp_path, files):
         assert (
-            "several splits, all of which are used: Val (3 images), train (3 images)"
+            "several splits, all of which are used: train (3 images), val (3 images)"
             in open_images(path).notes[0]
         )
     hub = parquet_folder(tmp_path / "hub")
-    assert open_images(hub).notes == ()
+    assert open_images(hub).notes == ("Files that are not parquet are left out: README.md.",)
     write_parquet(hub / "validation-00000-of-00001.parquet", [encoded(PIXELS[0])], label=[3])
-    assert "train (7 rows), validation (1 rows)" in open_images(hub).notes[0]
+    assert "train (7 rows), validation (1 rows)" in open_images(hub).notes[-1]
 
 
 def test_parquet_says_what_it_leaves_out(tmp_path):
@@ -1530,3 +1531,130 @@ def test_names_that_are_not_utf8(tmp_path, form):
     assert len(source.digest) == 64
     extract(source, Pixels(), store=None).save(tmp_path / "f.h5")
     assert len(Features.load(tmp_path / "f.h5")) == 7
+
+
+# ------------------------------------------------------------------------------------- HDF5 that is not whole
+
+
+def test_hdf5_of_which_parts_were_never_written(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        dataset = file.create_dataset("images", (70, 6, 5, 3), np.uint8, chunks=(7, 6, 5, 3))
+        dataset[:7] = PIXELS
+    bad(tmp_path / "x.h5", "1 of its 10 chunks were written")
+    layout = h5py.VirtualLayout((7, 6, 5, 3), np.uint8)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "none.h5"), "images", (7, 6, 5, 3))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_virtual_dataset("images", layout)
+    bad(tmp_path / "v.h5", "other files that are not there", "none.h5")
+    (tmp_path / "short.bin").write_bytes(bytes(10))
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        external = [(str(tmp_path / "short.bin"), 0, PIXELS.nbytes)]
+        file.create_dataset("images", (7, 6, 5, 3), np.uint8, external=external)
+    bad(tmp_path / "e.h5", "short.bin, which is not there or too short")
+
+
+def test_hdf5_in_several_files(tmp_path):
+    write_h5(tmp_path / "a.h5", x=PIXELS)
+    layout = h5py.VirtualLayout((7, 6, 5, 3), np.uint8)
+    layout[:] = h5py.VirtualSource("a.h5", "x", (7, 6, 5, 3))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_virtual_dataset("images", layout)
+    with h5py.File(tmp_path / "l.h5", "w") as file:
+        file["images"] = h5py.ExternalLink("a.h5", "x")
+        file["other"] = h5py.SoftLink("/nowhere")
+        file["preview"] = PIXELS[:2]
+    for name in ("v.h5", "l.h5"):
+        source = open_images(tmp_path / name)
+        np.testing.assert_array_equal(next(source.batches(7)), PIXELS)
+        assert source._paths() is None
+    assert any("not followed: other" in note for note in source.notes)
+    bad(write_h5(tmp_path / "n.h5", arr_0=PIXELS, arr_1=PIXELS), "2 arrays of images")
+
+
+def test_what_else_lies_beside(tmp_path):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    write_parquet(hub / "a.PARQUET", [encoded(x) for x in PIXELS])
+    (hub / "more.zip").touch()
+    assert "not parquet are left out: more.zip" in open_images(hub).notes[0]
+    tar = tmp_path / "x.tar"
+    with tarfile.open(write_tar(tar, image_files()), "a") as archive:
+        link = tarfile.TarInfo("cats")
+        link.type, link.linkname = tarfile.SYMTYPE, "/elsewhere"
+        archive.addfile(link)
+    assert "are not followed: cats" in open_images(tar).notes[0]
+    path = write_zip(tmp_path / "x.zip", image_files())
+    path.write_bytes(path.read_bytes() + b"more")
+    assert "goes on for 4 bytes after its end" in open_images(path).notes[0]
+
+
+@pytest.mark.parametrize("form", ["webp", "tif", "png"])
+def test_frames_after_the_first_are_said(tmp_path, form):
+    frames = [Image.fromarray(x) for x in PIXELS]
+    (tmp_path / "x").mkdir()
+    for i in range(2):
+        frames[0].save(tmp_path / "x" / f"{i}.{form}", save_all=True, append_images=frames[1:], lossless=True)
+    for _ in range(2):
+        source = open_images(tmp_path / "x")
+        np.testing.assert_array_equal(next(source.batches(2))[1], PIXELS[0])
+        source.identify()
+        assert source.notes == (f"2 images of {tmp_path}/x have several frames, of which the first counts.",)
+
+
+def test_copies_in_a_pattern_are_said(tmp_path):
+    for name in ("s_1.npz", "s_1 (copy).npz", "s_2.npz"):
+        write_npz(tmp_path / name, PIXELS[::-1] if "2" in name else PIXELS)
+    source = open_images(f"{tmp_path}/s_*.npz")
+    source.identify()
+    assert f"hold the same images: {tmp_path}/s_1 (copy).npz, {tmp_path}/s_1.npz." in source.notes[-1]
+
+
+def test_a_bracket_that_may_be_either(tmp_path):
+    for name in ("run1", "run[1]"):
+        (tmp_path / name).mkdir()
+        write_npz(tmp_path / name / "x.npz", PIXELS)
+    bad(tmp_path / "run[1]" / "*.npz", "can be read in two ways", "[[] for a bracket")
+    assert len(open_images(tmp_path / "run[[]1]" / "*.npz")) == 7
+
+
+def test_wrapped_and_binary_integers(tmp_path):
+    wrapped = np.array([0, 1, 255], np.uint8)[np.arange(7 * 90).reshape(7, 6, 5, 3) % 3]
+    bad(write_npz(tmp_path / "x.npz", wrapped), "no value but 0, 1, 255")
+    assert len(open_images(np.where(PIXELS > 100, 255, 0).astype(np.uint8))) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    bad(tmp_path / "pipe", "no ordinary file")
+    write_folder(tmp_path / "x", {"a.png": encoded(PIXELS[0])})
+    os.mkfifo(tmp_path / "x" / "b.png")
+    bad(tmp_path / "x", "b.png: is no ordinary file")
+
+
+def test_an_npy_that_is_cut_while_it_is_read(tmp_path):
+    source = open_images(npy(tmp_path / "x.npy"))
+    os.truncate(tmp_path / "x.npy", 300)
+    with pytest.raises(InputError, match=r"x\.npy: cannot be read \(EOFError"):
+        list(source.batches(2))
+
+
+def test_names_that_are_too_long(tmp_path, run):
+    for arguments in (("compare", "a" * 300, "b"), ("stats", "a*" + "b" * 300, "-o", tmp_path / "x.npz")):
+        result = run(*arguments)
+        assert result.code == 2, result
+        assert "Traceback" not in result.err
+        assert len(result.err) < 1000
+    result = run("stats", write_npz(tmp_path / "x.npz", PIXELS), "-o", tmp_path / ("c" * 300))
+    assert result.code == 2
+    assert "File name too long" in result.err
+
+
+def test_an_output_is_no_part_of_the_input(tmp_path, run):
+    for name in "AB":
+        write_npz(tmp_path / f"{name}.npz", PIXELS)
+    before = (tmp_path / "A.npz").read_bytes()
+    for command in ("stats", "features"):
+        assert "it is the input" in run(command, f"{tmp_path}/[AB].npz", "-o", tmp_path / "A.npz").err
+    assert "it is the input" in run("reference", "convert", f"{tmp_path}/[AB].npz", tmp_path / "A.npz").err
+    assert (tmp_path / "A.npz").read_bytes() == before

@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.download",
         "evalkit.features",
         "evalkit.files",
+        "evalkit.identity",
         "evalkit.image_files",
         "evalkit.images",
         "evalkit.metrics",

@@ -357,8 +357,10 @@ class Inception:
     ):
         if precision not in PRECISIONS:
             raise InputError(f"Unknown precision {precision!r}. Give one of {', '.join(PRECISIONS)}.")
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"Batch size {batch_size} is below 1.")
+        if weights is not None and not isinstance(weights, InceptionWeights):
+            raise InputError(f"weights={weights!r}: expected evalkit.load_weights(file), or None.")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(f"Batch size {batch_size!r}: expected a whole number from 1, or None.")
         self._device = resolve_device(device)
         if precision == "tf32" and self._device.type != "cuda":
             raise InputError(f"Precision tf32 exists on CUDA devices only, not on {self._device}.")
@@ -444,9 +446,6 @@ _ARITHMETIC = threading.RLock()
 @contextlib.contextmanager
 def _float32_arithmetic(*, tf32: bool) -> Iterator[None]:
     """Whether float32 arithmetic on CUDA may round to TF32, as torch lets convolutions do by default."""
-    if not torch.cuda.is_available():
-        yield
-        return
     with _ARITHMETIC, _cuda_arithmetic(tf32):
         yield
 

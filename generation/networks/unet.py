@@ -78,7 +78,7 @@ class UNetSettings:
             value = getattr(self, name)
             largest = max(value, default=0) if isinstance(value, tuple) else value
             _require(largest is None or largest <= most, f"{name} is {largest}, expected at most {most}")
-        _require(0 < len(self.channel_mult) <= 16, f"{len(self.channel_mult)} levels, expected 1 to 16")
+        _require(len(self.channel_mult) <= 16, f"{len(self.channel_mult)} levels, expected at most 16")
         _require(all(map(math.isfinite, self.channel_mult)), "channel_mult holds numbers that are not finite")
         halvings = len(self.widths) - 1
         for name in ("image_size", "in_channels", "out_channels", "num_res_blocks", "num_heads"):
