@@ -81,6 +81,7 @@ class UNetSettings:
         _require(len(self.channel_mult) <= 16, f"{len(self.channel_mult)} levels, expected at most 16")
         _require(all(map(math.isfinite, self.channel_mult)), "channel_mult holds numbers that are not finite")
         halvings = len(self.widths) - 1
+        _require(halvings >= 0, "no levels: channel_mult is empty")
         for name in ("image_size", "in_channels", "out_channels", "num_res_blocks", "num_heads"):
             value = getattr(self, name)
             _require(value > 0, f"{name} is {value}, expected at least 1")
