@@ -269,8 +269,7 @@ def save_network(
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in state.items()}
     if wrong := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
         raise InputError(
-            f"{brief(wrong)} of {brief(preset.name)} has values that {dtype} cannot hold; {path} is not "
-            "written."
+            f"{brief(wrong)} of {brief(preset.name)} is not finite in {dtype}; {path} is not written."
         )
     with replace_atomically(Path(path)) as partial:
         mode = partial.stat().st_mode
@@ -299,7 +298,10 @@ def convert(
     check_writable(Path(out), path)
     loaded = load_network(path, preset)
     dtype = torch.float16 if half else torch.float32
-    save_network(loaded.network.state_dict(), loaded.preset, out, dtype=dtype)
+    try:
+        save_network(loaded.network.state_dict(), loaded.preset, out, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return load_network(out) if half else loaded
 
 

@@ -289,14 +289,16 @@ class ShardFolder:
         if not path.exists():
             if self.final.exists() or any(self._folder.glob("*.npz")):
                 raise InputError(f"{self.root} holds samples and no manifest.json. Give another folder.")
+            _remove_partials(path)
             with replace_atomically(path) as partial:
                 partial.write_text(json.dumps(ours, indent=2) + "\n")
             return
         try:
             theirs: dict[str, Any] = dict(json.loads(path.read_text()))
+            begun_with = dict(theirs.pop("begun_with", {}))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path} cannot be read ({error}). Give another folder for this run.") from error
-        begun_with, now = theirs.pop("begun_with", {}), ours.pop("begun_with")
+        now = ours.pop("begun_with")
         if changed := differences(theirs, ours):
             raise InputError(
                 f"{self.root} holds samples of other settings: {'; '.join(changed)}. "

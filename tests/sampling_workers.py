@@ -102,7 +102,8 @@ def killed_at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
         return work(folder, networks, "worst", stop_at(module, name, count))
 
     dying = [
-        deaths.dying_at_rename(1, this, after=True),  # the manifest
+        deaths.dying_at_rename(1, this),  # the manifest
+        deaths.dying_at_rename(1, this, after=True),
         deaths.dying_at_rename(1, this),  # the first shard
         deaths.dying_at_rename(1, this, after=True),
         at(shards.np, "savez", 1),

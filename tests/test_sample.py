@@ -193,7 +193,7 @@ def test_killed_at_random_moments_gives_the_same_bytes(scenario: Callable[[str],
 
 def test_killed_at_the_worst_moments_gives_the_same_bytes(scenario: Callable[[str], Any]) -> None:
     found = scenario("killed_at_the_worst")
-    assert found["codes"] == [-signal.SIGKILL] * 8
+    assert found["codes"] == [-signal.SIGKILL] * 9
     assert found["code"] == found["alone"] == 0
     assert found["sha256"]["worst"] == found["sha256"]["alone"]
     assert found["files"] == ["claims.lock", "manifest.json", f"samples_16x{SIZE}x{SIZE}x3.npz"]

@@ -341,7 +341,7 @@ def json_value(data: bytes, random: Random) -> Damage:
     """Another value at some place of the record, a key removed or added, or a text that is no JSON there."""
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # it was damaged before
         return flip(data, random)
     found = list(places(record))
     if not found:
