@@ -72,7 +72,6 @@ ValueRange: TypeAlias = str | tuple[float, float]
 VALUE_RANGES: Mapping[str, tuple[float, float]] = {"0..1": (0, 1), "-1..1": (-1, 1), "0..255": (0, 255)}
 """What black and white are in files of floats."""
 
-
 # No picture of 8 bits is as dark as floats that are scaled for a network, which seldom pass 4 either way; nor
 # is one of integers whose values are all 0, 1 or 2, as such floats become where they are cut to integers.
 _DARK_BATCH, _DARK_IMAGE = 16.0, 2.0
@@ -299,8 +298,7 @@ class ImageSource(ABC):
             raise InputError(
                 f"{self.name}: no value but {', '.join(map(str, sorted(values)))}; expected pixels from 0 "
                 "to 255. Floats in [0, 1] or [-1, 1] that were converted to integers look like this: scale "
-                "them "
-                f"first. If the images are meant to be so, {_SAY.format('0..255')}"
+                f"them first. If the images are meant to be so, {_SAY.format('0..255')}"
             )
 
 
@@ -401,8 +399,7 @@ def _judge_floats(images: ImageSource, found: Mapping[str, Any]) -> None:
             f"{images.name}: {dark:,} of {len(images):,} images hold floats between {-_DARK_IMAGE:g} and "
             f"{_DARK_IMAGE:g} alone, the first being image {found['first_dark']} (counted from 0), and "
             f"others up to {high:.3g}: some are scaled for a network, it seems. Bring all to [0, 255]; if "
-            "they are "
-            f"this dark, {_SAY.format('0..255')}"
+            f"they are this dark, {_SAY.format('0..255')}"
         )
 
 
@@ -485,8 +482,7 @@ def _open_path(path: Path) -> ImageSource:
             return _Decoded(files)
     raise InputError(
         f"{path}: its content (first bytes {head[:8]!r}) is that of no known container; it is "
-        f"{kind_of(head)}; "
-        "expected an npz, npy, zip, tar, parquet or HDF5 file or a folder of images"
+        f"{kind_of(head)}; expected an npz, npy, zip, tar, parquet or HDF5 file or a folder of images"
     )
 
 
