@@ -55,24 +55,23 @@ def prepare_forked_process() -> None:
 
     OpenMP's threads did not come along, and the first work that is given to them would wait for ever. One
     thread needs none of them.
-
-    Raises:
-        InputError: The parent used CUDA, which cannot be used after a fork.
     """
-    if os.getpid() == _HOME_PROCESS:
+    if os.getpid() == _HOME_PROCESS or torch.get_num_threads() == 1:
         return
-    if torch.cuda._is_in_bad_fork():
+    torch.set_num_threads(1)
+    warnings.warn(
+        "This process was forked, and computes with one thread. Processes that are started with "
+        "multiprocessing.get_context('spawn') use all.",
+        stacklevel=3,
+    )
+
+
+def _check_not_forked(device: torch.device) -> None:
+    """Raise an InputError for CUDA in a process whose parent has used it before the fork."""
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise InputError(
-            "This process was forked from one that uses CUDA, which cannot be used after that. Start "
-            "processes "
-            "with multiprocessing.get_context('spawn')."
-        )
-    if torch.get_num_threads() > 1:
-        torch.set_num_threads(1)
-        warnings.warn(
-            "This process was forked, and computes with one thread. Processes that are started with "
-            "multiprocessing.get_context('spawn') use all.",
-            stacklevel=3,
+            "This process was forked from one that uses CUDA, and cannot use it. Start processes with "
+            "multiprocessing.get_context('spawn'), or give the device cpu."
         )
 
 
@@ -82,8 +81,14 @@ def resolve_device(device: str) -> torch.device:
     Anything else is checked to be usable.
 
     Raises:
-        InputError: The device is unknown or not present on this machine.
+        InputError: The device is unknown or not present on this machine, or CUDA after a fork.
     """
+    resolved = _resolve(device)
+    _check_not_forked(resolved)
+    return resolved
+
+
+def _resolve(device: str) -> torch.device:
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -397,6 +402,7 @@ class Inception:
             ``pool``: (n, 2048) float32. ``spatial``: (n, 2023) float32, flattened H, W, C.
         """
         prepare_forked_process()
+        _check_not_forked(self._device)
         while True:
             try:
                 parts = [
