@@ -391,6 +391,7 @@ class _Transfer:
         with self.part.open("ab") as file:
             while block := _block(answer.response):
                 file.write(block)
+                file.flush()  # nothing that came is lost with a process that is killed
                 have += len(block)
                 if limit and have > limit:
                     file.truncate(0)
