@@ -106,9 +106,8 @@ def main() -> NoReturn:
             f"Error: Standard output cannot be written: {error.strerror}. Files asked for are complete."
         )
         code = BAD_INPUT
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # nothing more shall be tried at the end of the process
+        # Nothing more shall be tried at the end of the process.
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

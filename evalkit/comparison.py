@@ -93,7 +93,7 @@ class Subset:
 
     Attributes:
         images: How many to draw of each side, without replacement; a side with fewer is taken whole.
-        seed: Of the drawing: the first of ``numpy.random.RandomState(seed).permutation(n)``.
+        seed: Random seed. Those drawn are the first of ``numpy.random.RandomState(seed).permutation(n)``.
     """
 
     images: int

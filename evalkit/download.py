@@ -90,7 +90,7 @@ def download(
 
     Raises:
         DownloadError: No URL gave the file, and why; or ``EVALKIT_OFFLINE`` is set.
-        OutputError: It cannot be written, or the disk has not the room.
+        OutputError: It cannot be written, or there is not enough disk space.
     """
     if (found := _already_there(destination, sha256)) is not None:
         return found

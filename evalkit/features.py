@@ -65,7 +65,7 @@ class Extractor(Protocol):
         fingerprint: Hex digest of everything that decides the features: weights, preprocessing, precision,
             backend. Features of different fingerprints are never compared.
         dimensions: Features of each layer, ``{"pool": d, "spatial": d_s}``.
-        batch_size: How many images it likes to be given at a time.
+        batch_size: Preferred batch size.
     """
 
     @property

@@ -8,6 +8,7 @@ import errno
 import glob
 import hashlib
 import os
+import shutil
 import sys
 import time
 import uuid
@@ -27,7 +28,6 @@ from evalkit import __version__
 from evalkit.errors import OutputError
 
 __all__ = [
-    "STALE_SECONDS",
     "cache_directory",
     "check_writable",
     "expand_user",
@@ -133,12 +133,12 @@ def only_process(lock: Path, work: str) -> Iterator[None]:
         yield
 
 
-def remove_stale_partials(folder: Path) -> None:
-    """Remove what killed runs left behind in ``folder``."""
-    for partial in folder.glob(".*.partial"):
+def remove_stale_partials(folder: Path, name: str = "") -> None:
+    """Remove the files and folders that killed runs left behind in ``folder``: all, or those of one name."""
+    for partial in folder.glob(f".{glob.escape(name)}{'.' if name else ''}*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
-                partial.unlink()
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
 def cache_directory() -> Path:

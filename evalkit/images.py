@@ -911,8 +911,7 @@ def _one_pair(name: str, statistics: Mapping[str, Any], images: bool) -> str:
     return (
         f"{name} has {pair} alone: {of} uses these, {rest}. Other tools also write mu and "
         f"sigma, but from images resized in another way: {of} is comparable only if the file was made for "
-        "this "
-        "protocol."
+        "this protocol."
     )
 
 

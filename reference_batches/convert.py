@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import shutil
-import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evalkit.errors import InputError, OutputError
-from evalkit.files import STALE_SECONDS, check_writable, replace_atomically
+from evalkit.files import check_writable, remove_stale_partials, replace_atomically
 from evalkit.image_files import DATASET
 from evalkit.images import ImageSource, NpzWriter, open_images
 
@@ -140,10 +138,7 @@ def _folder(out: Path) -> Iterator[Write]:
     if out.exists():
         raise OutputError(f"{out} is there already. Name a folder that is not, or remove it.")
     check_writable(out)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)  # by a run that was killed
+    remove_stale_partials(out.parent, out.name)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir()

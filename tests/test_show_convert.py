@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import tracemalloc
 import zipfile
@@ -358,3 +359,14 @@ def test_two_conversions_into_one_folder(batch: Path, tmp_path: Path) -> None:
         next(open_images(tmp_path / "out").batches(9)), next(open_images(batch).batches(9))
     )
     assert [path for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_what_a_killed_conversion_left_is_removed(batch: Path, tmp_path: Path) -> None:
+    old, new, other = (tmp_path / f".{name}.partial" for name in ("out.1", "out.2", "another.1"))
+    for left in (old, new, other):
+        left.mkdir()
+        (left / "0.png").touch()
+    for left in (old, other):
+        os.utime(left, (0, 0))
+    convert(batch, tmp_path / "out")
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
