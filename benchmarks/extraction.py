@@ -28,7 +28,7 @@ from evalkit.extractors.inception_graph import InceptionGraph
 from evalkit.extractors.inception_weights import load_weights
 from evalkit.verify import pictures, state_dict
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 from inception_graphdef import build_graph
 from stand_ins import torchvision_modules
 

@@ -22,9 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from evalkit.download import download, published_urls
 from evalkit.errors import InputError, brief, listing
-from evalkit.files import cache_directory, check_writable, kind_of, replace_atomically, tensor_digest
+from evalkit.system.download import download, published_urls
+from evalkit.system.files import cache_directory, check_writable, kind_of, replace_atomically, tensor_digest
 from generation.networks.unet import Trunk
 from generation.presets import MODELS, Kind, ModelPreset
 
@@ -206,7 +206,7 @@ class _File:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """:func:`evalkit.files.tensor_digest` of weights: the same whatever file and float type they came in."""
+    """Digest of weights, the same whatever file and floating-point type they came in."""
     return tensor_digest({name: tensor.detach().cpu().float().numpy() for name, tensor in state.items()})
 
 

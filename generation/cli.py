@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from evalkit.console import announce, bytes_bar, echo_notes, value_range_option
+from evalkit.cli.options import announce, bytes_bar, echo_notes, value_range_option
+from evalkit.cli.parameters import file, text
 from evalkit.errors import InputError, brief, shortened
-from evalkit.parameters import file, text
 
 if TYPE_CHECKING:
     from evalkit.images import ImageSource
@@ -362,7 +362,7 @@ def _run(
     *,
     base: ImageSource | None = None,
 ) -> None:
-    from evalkit.sheet import check_picture
+    from evalkit.report.image_grid import check_picture
     from generation.sample import run
 
     grid = options["grid"]
@@ -380,7 +380,7 @@ def _run(
     )
     if grid:
         from evalkit.images import open_images
-        from evalkit.sheet import write_sheet
+        from evalkit.report.image_grid import write_sheet
 
         write_sheet(grid, next(open_images(path).batches(64)))
     if first:
@@ -473,8 +473,8 @@ def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
     Example:
       evalkit sweep --preset imagenet256-guided --scales 0,0.5,1 -n 5000 --reference imagenet256 --out runs/s
     """
-    from evalkit.console import ExtractorSetup, open_batches, progress_bars
-    from evalkit.report import sweep_table
+    from evalkit.cli.options import ExtractorSetup, open_batches, progress_bars
+    from evalkit.report.text import sweep_table
     from generation.sweep import sweep
 
     try:
@@ -531,8 +531,8 @@ def demo(out: Path) -> None:
     Example:
       evalkit demo --out demo
     """
-    from evalkit.console import ExtractorSetup, progress_bars
-    from evalkit.report import sweep_table
+    from evalkit.cli.options import ExtractorSetup, progress_bars
+    from evalkit.report.text import sweep_table
     from generation.demo import SCALES, SETTINGS, demo
 
     setup = ExtractorSetup(

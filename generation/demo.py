@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from evalkit.errors import MissingDependencyError, OutputError
 from evalkit.features import Extractor
 from evalkit.features import Progress as FeaturesProgress
-from evalkit.files import replace_atomically
-from evalkit.plot import write_curves
+from evalkit.report.plot import write_curves
 from evalkit.results import Sweep
+from evalkit.system.files import replace_atomically
 from generation.batch import Networks
 from generation.checkpoints import load_network
 from generation.recipe import SHIPPED

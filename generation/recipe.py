@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from evalkit.errors import InputError, brief
-from evalkit.files import read_text
+from evalkit.system.files import read_text
 from generation.losses import TIMESTEP_SAMPLERS
 from generation.presets import ModelPreset, find_model, from_table
 

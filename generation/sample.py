@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import EvalkitError, InputError
-from evalkit.files import versions
 from evalkit.images import ImageSource
+from evalkit.system.files import versions
 from generation.batch import Networks, sample_batch, schedule_of
 from generation.cost import describe_cost
 from generation.interrupts import noted_interrupts

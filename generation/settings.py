@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError
-from evalkit.files import read_text
+from evalkit.system.files import read_text
 from generation.noise import random_labels
 
 __all__ = [

@@ -36,8 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError, OutputError
-from evalkit.files import replace_atomically
 from evalkit.images import NpzWriter
+from evalkit.system.files import replace_atomically
 from generation.settings import differences
 
 __all__ = ["Shard", "ShardFolder", "check_disk"]

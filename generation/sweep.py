@@ -26,11 +26,11 @@ from evalkit.comparison import Source, compare, open_source
 from evalkit.errors import InputError, OutputError
 from evalkit.features import Extractor
 from evalkit.features import Progress as FeaturesProgress
-from evalkit.files import replace_atomically
 from evalkit.images import open_images
 from evalkit.metrics import PROTOCOLS
+from evalkit.report.image_grid import write_sheet
 from evalkit.results import Comparison, Sweep
-from evalkit.sheet import write_sheet
+from evalkit.system.files import replace_atomically
 from generation.batch import Networks
 from generation.sample import Progress, Say, rank_of_worker, run
 from generation.settings import Settings, differences

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError, InputError, MissingDependencyError, OutputError
-from evalkit.files import check_writable, only_process, physical_memory, replace_atomically
 from evalkit.images import ImageSource, read_ahead
-from evalkit.sheet import write_sheet
+from evalkit.report.image_grid import write_sheet
+from evalkit.system.files import check_writable, only_process, physical_memory, replace_atomically
 from generation.checkpoints import save_network
 from generation.interrupts import noted_interrupts
 from generation.losses import TIMESTEP_SAMPLERS, hybrid_loss

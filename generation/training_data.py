@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.files import physical_memory, replace_atomically
 from evalkit.images import ImageSource
+from evalkit.system.files import physical_memory, replace_atomically
 from generation.noise import philox
 
 __all__ = ["Batch", "Use", "as_bytes", "batches", "check_images", "keep", "resize_crop", "uniform"]

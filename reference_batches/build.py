@@ -30,9 +30,6 @@ from PIL import Image
 
 from evalkit.errors import ImageError, InputError, OutputError, UndefinedMetricError, listing
 from evalkit.features import Extractor
-from evalkit.files import check_writable, only_process, replace_atomically, versions
-from evalkit.identity import stamp
-from evalkit.image_files import MAX_IMAGE_BYTES, ImageFiles, first_folders, open_image_files, open_picture
 from evalkit.images import (
     ImageSource,
     NpzWriter,
@@ -42,7 +39,10 @@ from evalkit.images import (
     open_images,
     read_ahead,
 )
+from evalkit.images.files import MAX_IMAGE_BYTES, ImageFiles, first_folders, open_image_files, open_picture
 from evalkit.metrics import Moments
+from evalkit.system.files import check_writable, only_process, replace_atomically, versions
+from evalkit.system.identity import stamp
 
 __all__ = ["Classes", "Report", "Settings", "build", "center_crop", "decode_rgb", "labels_of"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from evalkit.download import published_urls
 from evalkit.errors import InputError
 from evalkit.results import PublishedRow
+from evalkit.system.download import published_urls
 
 __all__ = ["Entry", "PublishedRow", "closest", "entries", "find", "published_rows", "table"]
 

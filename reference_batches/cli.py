@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from evalkit.console import (
+from evalkit.cli.options import (
     ExtractorSetup,
     announce,
     bytes_bar,
@@ -18,8 +18,8 @@ from evalkit.console import (
     progress_bars,
     value_range_option,
 )
+from evalkit.cli.parameters import file, text
 from evalkit.errors import InputError
-from evalkit.parameters import file, text
 
 __all__ = ["reference"]
 
@@ -67,7 +67,7 @@ def fetch(name: str, out: Path | None) -> None:
     Example:
       evalkit reference fetch imagenet256
     """
-    from evalkit.files import check_writable
+    from evalkit.system.files import check_writable
     from reference_batches.fetch import fetch
 
     if out:
@@ -171,7 +171,7 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
     Example:
       evalkit reference show ref256.npz --check --grid ref256.png
     """
-    from evalkit.sheet import check_picture
+    from evalkit.report.image_grid import check_picture
     from reference_batches import show as looking
 
     if grid:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evalkit.errors import InputError, OutputError
-from evalkit.files import check_writable, remove_stale_partials, replace_atomically
-from evalkit.image_files import DATASET
 from evalkit.images import ImageSource, NpzWriter, open_images
+from evalkit.images.files import DATASET
+from evalkit.system.files import check_writable, remove_stale_partials, replace_atomically
 
 __all__ = ["convert"]
 

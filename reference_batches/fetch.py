@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from evalkit.download import download, file_sha256, is_offline
 from evalkit.errors import InputError, OutputError
-from evalkit.files import cache_directory, replace_atomically
 from evalkit.images import is_pattern, open_images
+from evalkit.system.download import download, file_sha256, is_offline
+from evalkit.system.files import cache_directory, replace_atomically
 from reference_batches.catalog import Entry, closest, entries, find
 
 __all__ = ["cache_path", "fetch", "named"]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evalkit.errors import ImageError, InputError
 from evalkit.images import ImageSource, open_images
-from evalkit.sheet import write_sheet
+from evalkit.report.image_grid import write_sheet
 
 __all__ = ["Contents", "Finding", "check", "contents", "describe", "draw", "label_counts"]
 

@@ -7,24 +7,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from invoked import Result
 from numpy.typing import NDArray
 from stand_ins import torchvision_modules
 
-from evalkit import cli
-from evalkit.console import ExtractorSetup
+from evalkit.cli import root as cli
+from evalkit.cli.options import ExtractorSetup
 from evalkit.extractors.inception_weights import InceptionWeights, load_weights
 from evalkit.extractors.pixels import Pixels
 from evalkit.verify import pictures
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import click
 import pytest
 
 import evalkit
-from evalkit import cli
+from evalkit.cli import root as cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Result
 from inception_graphdef import build_graph, standin_head
+from invoked import Result
 from optional import optional
 
 from evalkit import verify as verify_module

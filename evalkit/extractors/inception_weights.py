@@ -27,9 +27,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.download import download, file_sha256, is_offline
 from evalkit.errors import DownloadError, OutputError, WeightsError
-from evalkit.files import cache_directory, expand_user, kind_of, tensor_digest, xdg_cache_home
+from evalkit.system.download import download, file_sha256, is_offline
+from evalkit.system.files import cache_directory, expand_user, kind_of, tensor_digest, xdg_cache_home
 
 __all__ = [
     "CONVOLUTIONS",
@@ -753,7 +753,7 @@ def fetch_weights(
 
     A download that breaks off is resumed, at once or by the next call. The file appears under its own name
     only when it is whole, has the expected sha256 and holds the published convolutions. A good file that is
-    there already is left as it is. See :func:`evalkit.download.download`.
+    there already is left as it is. See :func:`evalkit.system.download.download`.
 
     Args:
         destination: Path of the file; None is ``weights/`` of ``cache_directory()``.

@@ -23,10 +23,10 @@ FILES = 2 * 2**30
 
 # Modules that commands load when they need them. They are loaded before memory is limited and measured.
 LOADED = (
-    "evalkit.cli",
+    "evalkit.cli.root",
     "evalkit.comparison",
-    "evalkit.plot",
-    "evalkit.report",
+    "evalkit.report.plot",
+    "evalkit.report.text",
     "generation.cli",
     "generation.sample",
     "generation.sweep",
@@ -48,7 +48,7 @@ def stand_ins() -> None:
     import torch
     from fuzz_inputs import TINY
 
-    from evalkit.console import ExtractorSetup
+    from evalkit.cli.options import ExtractorSetup
     from evalkit.extractors.pixels import Pixels
     from generation import presets, train
 
@@ -77,7 +77,7 @@ def status(key: str) -> int:
 
 def run(arguments: list[str], cache: str) -> dict[str, Any]:
     """One command; its exit code, or the traceback of what escaped."""
-    from evalkit.cli import main
+    from evalkit.cli.root import main
 
     os.environ["EVALKIT_CACHE"] = cache
     sys.argv = ["evalkit", *arguments]

@@ -1,0 +1,239 @@
+"""Sweeps as figures: each metric against the guidance scale, and fidelity against diversity."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evalkit.errors import InputError, MissingDependencyError
+from evalkit.results import PublishedRow, Sweep
+from evalkit.system.files import replace_atomically
+
+__all__ = ["FORMATS", "write_curves"]
+
+FORMATS = (".pdf", ".png", ".svg")
+
+LABELS = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "inception_score": "Inception Score",
+    "precision": "precision",
+    "recall": "recall",
+}
+# Okabe & Ito's colours, which the colour-blind can tell apart; with them go marker and line style, for print.
+STYLES = (
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "^", "-."),
+    ("#CC79A7", "D", ":"),
+    ("#E69F00", "v", (0, (5, 1, 1, 1, 1, 1))),
+    ("#56B4E9", "P", (0, (1, 2))),
+)
+# Published models: open and black.
+PUBLISHED_MARKERS = "*XdpP<h>"
+PANELS = (
+    ("scale", "fid"),
+    ("scale", "sfid"),
+    ("scale", "inception_score"),
+    ("scale", "precision"),
+    ("scale", "recall"),
+    ("recall", "precision"),
+    ("inception_score", "fid"),
+)
+"""What is drawn, (horizontal, vertical)."""
+
+# Published points further from the curves than this, in heights of the curves, would flatten them.
+REACH = 0.75
+# Ticks closer than this share of the axis would run into one another.
+TICK_DISTANCE = 0.07
+
+
+def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[PublishedRow] = ()) -> None:
+    """Draw sweeps into a PNG, SVG or PDF, atomically.
+
+    FID, sFID, Inception Score, precision and recall against the guidance scale; then precision against recall
+    and FID against the Inception Score with the scale written at each point, in the manner of figures 3 and 4
+    of the ADM paper. What was computed nowhere is left out, and the figure says why.
+
+    Args:
+        path: Ends in one of ``FORMATS``.
+        sweeps: One curve each; at most six.
+        published: Points of a paper, open and black; those far from the curves are left out, and counted.
+
+    Raises:
+        InputError: Another suffix, no sweep or too many.
+        MissingDependencyError: Matplotlib is not installed.
+        OutputError: The file cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: a figure ends in {', '.join(FORMATS)}.")
+    if not 1 <= len(sweeps) <= len(STYLES):
+        raise InputError(f"{len(sweeps)} sweeps; one figure shows 1 to {len(STYLES)}.")
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingDependencyError(
+            "Curves are drawn with Matplotlib, which is not installed: pip install 'evalkit[plot]'"
+        ) from None
+    known = {"scale", *(score for score in LABELS if any(_known(sweep, score) for sweep in sweeps))}
+    panels = [panel for panel in PANELS if known.issuperset(panel)]
+    columns = max(1, math.ceil((len(panels) + 1) / 2))  # one place for the legend
+    figure = Figure(figsize=(3.6 * columns, 6.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(2, columns, squeeze=False).flat)
+    models = list(dict.fromkeys(row.model for row in published))
+    markers = dict(zip(models, itertools.cycle(PUBLISHED_MARKERS)))
+    outside = sum(
+        _draw(
+            axis, x, y, sweeps, [row for row in published if x != "scale" or row.scale is not None], markers
+        )
+        for axis, (x, y) in zip(axes, panels, strict=False)
+    )
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    legend = axes[len(panels)]
+    box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=9)
+    notes = [_why_missing(sweeps, score) for score in LABELS if score not in known]
+    if len({comparison.reference.digest for sweep in sweeps for _, comparison in sweep.points}) > 1:
+        notes.append("The curves were measured against different references.")
+    if outside:
+        notes.append(f"{outside} published points lie outside the panels.")
+    text = "\n\n".join(textwrap.fill(note, 42) for note in notes)
+    note = legend.text(0, 0, text, transform=legend.transAxes, va="bottom", fontsize=8)
+    for item in (box, note):
+        item.set_in_layout(False)  # long names may reach into the margin; they must not squeeze the panels
+    # The same sweeps give the same bytes.
+    fixed = rc_context({"svg.hashsalt": "evalkit"})
+    with replace_atomically(path) as partial, partial.open("wb") as file, fixed:
+        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=_WITHOUT_DATE.get(path.suffix))
+
+
+_WITHOUT_DATE: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+def _known(sweep: Sweep, score: str) -> bool:
+    return any(value is not None for value in sweep.values(score))
+
+
+def _why_missing(sweeps: Sequence[Sweep], score: str) -> str:
+    reasons = [
+        found.missing[score] for sweep in sweeps for _, found in sweep.points if score in found.missing
+    ]
+    return f"{LABELS[score]} was not computed: {reasons[0] if reasons else 'it is not in the results'}."
+
+
+def _draw(
+    axis: Any,
+    x: str,
+    y: str,
+    sweeps: Sequence[Sweep],
+    rows: Sequence[PublishedRow],
+    markers: Mapping[str, str],
+) -> int:
+    """One panel. Returns how many published points lie outside it."""
+    for index, (sweep, (colour, marker, line)) in enumerate(zip(sweeps, STYLES, strict=False)):
+        scales = [scale for scale, _ in sweep.points]
+        points = _points(scales if x == "scale" else sweep.values(x), sweep.values(y), scales)
+        if not points:  # an empty line has no place, which would upset the layout
+            continue
+        axis.plot(
+            [point[0] for point in points],
+            [point[1] for point in points],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5,
+            label=_plain(f"{sweep.name}, {sweep.points[0][1].samples.images:,} samples"),
+            clip_on=False,
+        )
+        if x != "scale":
+            # To the upper right of one curve and the lower left of the next, which mostly lies there.
+            side = 1 if index % 2 == 0 else -1
+            for right, up, scale in points:
+                axis.annotate(
+                    f"{scale:g}",
+                    (right, up),
+                    xytext=(5 * side, 5 * side),
+                    textcoords="offset points",
+                    ha="left" if side > 0 else "right",
+                    va="bottom" if side > 0 else "top",
+                    fontsize=8,
+                    color=colour,
+                )
+    low, high = axis.get_ylim()
+    low, high = low - REACH * (high - low), high + REACH * (high - low)
+    outside = 0
+    for row in rows:
+        scale = row.scale or 0.0
+        found = _points([scale if x == "scale" else row.scores.get(x)], [row.scores.get(y)], [scale])
+        for right, up, _ in found:
+            if not low <= up <= high:
+                outside += 1
+                continue
+            axis.plot(
+                right,
+                up,
+                color="black",
+                marker=markers[row.model],
+                linestyle="none",
+                fillstyle="none",
+                markersize=8,
+                label=f"{row.model} (published)",
+                clip_on=False,
+            )
+    axis.set_xlabel("guidance scale" if x == "scale" else LABELS[x])
+    axis.set_ylabel(LABELS[y])
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    if x == "scale":
+        own = {scale for sweep in sweeps for scale, _ in sweep.points}
+        _scale_axis(axis, sorted(own), sorted({row.scale or 0.0 for row in rows} - own))
+    return outside
+
+
+def _plain(text: str) -> str:
+    """Text shown as it is: Matplotlib takes ``$`` for mathematics, and hides what begins with ``_``."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"{' ' if shown.startswith('_') else ''}{shown}".replace("$", r"\$")
+
+
+def _points(
+    across: Sequence[float | None], up: Sequence[float | None], scales: Sequence[float]
+) -> list[tuple[float, float, float]]:
+    """(x, y, scale) where both are known."""
+    return [
+        (x, y, scale)
+        for x, y, scale in zip(across, up, scales, strict=True)
+        if x is not None and y is not None
+    ]
+
+
+def _scale_axis(axis: Any, own: list[float], others: list[float]) -> None:
+    """Square roots, so that 0, 0.5 and 1 stay apart beside 10; a tick at every scale that has the room."""
+    scales = own + others
+    at = dict(zip(scales, np.sign(scales) * np.abs(scales) ** 0.5, strict=True))
+    low, high = min(at.values()), max(at.values())
+    ticks: list[float] = []
+    for scale in scales:
+        if all(abs(at[scale] - at[tick]) > TICK_DISTANCE * (high - low) for tick in ticks):
+            ticks.append(scale)
+    axis.set_xscale(
+        "function", functions=(lambda x: np.sign(x) * np.abs(x) ** 0.5, lambda x: np.sign(x) * np.square(x))
+    )
+    margin = 0.05 * (high - low) or 0.5
+    axis.set_xlim(*(np.sign(end) * end**2 for end in (low - margin, high + margin)))
+    axis.set_xticks(sorted(ticks), [f"{scale:g}" for scale in sorted(ticks)])
+    axis.minorticks_off()

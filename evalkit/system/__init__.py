@@ -1,0 +1,1 @@
+"""What every room stands on: files, downloads, hashing, processes that share work."""

@@ -1,0 +1,107 @@
+"""What a file was found to hold, remembered so that it is read once.
+
+A batch is known by a hash of its content (:attr:`evalkit.images.ImageSource.digest`), never by what a file
+says of itself. Hashing reads the whole file. What came of it is kept in the cache folder under the file's
+path, with its size, inode and times: as long as these are the same, it is not read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import EvalkitError, InputError
+from evalkit.system.files import cache_directory, replace_atomically
+
+__all__ = ["check_unchanged", "recall", "stamp"]
+
+FORMAT = "evalkit contents 1"
+
+SETTLED_SECONDS = 2.0
+"""File systems keep times in steps of up to 2 s (FAT). A file that was changed less than this ago may change
+again unnoticed."""
+
+
+def stamp(paths: Iterable[Path]) -> tuple[str, float]:
+    """A fingerprint of files, which changes when one of them does.
+
+    Args:
+        paths: Files, in a fixed order.
+
+    Returns:
+        Hex sha256 over the size, device, inode and times of each; and the last time that one was changed, in
+        seconds since 1970.
+
+    Raises:
+        OSError: One is not there.
+    """
+    digest, latest = hashlib.sha256(), 0.0
+    for path in paths:
+        found = path.stat()
+        # The time of the last change of the inode cannot be set back, as that of the content can.
+        numbers = (found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(f"{os.path.realpath(path)!r} {numbers}\n".encode())
+        latest = max(latest, found.st_mtime, found.st_ctime)
+    return digest.hexdigest(), latest
+
+
+def recall(
+    name: Path, kind: str, paths: Callable[[], Iterable[Path]], examine: Callable[[], Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], str]:
+    """What ``examine`` found when these files were last read, or finds now; and their :func:`stamp`.
+
+    Args:
+        name: What the record is kept under: the path that the user gave.
+        kind: The kind of reader.
+        paths: Gives the files that decide the result.
+        examine: Reads them. Its result is kept as JSON.
+
+    Raises:
+        InputError: The files changed while they were read.
+        EvalkitError: As ``examine`` raises.
+    """
+    before, changed = stamp(paths())
+    key = json.dumps([FORMAT, kind, os.path.realpath(name)])
+    record = None
+    with contextlib.suppress(EvalkitError):  # no home folder, so no cache: it is read every time
+        record = cache_directory() / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if record is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            known = json.loads(record.read_text(encoding="utf-8"))
+            if known["stamp"] == before and known["key"] == key and known["sha256"] == _seal(known):
+                return dict(known["found"]), before
+    begun = time.time()
+    found = examine()
+    check_unchanged(str(name), before, paths())
+    # Another change in the same tick of the clock could not be told from this one.
+    if record is not None and changed < begun - SETTLED_SECONDS:
+        with contextlib.suppress(OSError, EvalkitError):  # it is read again next time
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with replace_atomically(record) as partial:
+                content = {"key": key, "stamp": before, "found": dict(found)}
+                partial.write_text(json.dumps(content | {"sha256": _seal(content)}), encoding="utf-8")
+    return found, before
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """Tells whether a record is as it was written."""
+    content = json.dumps([record["key"], record["stamp"], record["found"]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def check_unchanged(name: str, before: str, paths: Iterable[Path]) -> None:
+    """Raise an InputError unless :func:`stamp` of the files is what it was ``before``."""
+    try:
+        unchanged = stamp(paths)[0] == before
+    except OSError:
+        unchanged = False
+    if not unchanged:
+        raise InputError(
+            f"{name} changed while it was read. Wait until it is complete, and run the same command again."
+        )

@@ -1,0 +1,318 @@
+"""A sweep: paired samples at every scale, nothing made twice, one table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_networks
+import torch
+from invoked import Result
+from optional import optional
+from PIL import Image
+
+from evalkit.cli.options import ExtractorSetup
+from evalkit.comparison import compare
+from evalkit.errors import InputError
+from evalkit.extractors.pixels import Pixels
+from evalkit.images import open_images
+from evalkit.results import Sweep
+from generation import sample as sampling
+from generation.batch import Networks
+from generation.checkpoints import load_network
+from generation.settings import Settings
+from generation.sweep import sweep
+
+Run = Callable[..., Result]
+SETTINGS = Settings(count=20, respacing="3", shard_size=8)
+SCALES = (4.0, 0.0, 30.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are faster so, and processes that are started give the same bytes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    folder = tmp_path_factory.mktemp("networks")
+    return Networks.prepare(
+        load_network(small_networks.write(folder, "unet", "diffusion")),
+        load_network(small_networks.write(folder, "classifier", "classifier", seed=1)),
+        mode="reference",
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model without classes, and a classifier that guides it."""
+    folder = tmp_path_factory.mktemp("unconditional")
+    return {
+        "--model": small_networks.write(folder, "plain", "diffusion", num_classes=None),
+        "--classifier": small_networks.write(folder, "classifier", "classifier", seed=1),
+    }
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "ref.npz", pixels)
+    return tmp_path / "ref.npz"
+
+
+def silent(networks: Networks, reference: Path, out: Path, **options: Any) -> Sweep:
+    defaults: dict[str, Any] = {"extractor": Pixels(), "say": lambda text: None}
+    settings, scales = options.pop("settings", SETTINGS), options.pop("scales", SCALES)
+    result = sweep(settings, scales, networks, reference, out, **(defaults | options))
+    assert result is not None
+    return result
+
+
+def samples(out: Path, scale: float) -> Path:
+    return out / f"scale-{scale!r}" / "samples_20x8x8x3.npz"
+
+
+def test_every_scale_is_sampled_and_compared(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    result = silent(networks, reference, tmp_path / "s", protocol="exact")
+    assert [scale for scale, _ in result.points] == [0, 4, 30]
+    assert result.name == "unet"
+    for scale, found in result.points:
+        alone = compare(reference, samples(tmp_path / "s", scale), protocol="exact", extractor=Pixels())
+        assert found.scores == alone.scores
+    assert Sweep.from_json((tmp_path / "s" / "results.json").read_text()) == result
+    assert (tmp_path / "s" / "results.csv").read_text() == result.to_csv()
+
+
+def test_noise_and_classes_are_paired(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    silent(networks, reference, tmp_path / "s", scales=(0.0, 1e-6, 4.0))
+    plain, barely, much = (open_images(samples(tmp_path / "s", scale)) for scale in (0.0, 1e-6, 4.0))
+    assert plain.labels is not None
+    np.testing.assert_array_equal(plain.labels, barely.labels)
+    np.testing.assert_array_equal(plain.labels, much.labels)
+    a, b, c = (next(images.batches(20)).astype(int) for images in (plain, barely, much))
+    assert np.abs(a - b).max() <= 1  # the same noise, and next to no guidance
+    assert np.abs(a - c).max() > 1
+
+
+def test_the_sheet_has_a_row_a_scale(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    silent(networks, reference, tmp_path / "s")
+    with Image.open(tmp_path / "s" / "samples.png") as picture:
+        pixels = np.asarray(picture)
+    cell = 8 * 5 + 2
+    assert pixels.shape[0] == 3 * cell
+    sheet = pixels[:, pixels.shape[1] - 16 * cell :]
+    for row, scale in enumerate((0.0, 4.0, 30.0)):
+        first = next(open_images(samples(tmp_path / "s", scale)).batches(1))[0]
+        found = sheet[row * cell + 1 : row * cell + 41 : 5, 1:41:5]
+        np.testing.assert_array_equal(found, first)
+    assert (pixels[:, : pixels.shape[1] - 16 * cell] < 128).any()  # the scales, written beside
+
+
+def test_nothing_is_made_twice(
+    networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, seen = [], []
+    original, extract = sampling._Worker.make, Pixels.__call__
+    monkeypatch.setattr(
+        sampling._Worker, "make", lambda self, shard: made.append(shard.number) or original(self, shard)
+    )
+    monkeypatch.setattr(
+        Pixels, "__call__", lambda self, images: seen.append(len(images)) or extract(self, images)
+    )
+    first = silent(networks, reference, tmp_path / "s")
+    assert (len(made), sum(seen)) == (9, 30 + 3 * 20)
+    assert silent(networks, reference, tmp_path / "s") == first
+    assert (len(made), sum(seen)) == (9, 30 + 3 * 20)
+    # Another scale needs its own samples only, another protocol not even features.
+    silent(networks, reference, tmp_path / "s", scales=(*SCALES, 1.0))
+    assert (len(made), sum(seen)) == (12, 30 + 4 * 20)
+    exact = silent(networks, reference, tmp_path / "s", protocol="exact")
+    assert (len(made), sum(seen)) == (12, 30 + 4 * 20)
+    assert exact.points[0][1].protocol == "exact"
+
+
+def test_another_reference_is_compared_anew(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    before = silent(networks, reference, tmp_path / "s")
+    np.savez(reference, np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
+    after = silent(networks, reference, tmp_path / "s")
+    assert before.values("fid") != after.values("fid")
+
+
+def test_a_damaged_record_is_made_again(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    first = silent(networks, reference, tmp_path / "s")
+    (tmp_path / "s" / "scale-4.0" / "comparison.json").write_text("{")
+    assert silent(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
+
+
+def test_what_is_replaced_or_left_out_is_told(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    first = silent(networks, reference, tmp_path / "s", say=said.append)
+    silent(networks, reference, tmp_path / "s", say=said.append)
+    assert not [line for line in said if "takes the place" in line or "also has results" in line]
+    other = tmp_path / "other.npz"
+    np.savez(other, np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
+    silent(networks, other, tmp_path / "s", scales=SCALES[:1], say=said.append)
+    kept = " ".join(f"{scale:g}" for scale in sorted(SCALES[1:])).replace(" ", ", ")
+    assert any(f"also has results of scale {kept}. They stay" in line for line in said)
+    folder = tmp_path / "s" / f"scale-{SCALES[0]!r}"
+    assert f"{folder} was compared with {reference}; this takes the place of it." in said
+    assert silent(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
+
+
+def test_other_settings_are_refused(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    silent(networks, reference, tmp_path / "s")
+    other = Settings(count=20, respacing="4", shard_size=8)
+    with pytest.raises(InputError, match='respacing was "3" and is now "4"'):
+        silent(networks, reference, tmp_path / "s", settings=other)
+    with pytest.raises(InputError, match='respacing was "3" and is now "4"'):
+        silent(networks, reference, tmp_path / "s", settings=other, scales=(7.0,))
+
+
+@pytest.mark.parametrize(
+    ("scales", "classes", "labels"),
+    [("0,30", "balanced", True), ("0,30", None, True), ("0", "balanced", False), ("0", None, False)],
+)
+def test_an_unconditional_model_has_no_classes_at_scale_0(
+    unconditional: dict[str, Path],
+    reference: Path,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    scales: str,
+    classes: str | None,
+    labels: bool,
+) -> None:
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    options: dict[str, Any] = {"--scales": scales, "-n": 20, "--respacing": 3, "--reference": reference}
+    options |= unconditional if labels else {"--model": unconditional["--model"]}
+    options |= {"--classes": classes} if classes else {}
+    out = tmp_path / "my sweep"
+    result = run("sweep", "--out", out, *[part for option in options.items() for part in option])
+    assert result.code == 0, result.err
+    assert result.err.count("has no classes: --classes balanced is for the other scales") == bool(classes)
+    assert open_images(samples(out, 0.0)).labels is None
+    if labels:
+        assert open_images(samples(out, 30.0)).labels is not None
+    # The command at its end can be pasted.
+    (line,) = [line for line in result.out.splitlines() if line.startswith("next: ")]
+    assert shlex.split(line) == ["next:", "evalkit", "curves", str(out), "-o", "curves.png"]
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 1.0), (float("nan"),), (float("inf"), 1.0)])
+def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match=r"[Ss]cale"):
+        silent(networks, reference, tmp_path / "s", scales=scales)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_helping_worker_only_samples(
+    networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options: dict[str, Any] = {"extractor": Pixels(), "say": lambda text: None}
+    assert sweep(SETTINGS, SCALES, networks, reference, tmp_path / "s", **options) is None
+    assert all(samples(tmp_path / "s", scale).exists() for scale in SCALES)
+    assert not list((tmp_path / "s").rglob("*.json")) or not (tmp_path / "s" / "results.json").exists()
+
+
+def test_command_killed_and_repeated(
+    reference: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    model = small_networks.write(tmp_path, "unet", "diffusion")
+    classifier = small_networks.write(tmp_path, "classifier", "classifier", seed=1)
+    arguments = [
+        *("sweep", "--model", model, "--classifier", classifier, "--scales", "0,30", "-n", 24),
+        *("--respacing", "20", "--shard-size", 2, "--reference", reference, "--name", "small"),
+    ]
+    code = (
+        "import sys, torch\ntorch.set_num_threads(1)\n"
+        # Killed in the second scale, while its second shard gets its name.
+        "import os, signal\nrenamed = []\n"
+        "def kill(event, arguments):\n"
+        "    if event == 'os.rename' and 'scale-30.0/shards' in str(arguments[1]):\n"
+        "        renamed.append(arguments)\n"
+        "        if len(renamed) == 2:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
+        "from evalkit.cli.options import ExtractorSetup\nfrom evalkit.extractors.pixels import Pixels\n"
+        "ExtractorSetup.extractor = lambda self: Pixels()\nfrom evalkit.cli.root import main\nmain()"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments), "--out", str(tmp_path / "s")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("s/scale-30.0/shards/*.npz")] == ["000000.npz"]
+    assert (tmp_path / "s" / "scale-0.0" / "comparison.json").exists()
+    result = run(*arguments, "--out", tmp_path / "s")
+    once = run(*arguments, "--out", tmp_path / "once")
+    assert result.code == once.code == 0
+    for scale in ("0.0", "30.0"):
+        name = f"scale-{scale}/samples_24x8x8x3.npz"
+        a, b = (np.load(tmp_path / folder / name)["arr_0"] for folder in ("s", "once"))
+        np.testing.assert_array_equal(a, b)
+    tables = [
+        [line.split() for line in text.splitlines() if not line.startswith(("warning", "next"))]
+        for text in (result.out, once.out)
+    ]
+    assert tables[0][0] == ["scale", "FID", "sFID", "Inception", "Score", "Precision", "Recall"]
+    assert [row[0] for row in tables[0][1:]] == ["0", "30"]
+    assert tables[0] == tables[1]
+    assert "warning: " in result.out  # 24 images are few
+    assert json.loads((tmp_path / "s" / "results.json").read_text())["name"] == "small"
+    optional("matplotlib", "plot")
+    drawn = run("curves", tmp_path / "s", "-o", tmp_path / "curves.png")
+    assert drawn.code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({option: ""}, option) for option in ("--scales", "--reference", "--name", "--protocol")),
+        *(({option: ""}, option) for option in ("--precision", "--weights", "--classes", "--out")),
+        ({"--scales": "0,high"}, "--scales '0,high' are not numbers"),
+        ({"--reference": "nowhere.npz"}, "nowhere.npz: there is no such file"),
+        ({"--classifier": None}, "Guidance needs a classifier"),
+        ({"-n": "0"}, "0 samples"),
+        ({"--protocol": "other"}, "Unknown protocol 'other'"),
+    ],
+)
+def test_bad_input(
+    reference: Path,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, str | None],
+    message: str,
+) -> None:
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    options: dict[str, Any] = {
+        "--model": small_networks.write(tmp_path, "unet", "diffusion"),
+        "--classifier": small_networks.write(tmp_path, "classifier", "classifier", seed=1),
+        "--scales": "0,2",
+        "-n": "8",
+        "--respacing": "2",
+        "--reference": reference,
+        "--out": tmp_path / "s",
+    }
+    given = [part for option in (options | changes).items() if option[1] is not None for part in option]
+    result = run("sweep", *given)
+    assert result.code == 2
+    assert message in result.err
+    assert not (tmp_path / "s").exists()
