@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +21,6 @@ __all__ = [
     "Thresholding",
     "check_labels",
     "choose_labels",
-    "differences",
 ]
 
 SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
@@ -172,21 +169,3 @@ def _parse_labels(text: str) -> NDArray[np.int64]:
                 raise ValueError(f"line {number} has {word[:40]!r}, which is no whole number")
             labels.append(label)
     return np.array(labels, dtype=np.int64)
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A phrase for every entry, at any depth, in which a folder's work differs from what is asked for now.
-
-    Args:
-        there: What the folder was begun with, as JSON holds it.
-        here: The same of now.
-        prefix: What stands before every key.
-    """
-    found = []
-    for key in sorted({*there, *here}, key=lambda name: ("sha256" in name, name)):  # digests last
-        old, new = there.get(key), here.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {json.dumps(old)} and is now {json.dumps(new)}")
-    return found

@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 
 from evalkit.errors import InputError, OutputError
 from evalkit.images import NpzWriter
+from evalkit.system.differences import differences
 from evalkit.system.files import replace_atomically
-from generation.settings import differences
 
 __all__ = ["Shard", "ShardFolder", "check_disk"]
 

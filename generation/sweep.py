@@ -30,10 +30,11 @@ from evalkit.images import open_images
 from evalkit.metrics import PROTOCOLS
 from evalkit.report.image_grid import write_sheet
 from evalkit.results import Comparison, Sweep
+from evalkit.system.differences import differences
 from evalkit.system.files import replace_atomically
 from generation.batch import Networks
 from generation.sample import Progress, Say, rank_of_worker, run
-from generation.settings import Settings, differences
+from generation.settings import Settings
 
 __all__ = ["sweep"]
 

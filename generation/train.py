@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from evalkit.errors import EvalkitError, InputError, MissingDependencyError, OutputError
 from evalkit.images import ImageSource, read_ahead
 from evalkit.report.image_grid import write_sheet
+from evalkit.system.differences import differences
 from evalkit.system.files import check_writable, only_process, physical_memory, replace_atomically
 from generation.checkpoints import save_network
 from generation.interrupts import noted_interrupts
@@ -43,7 +44,6 @@ from generation.presets import ModelPreset
 from generation.recipe import Recipe
 from generation.samplers import ddim, to_uint8
 from generation.schedule import Schedule, make_schedule
-from generation.settings import differences
 from generation.training_data import Batch, Use, as_bytes, batches, check_images, keep, resize_crop, uniform
 
 __all__ = ["Options", "Progress", "accuracy_by_noise", "train"]

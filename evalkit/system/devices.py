@@ -1,0 +1,132 @@
+"""Devices of torch: which one to use, its float32 arithmetic, and what to do when its memory is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from evalkit.errors import InputError
+from evalkit.system.processes import local_rank
+
+__all__ = ["float32_arithmetic", "prepare_forked_process", "resolve_device", "with_smaller_batches"]
+
+T = TypeVar("T")
+
+# The process in which this module was loaded, and torch with it.
+_HOME_PROCESS = os.getpid()
+
+
+def prepare_forked_process() -> None:
+    """Let a process that was forked from one that computes do so too; nothing to do in any other.
+
+    OpenMP's threads did not come along, and the first work that is given to them would wait for ever. One
+    thread needs none of them.
+    """
+    if os.getpid() == _HOME_PROCESS or torch.get_num_threads() == 1:
+        return
+    torch.set_num_threads(1)
+    warnings.warn(
+        "This process was forked, and computes with one thread. Processes that are started with "
+        "multiprocessing.get_context('spawn') use all.",
+        stacklevel=3,
+    )
+
+
+def check_not_forked(device: torch.device) -> None:
+    """Raise an InputError for CUDA in a process whose parent has used it before the fork."""
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise InputError(
+            "This process was forked from one that uses CUDA, and cannot use it. Start processes with "
+            "multiprocessing.get_context('spawn'), or give the device cpu."
+        )
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """``"auto"`` is a GPU if there is one (under torchrun the one of this local rank), and else the CPU.
+
+    Anything else is checked to be usable.
+
+    Raises:
+        InputError: The device is unknown or not present on this machine, or CUDA after a fork.
+    """
+    device = _automatic() if name == "auto" else _named(name)
+    check_not_forked(device)
+    return device
+
+
+def _automatic() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = local_rank()
+    # More processes than GPUs share them.
+    return torch.device("cuda") if local is None else torch.device("cuda", local % torch.cuda.device_count())
+
+
+def _named(name: str) -> torch.device:
+    choices = "Give auto, cpu, cuda, cuda:N or mps."
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"Unknown device {name[:80]!r}. {choices}") from None
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device.type not in present:
+        raise InputError(f"Device {name[:80]!r} is not supported. {choices}")
+    if not present[device.type]:
+        raise InputError(f"Device {name[:80]!r} is not present on this machine. Use --device auto or cpu.")
+    return device
+
+
+# The settings are those of the process: two threads would take turns in changing them under each other.
+_ARITHMETIC = threading.RLock()
+
+
+@contextlib.contextmanager
+def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None) -> Iterator[None]:
+    """Whether float32 products on CUDA may round to TF32, as torch lets convolutions do by default.
+
+    Args:
+        tf32: False for full float32 in convolutions and matrix products.
+        deterministic: Of cuDNN; None leaves it as it is.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with _ARITHMETIC:
+        before = matmul.allow_tf32
+        matmul.allow_tf32 = tf32
+        chosen = cudnn.deterministic if deterministic is None else deterministic
+        try:
+            with cudnn.flags(enabled=True, deterministic=chosen, allow_tf32=tf32):
+                yield
+        finally:
+            matmul.allow_tf32 = before
+
+
+def with_smaller_batches(run: Callable[[int], T], batch_size: int, on_change: Callable[[int], object]) -> T:
+    """``run(batch_size)``, again with half the batch size whenever the device's memory does not suffice.
+
+    Args:
+        run: The whole work; it is begun anew, so that its result is that of one batch size.
+        batch_size: To begin with.
+        on_change: Called with each smaller batch size before it is tried.
+
+    Raises:
+        torch.OutOfMemoryError: Not even one at a time fits.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size = (batch_size + 1) // 2
+        torch.cuda.empty_cache()
+        on_change(batch_size)

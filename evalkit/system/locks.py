@@ -1,0 +1,43 @@
+"""One process at a time, by a lock file. The operating system frees a lock however its process ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from evalkit.errors import OutputError
+
+__all__ = ["exclusive_lock"]
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs.
+
+    Args:
+        path: A file in an existing folder; it is made if need be.
+        work: What is done meanwhile, for the message: ``"building ref.npz"``.
+        wait: Wait for the process that holds it, rather than refuse.
+
+    Raises:
+        OutputError: Another process holds it, or it cannot be opened.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError(
+            f"Another process is {work}. Wait for it or stop it, or name another output."
+        ) from None
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+    except NotImplementedError:  # a file system without locks: nothing can be refused
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,58 @@
+"""Which process this is, of those that torchrun started: the only place that reads its environment."""
+
+from __future__ import annotations
+
+import os
+
+from evalkit.errors import InputError
+
+__all__ = ["is_main_process", "local_rank", "local_world_size", "rank", "world_size"]
+
+
+def rank() -> int:
+    """Rank of this process, 0 to :func:`world_size` - 1; 0 without torchrun.
+
+    Raises:
+        InputError: ``RANK`` and ``WORLD_SIZE`` do not go together.
+    """
+    return _rank_and_size()[0]
+
+
+def world_size() -> int:
+    """Number of processes; 1 without torchrun.
+
+    Raises:
+        InputError: As :func:`rank`.
+    """
+    return _rank_and_size()[1]
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, the process that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_rank() -> int | None:
+    """Rank among the processes of this machine; None without torchrun."""
+    return _count("LOCAL_RANK")
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine; 1 without torchrun."""
+    return _count("LOCAL_WORLD_SIZE") or 1
+
+
+def _rank_and_size() -> tuple[int, int]:
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+        raise InputError(f"RANK={rank!r} and WORLD_SIZE={size!r} in the environment: expected 0 to size - 1.")
+    return int(rank), int(size)
+
+
+def _count(name: str) -> int | None:
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise InputError(f"{name}={value!r} in the environment: expected a whole number.")
+    return int(value)

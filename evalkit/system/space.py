@@ -1,0 +1,27 @@
+"""Is there room on the disk for what is about to be written?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from evalkit.errors import OutputError
+
+__all__ = ["check_free_space"]
+
+
+def check_free_space(folder: Path, need: float, what: str, remedy: str, *, reusable: float = 0) -> None:
+    """Raise an OutputError unless the disk has room, before long work.
+
+    Args:
+        folder: Where it will be written; it exists.
+        need: Bytes that will be written.
+        what: What needs them, for the message: ``"The feature store /a/b"``.
+        remedy: What to do, a sentence: ``"Free some space, or name another folder."``
+        reusable: Bytes there already that will be overwritten or need not be written again.
+    """
+    free = shutil.disk_usage(folder).free + reusable
+    if need > free:
+        raise OutputError(
+            f"{what} needs {need / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free. {remedy}"
+        )
