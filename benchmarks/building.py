@@ -1,10 +1,11 @@
-"""Time `evalkit reference build` against a plain loop over Pillow, side by side in one run.
+"""Time of `evalkit reference build` and of a plain loop over Pillow, side by side in one run.
 
     python benchmarks/building.py                       # 400 photographs of about 500x375, made here
     python benchmarks/building.py --source imagenet/val --size 256
 
-Both decode every image and crop it as ADM does; the loop keeps the pixels in a list and saves them with
-NumPy. No statistics: their time is the network's (see extraction.py). The pixels of both are compared.
+Both decode every image and crop it as ADM does; the loop collects the pixels in a list and saves them with
+NumPy. Statistics are left out: their time is that of the network (see extraction.py). The pixels of both are
+compared.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from reference_batches.build import Settings, build
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Cut-outs of scikit-learn's two photographs, about as large as ImageNet's images are."""
+    """Crops of scikit-learn's two photographs, about as large as ImageNet's images."""
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     random = np.random.default_rng(0)
     for index in range(count):

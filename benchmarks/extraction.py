@@ -2,9 +2,9 @@
 
     python benchmarks/extraction.py --images 64 --rounds 5
 
-All run in this process, on the same images, in turn; a round is one pass over the images by each. The table
-gives the median over the rounds, and the median of the ratios within a round, which a machine whose speed
-drifts disturbs least. Needs the packages of `make test`.
+All take turns in this process, on the same images; in a round, each makes one pass over the images. The table
+gives the median over the rounds, and the median of the ratios within a round, which changes of the machine's
+speed affect least. Needs the packages of `make test`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.inception_graph import InceptionGraph
-from evalkit.extractors.inception_weights import load_weights
+from evalkit.extractors.weights import load_weights
 from evalkit.verify import pictures, state_dict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
@@ -36,7 +36,7 @@ Images = NDArray[np.uint8]
 
 
 def torch_fidelity(file: Path, batch_size: int) -> Callable[[Images], Any]:
-    """torch-fidelity's extractor, in batches of the size its own command uses."""
+    """torch-fidelity's extractor, with the batch size of its own command."""
     if importlib.util.find_spec("torchvision") is None:
         sys.modules.update(torchvision_modules())
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -53,11 +53,13 @@ def torch_fidelity(file: Path, batch_size: int) -> Callable[[Images], Any]:
 
 
 @click.command()
-@click.option("--images", "count", default=64, show_default=True, help="Images a pass.")
+@click.option("--images", "count", default=64, show_default=True, help="Images per pass.")
 @click.option("--size", default=256, show_default=True, help="Side of the images, pixels.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option(
-    "--graph", type=click.Path(exists=True, path_type=Path), help="The genuine graph; else one is built."
+    "--graph",
+    type=click.Path(exists=True, path_type=Path),
+    help="The published graph. Built if not given.",
 )
 def main(count: int, size: int, rounds: int, graph: Path | None) -> None:
     images = pictures(size, size, count)

@@ -1,4 +1,4 @@
-"""What it costs to know a batch by its content, beside extracting its features.
+"""Time of identifying a batch by a hash of its content, compared with extracting its features.
 
 python benchmarks/identity.py [--images 2000] [--rounds 3]
 """
@@ -30,7 +30,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 @click.command()
 @click.option("--images", default=2000, show_default=True, help="Images of 256x256 in the file.")
-@click.option("--rounds", default=3, show_default=True, help="Medians of so many.")
+@click.option("--rounds", default=3, show_default=True, help="The table gives medians over them.")
 def main(images: int, rounds: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (images, 256, 256, 3), dtype=np.uint8)
     extractor = Inception()
@@ -41,7 +41,7 @@ def main(images: int, rounds: int) -> None:
         stored, deflated = Path(folder, "stored.npz"), Path(folder, "deflated.npz")
         np.savez(stored, pixels)
         np.savez_compressed(deflated, pixels)
-        time.sleep(3)  # what was written a moment ago is not remembered
+        time.sleep(3)  # results for files that were just written are not remembered
         for _ in range(rounds):
             for record in Path(folder).glob("cache/contents/*.json"):
                 record.unlink()

@@ -2,14 +2,14 @@
 
     python benchmarks/memory.py --images 50000
 
-The whole path runs at full size: the files are read to their end, features are stored and read, and every
-metric is computed. Only the network's time is spared: after the first images it is replaced by features drawn
-around those, so its memory counts and its hours do not. Writes 2 GB of features to a temporary folder.
+The whole path runs at full size: the files are read to the end, features are stored and read, and every
+metric is computed. Only the network is spared most of its work: it runs on the first images, and the others
+get random features around theirs. So its memory counts, and its hours do not. Writes 2 GB of features to a
+temporary folder.
 """
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,18 +20,19 @@ from typing import Any
 
 import click
 import numpy as np
+from measure import peak_bytes
 from numpy.typing import NDArray
 
 from evalkit.comparison import compare
 from evalkit.extractors.inception import Inception
-from evalkit.features import FeatureStore
+from evalkit.system.run import Run
 from evalkit.verify import pictures
 
 SIZE = 256
 
 
 class Prefix(Inception):
-    """Inception for the first images; then features around theirs."""
+    """Inception for the first images; random features around theirs for the others."""
 
     real = 64
 
@@ -44,7 +45,7 @@ class Prefix(Inception):
             self.seen.append(super().__call__(images))
             return self.seen[-1]
         drawn = {}
-        for layer in self.dimensions:
+        for layer in self.outputs:
             known = np.concatenate([features[layer] for features in self.seen])
             weights = self.random.dirichlet(np.full(len(known), 0.3), len(images)).astype(np.float32)
             noise = self.random.standard_normal((len(images), known.shape[1]), np.float32)
@@ -53,7 +54,7 @@ class Prefix(Inception):
 
 
 def write(path: Path, count: int, shift: int) -> None:
-    """An npz of `count` images, deflated: 10 GB of pixels, the same in every row, take little room."""
+    """An npz of ``count`` images, all of whose rows are the same, so that 10 GB deflate to little."""
     images = np.repeat(pictures(SIZE, SIZE, 8)[:, shift : shift + 1], SIZE, axis=1)
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -80,11 +81,9 @@ def main(images: int, folder: Path | None) -> None:
         return
     begin = time.perf_counter()
     comparison = compare(
-        folder / "ref.npz", folder / "samples.npz", extractor=Prefix(), store=FeatureStore(folder / "store")
+        folder / "ref.npz", folder / "samples.npz", extractor=Prefix(), run=Run(store=folder / "store")
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1024**2 if sys.platform == "linux" else 1024**3
-    )
+    peak = peak_bytes() / 1024**3
     size = comparison.reference.images, comparison.samples.images
     print(f"{size[0]:,} against {size[1]:,} images: peak {peak:.2f} GiB, {time.perf_counter() - begin:.0f} s")
     print({stage: round(seconds, 1) for stage, seconds in comparison.seconds.items()})

@@ -1,15 +1,15 @@
 """Time the metrics against the reference evaluator's arithmetic, side by side in one run.
 
-    python benchmarks/metrics.py                          # 10,000 x 10,000 made features
+    python benchmarks/metrics.py                          # 10,000 x 10,000 random features
     python benchmarks/metrics.py --reference a.h5 --samples b.h5    # files of `evalkit features`
     python benchmarks/metrics.py --growth                 # time and memory, 1,000 to 100,000
 
-The Inception Score uses a made head: it is here for its time. The reference side is `np.cov` and
+The Inception Score uses a random head, for timing only. The reference side is `np.cov` and
 `scipy.linalg.sqrtm` for the Fréchet distances, and TensorFlow's float16 distances in blocks of 10,000 for
-precision and recall (NumPy float32, where TensorFlow is not installed). Ours is the protocol "adm".
+precision and recall (NumPy float32 if TensorFlow is not installed). Our side is the protocol "adm".
 
-Where others use the machine, wall time says little: with `--clock cpu` the processor time of one thread
-counts, of both sides.
+On a machine that others use, wall time says little: `--clock cpu` measures the processor time of one thread
+for both sides.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from measure import peak_bytes
 from numpy.typing import NDArray
 
-from evalkit.features import Features
-from evalkit.metrics import PROTOCOLS
+from evalkit.features.record import BatchFeatures, Features
 from evalkit.metrics.frechet import frechet_distance
-from evalkit.metrics.neighbours import precision_recall
+from evalkit.metrics.precision_recall import precision_recall
+from evalkit.protocols import protocol_named
+from evalkit.system.run import Run
 
 Array = NDArray[np.float32]
 BLOCK = 10_000
@@ -46,7 +48,7 @@ ONE_THREAD = dict.fromkeys(
 
 
 def synthetic(n: int, width: int, seed: int) -> Array:
-    """Gaussians whose variances fall with the power 1.2 of their rank, rotated, as Inception's about do."""
+    """Rotated Gaussian features; variances fall with the power 1.2 of their rank, much as Inception's do."""
     shared, own = np.random.default_rng(0), np.random.default_rng(seed)
     spectrum = (16 * np.arange(1, width + 1.0) ** -1.2).astype(np.float32) ** 0.5
     rotation = np.linalg.qr(shared.standard_normal((width, width), np.float32))[0]
@@ -55,16 +57,21 @@ def synthetic(n: int, width: int, seed: int) -> Array:
 
 
 def load(path: Path | None, n: int, seed: int) -> Features:
-    """Features of a file, or made ones; class scores are made where there is no head, for timing alone."""
+    """Features of a file, or random ones; the class scores come from a random head, for timing only."""
     if path is None:
         pool, spatial = (synthetic(n, width, seed) for width in (2048, 2023))
         made = Features(
-            name="made", digest="", extractor="made", fingerprint="", pool=pool, spatial=spatial, logits=None
+            name="made",
+            digest="",
+            network="inception",
+            extractor="made",
+            fingerprint="",
+            arrays={"pool": pool, "spatial": spatial},
         )
     else:
         made = Features.load(path)
     head = np.random.RandomState(0).randn(2048, 1008).astype(np.float32) * 0.15
-    return replace(made, logits=made.pool @ head)
+    return replace(made, arrays={**made.arrays, "logits": made.arrays["pool"] @ head})
 
 
 def reference_frechet(r: Array, s: Array) -> tuple[float, ...]:
@@ -137,16 +144,10 @@ def timed(clock: Callable[[], float], function: Callable[..., Any], *arguments: 
     return result, clock() - start
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held, of Linux."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
 def one_size(folder: Path, n: int, clock: Callable[[], float]) -> None:
-    """A row of the table of growth; in a process of its own, so that its peak is its own."""
+    """A row of the table of growth; in a separate process, to measure its own peak memory."""
     r, s = (np.array(np.load(folder / f"{side}.npy", mmap_mode="r")[:n]) for side in ("r", "s"))
-    precision_recall(r[:512], s[:512], arithmetic="float16")  # what is loaded late
+    precision_recall(r[:512], s[:512], arithmetic="float16")  # load what is loaded on first use
     before = peak_bytes()
     values, ours = timed(clock, lambda: precision_recall(r, s, arithmetic="float16"))
     memory = peak_bytes() - before
@@ -177,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, help="file of `evalkit features`")
     parser.add_argument("--samples", type=Path, help="another one")
-    parser.add_argument("-n", type=int, default=10_000, help="rows, where features are made")
+    parser.add_argument("-n", type=int, default=10_000, help="rows of random features")
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs; the median of each counts")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time of one thread")
     parser.add_argument("--only", help="one metric: fid, sfid, precision or inception_score")
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--one-size", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.clock == "cpu" and any(os.environ.get(key) != value for key, value in ONE_THREAD.items()):
-        os.environ.update(ONE_THREAD)  # read when the libraries are loaded, so start again
+        os.environ.update(ONE_THREAD)  # the libraries read these when they are loaded
         os.execv(sys.executable, [sys.executable, *sys.argv])
     clock = CLOCKS[arguments.clock]
     if arguments.one_size:
@@ -204,23 +205,25 @@ def side_by_side(arguments: argparse.Namespace, clock: Callable[[], float]) -> N
     )
     reference_neighbours = reference_precision_recall(distances or numpy_distances)
     theirs: dict[tuple[str, ...], Callable[[Features, Features], tuple[float, ...]]] = {
-        ("inception_score",): lambda _, s: reference_inception_score(s.logits),
-        ("fid",): lambda r, s: reference_frechet(r.pool, s.pool),
-        ("sfid",): lambda r, s: reference_frechet(r.spatial, s.spatial),
-        ("precision", "recall"): lambda r, s: reference_neighbours(r.pool, s.pool),
+        ("inception_score",): lambda _, s: reference_inception_score(s.arrays["logits"]),
+        ("fid",): lambda r, s: reference_frechet(r.arrays["pool"], s.arrays["pool"]),
+        ("sfid",): lambda r, s: reference_frechet(r.arrays["spatial"], s.arrays["spatial"]),
+        ("precision", "recall"): lambda r, s: reference_neighbours(r.arrays["pool"], s.arrays["pool"]),
     }
     print(
         "\n| metric | reference, s | ours, s | ratio | reference's value | ours |\n|---|---|---|---|---|---|"
     )
     totals = [0.0, 0.0]
-    for metric in PROTOCOLS["adm"]:
-        if arguments.only and arguments.only not in metric.names:
+    sides = BatchFeatures.of(reference), BatchFeatures.of(samples)
+    for metric in protocol_named("adm").metrics:
+        names = tuple(spec.name for spec in metric.scores)
+        if arguments.only and arguments.only not in names:
             continue
         ours_seconds, their_seconds = [], []
         for _ in range(arguments.repeats):
-            values, seconds = timed(clock, theirs[metric.names], reference, samples)
+            values, seconds = timed(clock, theirs[names], reference, samples)
             their_seconds.append(seconds)
-            scores, seconds = timed(clock, metric, reference, samples)
+            scores, seconds = timed(clock, metric, *sides, Run())
             ours_seconds.append(seconds)
         slow, fast = statistics.median(their_seconds), statistics.median(ours_seconds)
         totals = [totals[0] + slow, totals[1] + fast]
@@ -228,8 +231,10 @@ def side_by_side(arguments: argparse.Namespace, clock: Callable[[], float]) -> N
             ", ".join(f"{value:.10g}" for value in side)
             for side in (values, [score.value for score in scores])
         )
-        names = " and ".join(metric.names)
-        print(f"| {names} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} | {' | '.join(cells)} |", flush=True)
+        print(
+            f"| {' and '.join(names)} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} | {' | '.join(cells)} |",
+            flush=True,
+        )
     print(f"| all | {totals[0]:.2f} | {totals[1]:.2f} | {totals[0] / totals[1]:.1f} | | |")
 
 

@@ -1,13 +1,13 @@
-"""Compare whole tools on the same images: time, peak memory and value, each run in a process of its own.
+"""Compare whole tools on the same images: time, peak memory and value, each run in a separate process.
 
     python benchmarks/peers.py --images 200               # FID: ours, OpenAI's arithmetic and three packages
     python benchmarks/peers.py --images 2000 --whole      # all metrics: ours against the reference evaluator
     python benchmarks/peers.py --images 50000 --size 256 --whole --ours    # without it, on a GPU
 
-The packages are installed without dependencies into a throw-away environment that sees the packages of this
-one; what cannot be installed or run is in the table with the reason. The runs alternate; the table gives
-medians. Seconds start after imports and include loading the network. The images are cut-outs of photographs
-from scikit-learn; few images make covariances singular, which `sqrtm` answers with noise.
+The packages are installed without dependencies into a temporary environment that sees the packages of this
+one; the table gives the reason for those that cannot be installed or run. The runs alternate; the table gives
+medians. Seconds start after imports and include loading the network. The images are crops of photographs
+from scikit-learn; few images make covariances singular, and then the result of `sqrtm` is noise.
 """
 
 from __future__ import annotations
@@ -27,24 +27,28 @@ from typing import Any
 
 import click
 import numpy as np
+from measure import peak_bytes
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "support")]
+sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
 Run = Callable[[Path], dict[str, float]]
 
-# What `work` holds: a.npz, b.npz; or a/, b/ with the same images as PNG; weights.pth; graph.pb; store/.
+# The folder `work` holds a.npz, b.npz; or a/, b/ with the same images as PNG; weights.pth; graph.pb; store/.
 
 
 def peers_without_downloads(module: Any, work: Path) -> None:
-    """Let a package read the weights that it would fetch."""
+    """Let a package read the weights from a file instead of downloading them."""
     import torch
 
     module.load_state_dict_from_url = lambda *_, **__: torch.load(work / "weights.pth", weights_only=True)
 
 
 def with_torchvision() -> None:
-    """A build for another torch lacks operators that it needs to be imported, and no peer calls."""
+    """Import torchvision even if it was built for another torch: define the operators that it misses.
+
+    No peer calls them.
+    """
     from torch import library
 
     while True:
@@ -139,7 +143,6 @@ def reference(*, whole: bool) -> Run:
 def evalkit(*, whole: bool, precision: str = "float32", stored: bool = False) -> Run:
     from evalkit.comparison import compare
     from evalkit.extractors.inception import Inception
-    from evalkit.features import FeatureStore
 
     def run(work: Path) -> dict[str, float]:
         sides = (work / "a.npz", work / "b.npz") if whole else (work / "a", work / "b")
@@ -147,7 +150,7 @@ def evalkit(*, whole: bool, precision: str = "float32", stored: bool = False) ->
             *sides,
             metrics=["fid", "sfid", "precision", "recall"] if whole else ["fid"],
             extractor=Inception(precision=precision),
-            store=FeatureStore(work / "store") if stored else None,
+            run=Run(store=work / "store" if stored else None),
         )
         parts = {f"{stage}, s": seconds for stage, seconds in comparison.seconds.items()}
         return {score.name: score.value for score in comparison.scores} | parts
@@ -184,8 +187,8 @@ def prepare(work: Path, count: int, size: int, *, whole: bool) -> None:
     from sklearn.datasets import load_sample_images
 
     from evalkit.extractors.inception import Inception
-    from evalkit.extractors.inception_weights import load_weights
-    from evalkit.features import FeatureStore, extract
+    from evalkit.extractors.weights import load_weights
+    from evalkit.features.extraction import extract
     from evalkit.images import NpzWriter, open_images
     from evalkit.verify import state_dict
 
@@ -205,7 +208,7 @@ def prepare(work: Path, count: int, size: int, *, whole: bool) -> None:
     if whole:
         for precision in ("float32", "bfloat16"):
             network = Inception(weights, precision=precision)
-            extract(open_images(work / "a.npz"), network, store=FeatureStore(work / "kept"))
+            extract(open_images(work / "a.npz"), network, run=Run(store=work / "kept"))
 
 
 def install(folder: Path) -> str:
@@ -227,9 +230,7 @@ def run_here(name: str, work: Path) -> None:
     begin = time.perf_counter()
     values = run(work)
     seconds = time.perf_counter() - begin
-    status = Path("/proc/self/status").read_text()  # Linux
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024**2
-    print("\n" + json.dumps({"seconds": seconds, "GiB": peak, "values": values}))
+    print("\n" + json.dumps({"seconds": seconds, "GiB": peak_bytes() / 1024**3, "values": values}))
 
 
 def one_run(python: str, name: str, work: Path) -> dict[str, Any] | str:

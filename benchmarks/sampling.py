@@ -1,4 +1,4 @@
-"""Guided images per second of our modes, and of a plain loop arranged as the published scripts arrange it.
+"""Guided images per second in each precision, and of a plain loop arranged as in the published scripts.
 
     python benchmarks/sampling.py --rounds 5
 
@@ -26,10 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from generation.batch import Networks, pick_device, sample_batch
+from evalkit.system.devices import resolve_device
+from generation.batch import Networks, sample_batch
 from generation.checkpoints import Loaded
 from generation.networks import layers
-from generation.networks.modes import MODES, arithmetic
+from generation.networks.precision import PRECISIONS, arithmetic
 from generation.networks.unet import Trunk
 from generation.presets import ModelPreset, find_model, find_sampling
 from generation.schedule import make_schedule
@@ -62,18 +63,18 @@ def random_network(preset: ModelPreset) -> Trunk:
 
 
 def our_loop(
-    presets: tuple[ModelPreset, ModelPreset], settings: Settings, mode: str, device: torch.device
+    presets: tuple[ModelPreset, ModelPreset], settings: Settings, precision: str, device: torch.device
 ) -> tuple[Callable[[NDArray[np.int64]], Tensor], str]:
     """A function of the labels that samples a batch, and its arithmetic."""
     diffusion, classifier = (
         Loaded(network=random_network(preset).requires_grad_(False), preset=preset, digest="", path=Path())
         for preset in presets
     )
-    networks = Networks.prepare(diffusion, classifier, mode=mode, device=device)
+    networks = Networks.prepare(diffusion, classifier, precision=precision, device=device)
     assert networks.logits is not None
 
     def run(labels: NDArray[np.int64]) -> Tensor:
-        with arithmetic(mode):
+        with arithmetic(precision):
             return sample_batch(settings, networks, range(len(labels)), labels=labels)[0]
 
     own, guide = networks.predict.description, networks.logits.description
@@ -159,7 +160,7 @@ def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, lis
 def main(
     sizes: tuple[str, ...], small: bool, batch_size: int | None, steps: int, rounds: int, device_name: str
 ) -> None:
-    device = pick_device(device_name)
+    device = resolve_device(device_name)
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
     shapes = "a quarter of the published size and width" if small else "the published shapes"
@@ -176,9 +177,9 @@ def main(
         settings = Settings(count=batch, scale=sampling.scale, respacing=str(steps))
         labels = np.arange(batch, dtype=np.int64)
         loops = {"plain loop": plain_loop(presets, settings, device)}
-        for mode in MODES:
-            if mode != "reference-fp16" or cuda:
-                loops[mode] = our_loop(presets, settings, mode, device)
+        for precision in PRECISIONS:
+            if precision != "reference-fp16" or cuda:
+                loops[precision] = our_loop(presets, settings, precision, device)
         seconds = measure({name: partial(run, labels) for name, (run, _) in loops.items()}, rounds)
         pixels = f"{presets[0].image_size}x{presets[0].image_size}"
         for name, own in seconds.items():

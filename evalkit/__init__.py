@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from evalkit.comparison import Subset, compare, features_of
     from evalkit.errors import EvalkitError
     from evalkit.extractors.inception import Inception
-    from evalkit.extractors.inception_weights import load_weights
-    from evalkit.features import Features, FeatureStore, extract
+    from evalkit.extractors.weights import load_weights
+    from evalkit.features.extraction import extract
+    from evalkit.features.record import Features
     from evalkit.images import ImageSource, open_images
-    from evalkit.results import Comparison, Score
+    from evalkit.results import Comparison, Score, ScoreSpec
+    from evalkit.system.run import Run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
     "EvalkitError",
-    "FeatureStore",
     "Features",
     "ImageSource",
     "Inception",
+    "Run",
     "Score",
+    "ScoreSpec",
     "Subset",
     "compare",
     "extract",
@@ -43,16 +46,17 @@ __all__ = [
 _HOMES = {
     "Comparison": "results",
     "EvalkitError": "errors",
-    "FeatureStore": "features",
-    "Features": "features",
+    "Features": "features.record",
     "ImageSource": "images",
     "Inception": "extractors.inception",
+    "Run": "system.run",
     "Score": "results",
+    "ScoreSpec": "results",
     "Subset": "comparison",
     "compare": "comparison",
-    "extract": "features",
+    "extract": "features.extraction",
     "features_of": "comparison",
-    "load_weights": "extractors.inception_weights",
+    "load_weights": "extractors.weights",
     "open_images": "images",
 }
 

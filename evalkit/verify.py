@@ -16,8 +16,10 @@ from scipy import linalg
 
 from evalkit.errors import EvalkitError, MissingDependencyError
 from evalkit.extractors.inception import Inception
-from evalkit.extractors.inception_weights import InceptionWeights, load_weights
-from evalkit.metrics import frechet_distance, inception_score, precision_recall
+from evalkit.extractors.weights import InceptionWeights, load_weights
+from evalkit.metrics.frechet import frechet_distance
+from evalkit.metrics.inception_score import inception_score
+from evalkit.metrics.precision_recall import precision_recall
 
 __all__ = ["Check", "pictures", "state_dict", "verify"]
 

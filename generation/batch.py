@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +11,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError
-from generation.checkpoints import Loaded, cached, load_network
+from generation.checkpoints import Loaded, load_network
+from generation.denoisers import DENOISERS, BoundNetwork
 from generation.guidance import ClassifierGuidance, Guide
-from generation.networks.modes import Prepared, prepare
+from generation.networks.precision import Prepared, prepare
 from generation.noise import Streams
+from generation.pixels import from_uint8
 from generation.presets import SamplingPreset, find_model
-from generation.samplers import Denoiser, Watch, ddim, ddpm, dpm_solver_pp_2m
+from generation.published import cached
+from generation.samplers.base import Callback
 from generation.schedule import Schedule, make_schedule
 from generation.settings import Settings
 
-__all__ = ["Networks", "bind", "load_networks", "pick_device", "sample_batch", "schedule_of"]
+__all__ = ["Networks", "bind", "load_networks", "sample_batch", "schedule_of"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Networks:
-    """Networks on their device and in their arithmetic, for any number of runs.
+    """Networks on their device and in their precision, for any number of runs.
 
     Attributes:
         diffusion: A diffusion model or upsampler.
-        classifier: What guides it, or None.
-        mode: See :mod:`generation.networks.modes`.
-        device: Where they are.
+        classifier: The classifier that guides it, or None.
+        precision: See :mod:`generation.networks.precision`.
+        device: The device they are on.
         predict: ``diffusion``, prepared.
         logits: ``classifier``, prepared.
     """
 
     diffusion: Loaded
     classifier: Loaded | None
-    mode: str
+    precision: str
     device: torch.device
     predict: Prepared
     logits: Prepared | None
 
     @classmethod
     def prepare(
-        cls, diffusion: Loaded, classifier: Loaded | None = None, *, mode: str, device: torch.device
+        cls, diffusion: Loaded, classifier: Loaded | None = None, *, precision: str, device: torch.device
     ) -> Networks:
-        """Take over loaded networks.
+        """Put loaded networks, which are modified in place, on a device and into a precision.
 
         Raises:
             InputError: They are not a diffusion model and a classifier of its size, classes and schedule.
@@ -62,10 +62,10 @@ class Networks:
         return cls(
             diffusion=diffusion,
             classifier=classifier,
-            mode=mode,
+            precision=precision,
             device=device,
-            predict=prepare(diffusion.network, mode, device, diffusion.preset.published_precision),
-            logits=None if classifier is None else prepare(classifier.network, mode, device),
+            predict=prepare(diffusion.network, precision, device, diffusion.preset.published_precision),
+            logits=None if classifier is None else prepare(classifier.network, precision, device),
         )
 
     def num_classes(self, *, guided: bool) -> int | None:
@@ -80,30 +80,30 @@ def load_networks(
     model: Path | None = None,
     classifier: Path | None = None,
     guided: bool,
-    mode: str,
+    precision: str,
     device: torch.device,
 ) -> Networks:
-    """The networks of a published way of sampling, or one's own.
+    """Load the networks of a published way of sampling, or your own.
 
     Args:
-        preset: Names them; None takes what the files say of themselves.
+        preset: The published way of sampling; None: the networks are those that the files name.
         model: File of the diffusion model or upsampler; None: the published one in the cache.
-        classifier: File of the classifier; None likewise.
-        guided: Whether the classifier is needed at all.
-        mode: See :mod:`generation.networks.modes`.
-        device: Where they go.
+        classifier: File of the classifier; None: the published one in the cache.
+        guided: Whether the classifier is needed.
+        precision: See :mod:`generation.networks.precision`.
+        device: The device to put them on.
 
     Raises:
-        InputError: A file is not there, or not what it should be; or networks do not go together.
+        InputError: A file does not exist or is not what it should be, or the networks do not fit together.
     """
     diffusion = _load(model, preset.diffusion if preset else None, "--model", device)
     if not guided:
-        return Networks.prepare(diffusion, mode=mode, device=device)
+        return Networks.prepare(diffusion, precision=precision, device=device)
     named = preset.classifier if preset else None
     if classifier is None and named is None:
         raise InputError("Guidance needs a classifier: give --classifier FILE, or --scale 0.")
     guiding = _load(classifier, named, "--classifier", device)
-    return Networks.prepare(diffusion, guiding, mode=mode, device=device)
+    return Networks.prepare(diffusion, guiding, precision=precision, device=device)
 
 
 def _load(path: Path | None, name: str | None, option: str, device: torch.device) -> Loaded:
@@ -152,26 +152,26 @@ def bind(
     networks: Networks,
     labels: NDArray[np.int64] | None,
     low_res: NDArray[np.uint8] | None = None,
-) -> tuple[Denoiser, Guide | None]:
-    """What a sampler asks: the networks, bound to the classes and small images of a batch.
+) -> tuple[BoundNetwork, Guide | None]:
+    """The networks, bound to the classes and small images of a batch.
 
     Args:
-        settings: Its guidance.
-        networks: What predicts and guides.
+        settings: Scale and timesteps of the guidance.
+        networks: The networks.
         labels: (b,) classes, or None.
         low_res: (b, h', w', 3) small images in [0, 255], for an upsampler.
     """
     device, conditional = networks.device, networks.diffusion.preset.num_classes is not None
     y = None if labels is None else torch.from_numpy(labels).to(device)
-    inputs = {} if low_res is None else {"low_res": _from_uint8(low_res).to(device)}
+    inputs = {} if low_res is None else {"low_res": from_uint8(low_res).to(device)}
 
-    def denoiser(x: Tensor, timestep: int) -> Tensor:
+    def network(x: Tensor, timestep: int) -> Tensor:
         t = torch.full((len(x),), timestep, device=device)
         return networks.predict(x, t, y if conditional else None, **inputs)
 
     if networks.logits is None or y is None or settings.scale == 0:
-        return denoiser, None
-    return denoiser, ClassifierGuidance(
+        return network, None
+    return network, ClassifierGuidance(
         classifier=networks.logits, y=y, scale=settings.scale, timesteps=settings.guidance_timesteps
     )
 
@@ -183,65 +183,33 @@ def sample_batch(
     *,
     labels: NDArray[np.int64] | None,
     low_res: NDArray[np.uint8] | None = None,
-    watch: Watch | None = None,
+    callback: Callback | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The samples ``indices`` of a run. Call it within :func:`generation.networks.modes.arithmetic`.
+    """The samples ``indices`` of a run. Call it within :func:`generation.networks.precision.arithmetic`.
 
     Args:
         settings: What to sample.
         networks: What samples it.
-        indices: Of the samples within the run.
+        indices: Indices of the samples in the run.
         labels: See :func:`bind`.
         low_res: See :func:`bind`.
-        watch: Told about every step.
+        callback: Called after every step.
 
     Returns:
-        (b, 3, h, w) float32, images in [-1, 1]; and (b,), whether all that went into one was finite.
+        (b, 3, h, w) float32, images in [-1, 1]; and (b,) bool, whether an image and all predictions that it
+        came from are finite.
     """
     size = networks.diffusion.preset.image_size
     noise = Streams(settings.seed, indices, (3, size, size), networks.device)
-    predict, guide = bind(settings, networks, labels, low_res)
+    network, guide = bind(settings, networks, labels, low_res)
     finite = torch.ones(len(indices), dtype=torch.bool, device=networks.device)
 
-    def denoiser(x: Tensor, timestep: int) -> Tensor:
-        output = predict(x, timestep)
-        # Looked at here, because clipping x_0 would hide an infinite prediction.
+    def checked(x: Tensor, timestep: int) -> Tensor:
+        output = network(x, timestep)
+        # Checked here, because clipping x_0 would hide an infinite prediction.
         finite.logical_and_(output.isfinite().flatten(1).all(dim=1))
         return output
 
-    samplers: dict[str, Callable[..., Tensor]] = {
-        "ddpm": ddpm,
-        "ddim": partial(ddim, eta=settings.eta),
-        "dpm-solver++": partial(dpm_solver_pp_2m, thresholding=settings.thresholding),
-    }
-    x = samplers[settings.sampler](
-        denoiser, noise.start(), schedule_of(settings, networks), noise, guide=guide, watch=watch
-    )
+    denoiser = DENOISERS[networks.diffusion.preset.prediction](checked, schedule_of(settings, networks))
+    x = settings.sampler(denoiser, noise.start(), noise, guide=guide, callback=callback)
     return x, finite & x.isfinite().flatten(1).all(dim=1)
-
-
-def _from_uint8(images: NDArray[np.uint8]) -> Tensor:
-    """(b, h, w, 3) in [0, 255] to (b, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous() / 127.5 - 1
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is a GPU if there is one, under torchrun that of this worker, and else the CPU.
-
-    Raises:
-        InputError: The device is unknown, or not on this machine.
-    """
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which the device meta, of tensors without values, refuses
-    except (RuntimeError, AssertionError, ImportError) as error:
-        why = str(error).partition("\n")[0][:200].removesuffix(".") + "."
-        raise InputError(
-            f"Device {name[:80]!r} cannot be used: {why} Give auto, cpu, cuda, cuda:N or mps."
-        ) from None
-    return device

@@ -1,4 +1,4 @@
-"""What a run costs, said before it begins."""
+"""The cost of a sampling run, known before it begins."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def flop(settings: Settings, networks: Networks) -> int:
 
 
 def prediction_flop(preset: ModelPreset) -> int:
-    """Of one forward pass of a diffusion model or upsampler for one image; a multiply-add is two."""
+    """FLOP of one forward pass of a diffusion model or upsampler for one image; a multiply-add is two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         inputs: dict[str, Any] = {}
         if preset.num_classes is not None:
@@ -49,7 +49,7 @@ def prediction_flop(preset: ModelPreset) -> int:
 
 
 def gradient_flop(preset: ModelPreset) -> int:
-    """Of the gradient of a classifier at one image."""
+    """FLOP of the gradient of a classifier at one image."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = preset.build().eval().requires_grad_(False)
         # The counter's hooks on a module do not take an input that is a leaf, so it is given a copy.

@@ -6,7 +6,7 @@ the shipped model (``generation/models``), the first half is the reference, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from evalkit.errors import MissingDependencyError, OutputError
-from evalkit.features import Extractor
-from evalkit.features import Progress as FeaturesProgress
+from evalkit.extractors.base import Extractor
 from evalkit.report.plot import write_curves
 from evalkit.results import Sweep
 from evalkit.system.files import replace_atomically
+from evalkit.system.progress import Progress
 from generation.batch import Networks
 from generation.checkpoints import load_network
 from generation.recipe import SHIPPED
-from generation.sample import Progress, Say
+from generation.samplers.ddim import DDIM
 from generation.settings import Settings
 from generation.sweep import sweep
 
@@ -30,7 +30,7 @@ __all__ = ["SCALES", "SETTINGS", "demo", "digits", "digits_model", "write_digits
 
 TRAINING_IMAGES = 899
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
-SETTINGS = Settings(count=800, classes="balanced", sampler="ddim", respacing="ddim25", shard_size=100)
+SETTINGS = Settings(count=800, classes="balanced", sampler=DDIM(), respacing="ddim25", shard_size=100)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -84,7 +84,7 @@ def digits_model() -> Networks:
     diffusion, classifier = (
         load_network(SHIPPED / f"digits_{kind}.safetensors") for kind in ("diffusion", "classifier")
     )
-    return Networks.prepare(diffusion, classifier, mode="reference", device=torch.device("cpu"))
+    return Networks.prepare(diffusion, classifier, precision="reference", device=torch.device("cpu"))
 
 
 def demo(
@@ -93,21 +93,17 @@ def demo(
     extractor: Extractor,
     settings: Settings = SETTINGS,
     scales: Sequence[float] = SCALES,
-    sampling: Callable[[float], Progress | None] = lambda _: None,
-    comparing: FeaturesProgress | None = None,
-    say: Say = print,
+    progress: Progress | None = None,
 ) -> Sweep:
     """Sweep the digits model over guidance scales, against digits that it has not seen.
 
     Args:
-        out: Gets the two halves of the digits, a folder ``sweep`` as of `evalkit sweep`, ``results.csv``,
-            ``samples.png`` and ``curves.png``.
+        out: The folder for the two halves of the digits, a folder ``sweep`` as `evalkit sweep` fills it,
+            ``results.csv``, ``samples.png`` and ``curves.png``.
         extractor: The Inception network.
         settings: What to sample at each scale.
         scales: Guidance scales.
-        sampling: As of :func:`generation.sweep.sweep`.
-        comparing: Likewise.
-        say: Likewise.
+        progress: Called with (stage, done, total), see :func:`generation.sweep.sweep`.
 
     Raises:
         EvalkitError: As :func:`generation.sweep.sweep`; MissingDependencyError: scikit-learn or Matplotlib is
@@ -124,11 +120,9 @@ def demo(
         name="digits",
         protocol="exact",
         batch_size=settings.shard_size,  # the images are small
-        sampling=sampling,
-        comparing=comparing,
-        say=say,
+        progress=progress,
     )
-    assert result is not None  # of a single process
+    assert result is not None  # this is rank 0
     write_curves(out / "curves.png", [result])
     for name in ("results.csv", "samples.png"):
         with replace_atomically(out / name) as partial:

@@ -1,7 +1,7 @@
 """Classifier guidance: the gradient of a class's log probability, by which a sampler shifts each step.
 
-Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105.05233), section 4. How a
-sampler uses the gradient is the sampler's business (:mod:`generation.samplers`).
+Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105.05233), section 4. How the
+gradient is used is up to each sampler (:mod:`generation.samplers`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What training minimises, and at which timesteps.
+"""The losses of training, and the choice of their timesteps.
 
 Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (arXiv 2102.09672), sections 3.1 and
 3.3, as the ADM models were trained.
@@ -53,7 +53,7 @@ def hybrid_loss(
         x_t: (b, c, h, w) noisy images.
         noise: (b, c, h, w) what was added.
         t: (b,) int64 timesteps.
-        schedule: Of the training, with all its timesteps.
+        schedule: The training schedule, with all its timesteps.
     """
     eps, v = output[:, : x_0.shape[1]], output[:, x_0.shape[1] :]
     mse = (noise - eps).square().flatten(1).mean(1)
@@ -75,11 +75,11 @@ def hybrid_loss(
 
 
 def prior_bits(x_0: Tensor, schedule: Schedule) -> Tensor:
-    """How much of the images the last timestep still knows: L_T of arXiv 2102.09672, equation 4.
+    """Information about the images that is left at the last timestep: L_T of arXiv 2102.09672, equation 4.
 
     Args:
         x_0: (b, c, h, w) float32 images in [-1, 1].
-        schedule: Of the training.
+        schedule: The training schedule.
 
     Returns:
         (b,) bits per dimension. Training cannot change it; it should be far below what the model reaches.
@@ -125,13 +125,13 @@ class TimestepSampler(Protocol):
         """Timesteps for ``(b,)`` numbers from [0, 1), and the weights that keep the mean loss unbiased."""
 
     def update(self, t: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
-        """Told the unweighted ``(b,)`` losses of the whole batch."""
+        """Learn from the unweighted ``(b,)`` losses of the whole batch."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """The state, for a checkpoint."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up what :meth:`state` gave."""
+        """Go back to a state that :meth:`state` returned."""
 
 
 class UniformTimesteps:

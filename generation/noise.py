@@ -1,4 +1,4 @@
-"""Random numbers of a sample: the same bits whatever the batch, the worker or the device.
+"""Random numbers of a sample: the same bits in every batch, on every worker and every device.
 
 Philox4x32-10 ("Parallel Random Numbers: As Easy as 1, 2, 3", Salmon et al., SC 2011) turns a counter and a
 key into four random words. Key: the seed. Counter: the block of four within the tensor, the step, the index
@@ -32,7 +32,7 @@ _LABELS_AT_ONCE = 2**16
 
 
 class Purpose(IntEnum):
-    """What a stream is for; streams of other purposes are independent."""
+    """Purpose of a random stream; streams of different purposes are independent."""
 
     START = 0
     STEP = 1
@@ -40,7 +40,7 @@ class Purpose(IntEnum):
 
 
 class Noise(Protocol):
-    """Where a sampler gets the noise of a step from."""
+    """The noise that a sampler adds at each step."""
 
     def __call__(self, step: int, /) -> Tensor:
         """Standard normal numbers of the samples' shape, float32, on their device."""
@@ -54,7 +54,7 @@ class Streams:
         indices: Index of each sample of the batch within the run, each below 2^32.
         shape: ``(channels, height, width)`` of one sample. Widths have streams of their own, so that the
             noise of an upsampler is independent of that of its base under the same seed and index.
-        device: Where the noise is made.
+        device: The device to make the noise on.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
 from evalkit.errors import InputError
+from evalkit.system.records import structure
+from generation.denoisers import PredictionType
 from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
@@ -28,7 +30,6 @@ __all__ = [
     "SamplingPreset",
     "find_model",
     "find_sampling",
-    "from_table",
 ]
 
 P = TypeVar("P")
@@ -37,20 +38,21 @@ Kind = Literal["diffusion", "classifier", "upsampler"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPreset:
-    """One trained network: everything that its weights do not say.
+    """One trained network: everything that its weights do not show.
 
     Attributes:
-        name: Of the published checkpoint without its ending, or any name for a network of one's own.
+        name: Name of the published checkpoint without its ending, or any name for your own network.
         kind: What the network does.
         network: What determines it.
         noise_schedule: ``linear`` or ``cosine``, of its training.
         diffusion_steps: Timesteps of its training.
         low_res_size: Side of the small images that an upsampler reads, pixels; None for other kinds.
-        layout_sha256: Of the lines ``<key> <shape as a Python tuple>`` of its state dict; empty for a network
-            of one's own.
-        parameters: Number of its parameters; 0 for a network of one's own.
-        published_precision: In which the published commands compute the convolutions of a diffusion model or
-            upsampler; the classifiers all in float32.
+        layout_sha256: Digest of the lines ``<key> <shape as a Python tuple>`` of its state dict; empty for
+            your own network.
+        parameters: Number of its parameters; 0 for your own network.
+        published_precision: Type in which the published commands compute the convolutions of a diffusion
+            model or upsampler; those of all classifiers are float32.
+        prediction: What a diffusion model or upsampler predicts, see :mod:`generation.denoisers`.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ModelPreset:
     layout_sha256: str = ""
     parameters: int = 0
     published_precision: Literal["float16", "float32"] = "float16"
+    prediction: PredictionType = "eps"
 
     @property
     def file(self) -> str:
@@ -80,7 +83,7 @@ class ModelPreset:
 
     @property
     def learn_sigma(self) -> bool:
-        """Whether the network predicts the variance beside epsilon."""
+        """Whether the network predicts the variance as well."""
         return self.network.out_channels == 2 * self.network.in_channels
 
     def build(self, device: str | torch.device = "meta") -> Trunk:
@@ -115,10 +118,10 @@ class ModelPreset:
 
     @classmethod
     def from_table(cls, table: Any, name: str) -> ModelPreset:
-        """The preset whose fields `table` has, those of ``network`` in a table of their own.
+        """The preset with the fields of ``table``, those of ``network`` in a table of their own.
 
         Args:
-            table: From JSON or TOML.
+            table: A table of JSON or TOML.
             name: What an error calls it.
 
         Raises:
@@ -130,64 +133,12 @@ class ModelPreset:
             and isinstance(table.get("network"), Mapping)
         ):
             settings = ClassifierSettings if table.get("kind") == "classifier" else UNetSettings
-            table = {**table, "network": from_table(settings, table["network"], f"{name}.network")}
+            table = {**table, "network": structure(table["network"], settings, f"{name}.network")}
             published = MODELS.get(str(table.get("name")))
             if published and table.get("layout_sha256") == published.layout_sha256:
                 # Files that were converted before there was this field do not have it.
                 table = {"published_precision": published.published_precision, **table}
-        return from_table(cls, table, name)
-
-
-def from_table(cls: type[P], table: Any, name: str) -> P:
-    """An object of a dataclass from a table of JSON or TOML.
-
-    Args:
-        cls: A dataclass of numbers, texts, truth values, tuples of one type, literals and dataclasses.
-        table: Its fields.
-        name: What an error calls the table.
-
-    Raises:
-        InputError: It is no table, a field is missing or unknown, or a value is of another type or out of
-            range.
-    """
-    if not isinstance(table, Mapping):
-        raise InputError(f"{name} is {table!r}; expected a table.")
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
-    types = get_type_hints(cls)
-    for key in table:
-        if key not in known:
-            raise InputError(f"{name}.{key} is unknown; expected some of {', '.join(known)}.")
-    for key, field in known.items():
-        if key not in table and field.default is MISSING:
-            raise InputError(f"{name}.{key} is missing; expected {_in_words(types[key])}.")
-        if key in table and not _suits(table[key], types[key]):
-            raise InputError(f"{name}.{key} is {table[key]!r}; expected {_in_words(types[key])}.")
-    return cls(**table)
-
-
-def _suits(value: Any, kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is UnionType:
-        return any(_suits(value, argument) for argument in arguments)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_suits(item, arguments[0]) for item in value)
-    if kind in (int, float):
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _in_words(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " or ".join(arguments)
-    if origin is UnionType:
-        return " or ".join(map(_in_words, arguments))
-    if origin is tuple:
-        return f"a list, each item {_in_words(arguments[0])}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-    return words.get(kind, "a table")
+        return structure(table, cls, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +151,7 @@ class SamplingPreset:
         classifier: Name of the classifier that guides it, or None.
         scale: Guidance scale; 0 without a classifier.
         respacing: Steps, as :mod:`generation.schedule` reads them.
-        sampler: ``ddpm`` or ``ddim``.
+        sampler: A row of :data:`generation.samplers.SAMPLERS`.
     """
 
     name: str
@@ -208,7 +159,7 @@ class SamplingPreset:
     classifier: str | None = None
     scale: float = 0.0
     respacing: str = "250"
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: str = "ddpm"
 
 
 IMAGENET_CLASSES = 1000

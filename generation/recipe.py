@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 from evalkit.errors import InputError, brief
 from evalkit.system.files import read_text
+from evalkit.system.records import structure
 from generation.losses import TIMESTEP_SAMPLERS
-from generation.presets import ModelPreset, find_model, from_table
+from generation.presets import ModelPreset, find_model
 
 __all__ = ["SHIPPED", "Recipe", "Settings", "load_recipe"]
 
@@ -32,11 +33,11 @@ class Settings:
     Attributes:
         steps: Updates of the weights.
         batch_size: Images an update, of all processes together.
-        learning_rate: Of AdamW.
+        learning_rate: Learning rate of AdamW.
         anneal: Lower the learning rate along a line that ends at 0 after the last step; else it is constant.
-        weight_decay: Of AdamW.
-        ema: Share of the averaged weights that an update keeps, at most; early updates keep less, so that
-            the average forgets the random start.
+        weight_decay: Weight decay of AdamW.
+        ema: Decay of the averaged weights, at most; early updates use less, so that the random start is
+            soon forgotten.
         timesteps: ``uniform``, or ``loss-second-moment``, see :mod:`generation.losses`.
         flip: Mirror every second image.
         crop: Random crops of at least 80% of the side, as the ADM classifiers were trained with.
@@ -90,10 +91,11 @@ class Recipe:
 
     Attributes:
         model: What is trained, a diffusion model or a classifier.
-        settings: How.
+        settings: How it is trained.
 
     Raises:
-        InputError: The model is of another kind, or for images that are not RGB.
+        InputError: The model is of another kind, predicts something else than the noise, or is for images
+            that are not RGB.
     """
 
     model: ModelPreset
@@ -104,6 +106,7 @@ class Recipe:
         outputs = (3, 6) if model.kind == "diffusion" else (network.out_channels,)
         for good, what in (
             (model.kind != "upsampler", "an upsampler; expected a diffusion model or classifier"),
+            (model.prediction == "eps", f"prediction {model.prediction}; training is of eps alone"),
             (network.in_channels == 3, f"in_channels {network.in_channels}; images have 3"),
             (
                 network.out_channels in outputs,
@@ -129,7 +132,7 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
     published checkpoint, or a table with the fields of :class:`generation.presets.ModelPreset`.
 
     Args:
-        name: Of a shipped recipe, or the path of a file.
+        name: Name of a shipped recipe, or path of a file.
         **changes: Settings to use instead of the recipe's; None leaves them.
 
     Raises:
@@ -149,7 +152,7 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
     try:
         model = content.get("model")
         preset = find_model(model) if isinstance(model, str) else ModelPreset.from_table(model, "model")
-        settings = from_table(Settings, content.get("training"), "training")
+        settings = structure(content.get("training"), Settings, "training")
         recipe = Recipe(model=preset, settings=settings)
     except InputError as error:
         raise InputError(

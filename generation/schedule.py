@@ -2,7 +2,7 @@
 
 Notation of "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239): x_t = sqrt(abar_t) x_0 +
 sqrt(1 - abar_t) eps with abar_t the running product of 1 - beta_t. Every table is float64. The step of a
-table is the sampler's own (0 is the last); the timestep that the network is told is in
+table is the sampler's own (0 is the last); the timestep that is passed to the network is in
 :attr:`Schedule.timesteps`.
 """
 
@@ -124,7 +124,7 @@ class Schedule:
 
     Attributes:
         betas: (n,) float64.
-        timesteps: (n,) int64, ascending: what the network is told at each step.
+        timesteps: (n,) int64, ascending: the timestep that is passed to the network at each step.
     """
 
     betas: Float64Array
@@ -145,12 +145,12 @@ class Schedule:
 
     @cached_property
     def sqrt_alphas_cumprod(self) -> Float64Array:
-        """How much of x_0 is in x_t."""
+        """sqrt(abar_t), the weight of x_0 in x_t."""
         return np.sqrt(self.alphas_cumprod)
 
     @cached_property
     def sqrt_one_minus_alphas_cumprod(self) -> Float64Array:
-        """How much noise is in x_t."""
+        """sqrt(1 - abar_t), the weight of the noise in x_t."""
         return np.sqrt(1.0 - self.alphas_cumprod)
 
     @cached_property
@@ -170,7 +170,7 @@ class Schedule:
 
     @cached_property
     def posterior_log_variance_clipped(self) -> Float64Array:
-        """Its logarithm, that of the last step replaced by its neighbour's."""
+        """Logarithm of the posterior variance; that of the last step is replaced by its neighbour's."""
         variance = self.posterior_variance
         clipped: Float64Array = np.log(np.append(variance[1], variance[1:]))
         return clipped
@@ -201,12 +201,12 @@ class Schedule:
         return signal * x_0 + self._at("sqrt_one_minus_alphas_cumprod", step, x_0) * noise
 
     def x_0(self, x: Tensor, step: Step, eps: Tensor) -> Tensor:
-        """The x_0 that x_t and its noise say."""
+        """The x_0 that follows from x_t and its noise."""
         recip = self._at("sqrt_recip_alphas_cumprod", step, x)
         return recip * x - self._at("sqrt_recipm1_alphas_cumprod", step, x) * eps
 
     def eps(self, x: Tensor, step: Step, x_0: Tensor) -> Tensor:
-        """The noise that x_t and its x_0 say."""
+        """The noise that follows from x_t and its x_0."""
         recip = self._at("sqrt_recip_alphas_cumprod", step, x)
         return (recip * x - x_0) / self._at("sqrt_recipm1_alphas_cumprod", step, x)
 

@@ -1,11 +1,11 @@
-"""What decides the samples of a run, beside its networks."""
+"""The settings that decide the samples of a run, beside its networks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +13,16 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError
 from evalkit.system.files import read_text
 from generation.noise import random_labels
+from generation.samplers import sampler_record
+from generation.samplers.base import Sampler
+from generation.samplers.ddpm import DDPM
 
-__all__ = [
-    "SAMPLERS",
-    "SamplerName",
-    "Settings",
-    "Thresholding",
-    "check_labels",
-    "choose_labels",
-]
-
-SamplerName = Literal["ddpm", "ddim", "dpm-solver++"]
-Thresholding = Literal["static", "dynamic"]
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+__all__ = ["Settings", "check_labels", "choose_labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the samples, beside the networks and, of an upsampler, the small images.
+    """What decides the samples, beside the networks and, for an upsampler, the small images.
 
     Attributes:
         count: Samples in all.
@@ -38,16 +30,15 @@ class Settings:
         classes: ``random``, ``balanced`` (0, 1, 2 ... and over again), a class, or a file with ``count`` of
             them (npy, or text with one a line); None: random where there are classes. An upsampler takes
             those of the small images.
-        scale: Of the classifier's guidance; 0: none.
+        scale: Guidance scale; 0: no guidance.
         guidance_timesteps: Guide where ``first <= t < end`` only; None: everywhere.
-        sampler: One of ``SAMPLERS``.
+        sampler: The algorithm with its parameters, such as ``DDIM(eta=0.5)``; from a name by
+            :func:`generation.samplers.make_sampler`.
         respacing: The steps, see :func:`generation.schedule.respace`.
-        eta: Of ``ddim``: its share of noise, 0 to 1.
-        thresholding: Of ``dpm-solver++``.
         shard_size: Samples a shard, and so the largest batch.
 
     Raises:
-        InputError: A value is out of range, or does not go with the sampler.
+        InputError: A value is out of range, or ``sampler`` is a name.
     """
 
     count: int
@@ -55,10 +46,8 @@ class Settings:
     classes: str | None = None
     scale: float = 0.0
     guidance_timesteps: tuple[int, int] | None = None
-    sampler: SamplerName = "ddpm"
+    sampler: Sampler = field(default_factory=DDPM)
     respacing: str = "250"
-    eta: float = 0.0
-    thresholding: Thresholding = "static"
     shard_size: int = 64
 
     def __post_init__(self) -> None:
@@ -67,18 +56,12 @@ class Settings:
         _require(math.isfinite(self.scale), f"guidance scale {self.scale}; expected a finite number")
         first, end = self.guidance_timesteps or (0, 1)
         _require(0 <= first < end, f"guidance from timestep {first} to {end}; expected 0 <= first < end")
-        _require(self.sampler in SAMPLERS, f"sampler {self.sampler!r}; expected {', '.join(SAMPLERS)}")
-        _require(0 <= self.eta <= 1, f"eta {self.eta}; expected 0 to 1")
-        _require(self.eta == 0 or self.sampler == "ddim", f"eta is for ddim, the sampler is {self.sampler}")
-        _require(
-            self.thresholding in get_args(Thresholding),
-            f"thresholding {self.thresholding!r}; expected static or dynamic",
-        )
-        _require(
-            self.thresholding == "static" or self.sampler == "dpm-solver++",
-            f"dynamic thresholding is for dpm-solver++, the sampler is {self.sampler}",
-        )
         _require(self.shard_size >= 1, f"shard-size {self.shard_size}; expected a number from 1")
+        _require(callable(self.sampler), f"sampler {self.sampler!r}; expected make_sampler(name) or the like")
+
+    def record(self) -> dict[str, Any]:
+        """Every setting as JSON holds it, for the record of a run: the sampler as its name and parameters."""
+        return {**asdict(self), "sampler": sampler_record(self.sampler)}
 
 
 def _require(right: bool, message: str) -> None:
@@ -91,7 +74,7 @@ def choose_labels(settings: Settings, num_classes: int | None) -> NDArray[np.int
 
     Args:
         settings: How many, and which.
-        num_classes: Classes that there are; None: none.
+        num_classes: Number of classes; None: there are none.
 
     Returns:
         ``(count,)``; None where there are no classes.
@@ -103,7 +86,8 @@ def choose_labels(settings: Settings, num_classes: int | None) -> NDArray[np.int
     if num_classes is None:
         if classes is not None:
             raise InputError(
-                f"--classes {classes!r} was asked of a model that has none and is not guided. Leave it out."
+                f"--classes {classes!r} was given, but this model has no classes and is not guided. "
+                "Leave it out."
             )
         return None
     if classes is None or classes == "random":
@@ -119,7 +103,7 @@ def choose_labels(settings: Settings, num_classes: int | None) -> NDArray[np.int
 
 
 def check_labels(labels: NDArray[Any], num_classes: int, where: str) -> None:
-    """Refuse classes that there are not.
+    """Refuse classes out of range.
 
     Raises:
         InputError: One is below 0 or not below ``num_classes``.
@@ -130,7 +114,7 @@ def check_labels(labels: NDArray[Any], num_classes: int, where: str) -> None:
 
 
 def _class_of(text: str) -> int | None:
-    """The number that a text is; of one that no class can have, the largest that an array holds."""
+    """The number that a text reads as, or None; beyond what an array holds, the largest that it does."""
     digits = text.removeprefix("-")
     if not digits.isdecimal():
         return None
@@ -145,7 +129,7 @@ def _read_labels(path: Path, count: int) -> NDArray[Any]:
         with path.open("rb") as file:
             is_npy = file.read(6) == b"\x93NUMPY"
         labels = np.load(path, allow_pickle=False) if is_npy else _parse_labels(read_text(path))
-    except Exception as error:  # NumPy parses a damaged header as Python source, and lets any error out
+    except Exception as error:  # NumPy parses a damaged header as Python source, which may raise anything
         why = (isinstance(error, OSError) and error.strerror) or str(error)
         raise InputError(
             f"--classes {str(path)!r} cannot be read: {why}. Give random, balanced, a class, or a file of "

@@ -1,17 +1,17 @@
-"""A folder that any number of workers fill with samples, and that outlives each of them.
+"""A folder that any number of workers fill with samples, and whose work survives the death of any of them.
 
 ::
 
-    runs/x/manifest.json                    what decides the samples; a run with anything else is refused
-    runs/x/claims.lock                      who makes which shard
-    runs/x/shards/000012.npz                samples 12 * shard_size and on; whole, or not there
-    runs/x/samples_50000x256x256x3.npz      all of them, once every shard is there, which are then removed
+    runs/x/manifest.json                    what decides the samples; a run with other settings is refused
+    runs/x/claims.lock                      locks: which worker makes which shard
+    runs/x/shards/000012.npz                samples 12 * shard_size and on; complete, or absent
+    runs/x/samples_50000x256x256x3.npz      all samples, once every shard is there; shards are then removed
 
-A worker claims a shard by locking a byte of ``claims.lock``. The kernel gives the lock back when the process
-ends, however it ends, on a shared folder of another host as well; nothing is left to clean up. These are
-POSIX record locks (``fcntl.lockf``) and not ``flock``: a process that a worker forks does not inherit them,
-and so cannot keep a shard claimed after the worker's death. On a system without such locks (Windows) a run
-is one process's.
+A worker claims a shard by locking a byte of ``claims.lock``. The kernel releases the lock when the process
+ends, however it ends, also on a folder shared with other hosts; nothing is left to clean up. These are POSIX
+record locks (``fcntl.lockf``) and not ``flock``: a process that a worker forks does not inherit them, and so
+cannot keep a shard claimed after the worker's death. On a system without such locks (Windows) only one
+process can work on a run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import shutil
 import zipfile
 import zlib
@@ -35,14 +36,15 @@ except ImportError:  # Windows
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.errors import InputError, OutputError
+from evalkit.errors import InputError, OutputError, brief
 from evalkit.images import NpzWriter
 from evalkit.system.differences import differences
 from evalkit.system.files import replace_atomically
+from evalkit.system.space import check_free_space
 
-__all__ = ["Shard", "ShardFolder", "check_disk"]
+__all__ = ["FORMAT", "Shard", "ShardFolder", "check_disk"]
 
-FORMAT = "evalkit samples 1"
+FORMAT = "evalkit samples 2"
 
 # Bytes of the lock file past those of any shard.
 _MERGING, _MANIFEST = 2**40, 2**40 + 1
@@ -71,38 +73,35 @@ def check_disk(root: Path, need: int) -> None:
     """Refuse a run that the disk cannot hold, before memory is taken for each of its samples.
 
     Args:
-        root: The run's folder. What one that is there holds of the run is looked at when it is opened; only
-            samples that the whole disk could not hold are refused now.
+        root: The run's folder. Where it exists, samples in it are counted when it is opened; only what the
+            whole disk could not hold is refused now.
         need: Bytes of all samples.
 
     Raises:
-        OutputError: They are more than there is room for.
+        OutputError: There is not enough space.
     """
     there = next((folder for folder in (root, *root.absolute().parents) if folder.is_dir()), None)
-    if there is None:
-        return
-    usage = shutil.disk_usage(there)
-    if there == root and need > usage.total:
-        raise _no_space(root, need, usage.total)
-    if there != root and 2 * need > usage.free:
-        raise _no_space(root, 2 * need, usage.free)
+    if there == root:
+        usage = shutil.disk_usage(there)
+        _check_space(root, there, need, usage.total - usage.free)
+    elif there is not None:
+        _check_space(root, there, 2 * need)
 
 
-def _no_space(root: Path, need: int, free: int) -> OutputError:
-    return OutputError(
-        f"{root} needs {need / 1e9:.2f} GB more, for shards and for the file that joins them, and has "
-        f"{free / 1e9:.2f} GB free. Free some space, or give a folder elsewhere."
-    )
+def _check_space(root: Path, folder: Path, need: int, reusable: int = 0) -> None:
+    what = f"The run {root}, for its shards and the file that joins them,"
+    remedy = "Free some space, or give a folder on another disk."
+    check_free_space(folder, need, what, remedy, reusable=reusable)
 
 
 class ShardFolder:
-    """One run's folder, as one process sees it; made by :meth:`open`.
+    """The folder of a run, as one process sees it; made by :meth:`open`.
 
     Attributes:
         final: The npz with all samples.
         shards: Every shard of the run.
-        notes: What of ``made_with`` is not as it was when the folder was begun.
-        shareable: Whether other workers may join, which takes file locks.
+        notes: How ``made_with`` differs from when the folder was begun.
+        shareable: Whether other workers may join, which needs file locks.
     """
 
     def __init__(
@@ -137,17 +136,17 @@ class ShardFolder:
         shape: tuple[int, int, int, int],
         shard_size: int,
     ) -> Iterator[Self]:
-        """Begin a folder or join it. Once in a process at a time: its end gives back every lock.
+        """Begin a folder or join it. Once in a process at a time: closing it releases every lock.
 
         Args:
-            root: The folder; made if need be, in a parent that is there.
+            root: The folder; made if need be, in an existing parent.
             identity: What decides the samples, as JSON holds it.
             made_with: What may differ between workers, such as versions.
             shape: ``(n, height, width, 3)`` of all samples together.
             shard_size: Samples a shard.
 
         Raises:
-            InputError: The folder holds samples of something else.
+            InputError: The folder holds samples of other settings, or of another version of evalkit.
             OutputError: It cannot be written, or has not enough space for the samples.
         """
         try:
@@ -156,7 +155,7 @@ class ShardFolder:
         except OSError as error:
             raise OutputError(
                 f"Cannot write in the folder {root}: {error.strerror or error}. "
-                "Its parent must be there and writable."
+                "Its parent must exist and be writable."
             ) from error
         with locks:
             folder = cls(root, locks, identity, shape, shard_size)
@@ -169,9 +168,9 @@ class ShardFolder:
     # ------------------------------------------------------------------------------------- making shards
 
     def missing(self) -> list[Shard]:
-        """The shards that are yet to be made; none where the final file is there."""
-        # Folders are listed, because a network file system may remember for a minute that a file was not
-        # there; and in this order, because shards are removed only after the final file has appeared.
+        """The shards that are still to be made; none where the final file exists."""
+        # Folders are listed, because a network file system may claim for a minute that a new file does not
+        # exist; and in this order, because shards are removed only after the final file has appeared.
         try:
             there = set(self._folder.iterdir())
         except FileNotFoundError:
@@ -181,12 +180,12 @@ class ShardFolder:
         return [shard for shard in self.shards if self._path(shard) not in there]
 
     def claims(self, rank: int = 0, workers: int = 1) -> Generator[Shard | None, None, None]:
-        """Yields, until none is missing, a shard that is this worker's to make for as long as it holds it.
+        """Yields, until none is missing, a shard that this worker has claimed; the next call releases it.
 
-        Yields None where others hold all that are missing. Wait and ask again: they may die.
+        Yields None where other workers have claimed all that are missing. Wait and ask again: they may die.
 
         Args:
-            rank: Which one of workers that start together this is: each begins elsewhere.
+            rank: Rank of this worker, of those that start together; each begins at another shard.
             workers: How many these are.
 
         Raises:
@@ -194,8 +193,7 @@ class ShardFolder:
         """
         if workers > 1 and fcntl is None:
             raise OutputError(
-                f"{workers} workers cannot share {self.root}: this system has no file locks, by which they "
-                "would. Start one alone."
+                f"{workers} workers cannot share {self.root}: this system has no file locks. Start only one."
             )
         while missing := self.missing():
             start = len(missing) * (rank % workers) // workers
@@ -209,12 +207,12 @@ class ShardFolder:
                 yield None
 
     def save(self, shard: Shard, images: NDArray[np.uint8], made_with: Mapping[str, Any]) -> None:
-        """Write a shard that is claimed, atomically.
+        """Write a claimed shard, atomically.
 
         Args:
             shard: The claim.
             images: ``(end - begin, height, width, 3)``.
-            made_with: What the final file shall tell of how they were made.
+            made_with: What the final file records of how they were made.
 
         Raises:
             OutputError: It cannot be written.
@@ -239,13 +237,13 @@ class ShardFolder:
     def merge(self, labels: NDArray[np.int64] | None) -> bool:
         """Join the shards into the final file, one in memory at a time, and remove them.
 
-        Waits while another worker does it.
+        Waits while another worker joins them.
 
         Args:
             labels: ``(n,)``, written as ``arr_1``; or None.
 
         Returns:
-            False where shards were missing or damaged. The damaged ones are removed, to be made again.
+            False if shards are missing or were damaged. The damaged ones are removed, to be made again.
 
         Raises:
             OutputError: The file cannot be written.
@@ -299,10 +297,16 @@ class ShardFolder:
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{path} cannot be read ({error}). Give another folder for this run.") from error
         now = ours.pop("begun_with")
+        if theirs.get("format") != FORMAT:
+            raise InputError(
+                f"{self.root} was begun by another version of evalkit: its format is "
+                f"{brief(theirs.get('format'))!r}, and this one writes {FORMAT!r}. Finish it with that "
+                "version, or give another folder."
+            )
         if changed := differences(theirs, ours):
             raise InputError(
                 f"{self.root} holds samples of other settings: {'; '.join(changed)}. "
-                "Give the same settings to go on with them, or another folder."
+                "Give the same settings to resume the run, or another folder."
             )
         self.notes = tuple(differences(begun_with, now))
 
@@ -310,11 +314,9 @@ class ShardFolder:
         if self.final.exists():
             return
         images = self.shape[0] + sum(shard.end - shard.begin for shard in self.missing())
-        need, free = images * int(np.prod(self.shape[1:])), shutil.disk_usage(self.root).free
-        # What a killed worker had joined is written anew, in its place.
-        free += sum(partial.stat().st_size for partial in _partials(self.final))
-        if need > free:
-            raise _no_space(self.root, need, free)
+        # The unfinished file of a worker that was killed is replaced.
+        reusable = sum(partial.stat().st_size for partial in _partials(self.final))
+        _check_space(self.root, self.root, images * math.prod(self.shape[1:]), reusable)
 
     @contextmanager
     def _lock(self, byte: int, *, wait: bool = False) -> Iterator[bool]:
@@ -328,8 +330,8 @@ class ShardFolder:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise OutputError(
-                    f"The file system of {self.root} has no file locks ({error.strerror}), by which workers "
-                    "share a run. Give a folder on another one, or mount it with locks."
+                    f"The file system of {self.root} has no file locks ({error.strerror}), which workers "
+                    "need to share a run. Give a folder on another file system, or mount this one with locks."
                 ) from error
             yield False
             return
@@ -353,7 +355,7 @@ def _digest(images: NDArray[np.uint8], note: str) -> str:
 
 
 def _remove_partials(path: Path) -> None:
-    """Remove what workers that were killed left of ``path``; only for who holds its lock."""
+    """Remove what killed workers left of ``path``; only with its lock held."""
     for partial in _partials(path):
         partial.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The images of a training run: kept as bytes, in an order that the seed and the step decide.
+"""The images of a training run: held as bytes, in an order that seed and step decide.
 
 All random choices come from counters (:func:`generation.noise.philox`): what step ``k`` does is the same in a
 run that began at 0, in one that was resumed, and however many processes share the batch.
@@ -25,16 +25,16 @@ from evalkit.images import ImageSource
 from evalkit.system.files import physical_memory, replace_atomically
 from generation.noise import philox
 
-__all__ = ["Batch", "Use", "as_bytes", "batches", "check_images", "keep", "resize_crop", "uniform"]
+__all__ = ["Batch", "Use", "as_bytes", "batches", "check_images", "load_pixels", "resize_crop", "uniform"]
 
 SMALLEST_CROP = 0.8
 READ_AT_ONCE = 256
-# Bytes of memory where the system does not say.
+# Bytes of memory, where the system does not tell its size.
 ASSUMED_MEMORY = 4 * 2**30
 
 
 class Use(IntEnum):
-    """What a random stream of training is for; apart from the purposes of sampling."""
+    """Purpose of a random stream of training; distinct from :class:`generation.noise.Purpose`."""
 
     ORDER = 16
     AUGMENT = 17
@@ -60,13 +60,13 @@ class Batch:
 
 
 def check_images(images: ImageSource, size: int, classes: int | None, *, larger: bool = False) -> None:
-    """Refuse images that a network of ``size`` and ``classes`` cannot learn from.
+    """Raise an InputError unless a network of ``size`` and ``classes`` can learn from the images.
 
     Args:
-        images: What to learn from.
+        images: The training images.
         size: Side of the network's images, pixels.
-        classes: That every image must have one of; None: labels are not looked at.
-        larger: Images may also be larger, as they are cropped.
+        classes: Number of classes; None: labels are not needed.
+        larger: Whether images may also be larger, because they are cropped.
 
     Raises:
         InputError: Another size, no labels, or labels out of range.
@@ -96,13 +96,13 @@ def check_images(images: ImageSource, size: int, classes: int | None, *, larger:
         )
 
 
-def keep(images: ImageSource, file: Path, *, processes: int = 1) -> NDArray[np.uint8]:
-    """All images as ``(n, h, w, 3)`` uint8, in memory where they fit into half of it, else on disk.
+def load_pixels(images: ImageSource, file: Path, *, processes: int = 1) -> NDArray[np.uint8]:
+    """All images as ``(n, h, w, 3)`` uint8: in memory if they fit into half of it, else in a mapped file.
 
     Args:
-        images: Read once, from the first to the last.
-        file: Where they go if they do not fit; reused if it is there.
-        processes: That will each hold them.
+        images: The images; read once, from the first to the last.
+        file: The file for images that do not fit into memory; reused if it exists.
+        processes: Number of processes on this machine that each hold them.
 
     Raises:
         ImageError: An image is bad.
@@ -167,7 +167,7 @@ def batches(
         size: Side of the network's images.
         seed: Decides order, flips and crops.
         batch_size: Images a step, of all processes together.
-        steps: Which.
+        steps: The steps.
         share: The positions of the batch that this process learns from.
         flip: Mirror every second image, at random.
         crop: Enlarge and crop at random, see :func:`resize_crop`.

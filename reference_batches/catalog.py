@@ -33,15 +33,15 @@ class Entry:
     """One published batch.
 
     Attributes:
-        name: What `evalkit` calls it: the dataset's name for its reference, the file's for samples.
+        name: Its name in evalkit: that of the dataset for its reference, that of the file for samples.
         dataset: For example ``imagenet256``.
         kind: ``reference``, which also holds the statistics of the full training set, or ``samples``.
         images: How many images the file holds.
         size: Height and width of each in pixels.
         labels: Whether the file holds each image's class.
         path: The file's path within the published folder.
-        published: The paper's numbers for these samples, where it is certain that they are of this file.
-        exact: What the reference evaluator prints for the file, by score name, where known.
+        published: The paper's numbers for these samples, if they certainly belong to this file.
+        exact: The scores that the reference evaluator prints for the file, by name, if known.
     """
 
     name: str
@@ -61,18 +61,18 @@ class Entry:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where the file is, best first; ``EVALKIT_MIRROR`` before the published place."""
+        """Addresses of the file, best first; ``EVALKIT_MIRROR`` comes before the published place."""
         return published_urls(self.path)
 
     @property
     def approximate_bytes(self) -> int:
-        """What the file's arrays take, uncompressed as they are published."""
+        """Size of the file's arrays, which are published uncompressed."""
         statistics = STATISTICS_BYTES if self.kind == "reference" else 0
         return self.images * (3 * self.size**2 + 8 * self.labels) + statistics
 
 
 def entries(dataset: str | None = None) -> dict[str, Entry]:
-    """Every published batch (of a dataset) by its name: each dataset's reference, then its samples.
+    """Published batches, all or those of one dataset, by name: each dataset's reference, then its samples.
 
     Raises:
         InputError: There is no such dataset.
@@ -108,7 +108,7 @@ def closest(text: str) -> list[str]:
 
 
 def table(batches: Iterable[Entry], here: Container[str]) -> str:
-    """A table for the terminal, a line a batch; ``here`` has the names of those that need not be fetched."""
+    """A table for the terminal, one line a batch; ``here`` has the names of those already downloaded."""
     head = f"{'name':<36} {'dataset':<12} {'kind':<9} {'images':>6} {'size':>7} labels {'GB':>5}"
     lines = [f"{head} {'FID':>6} {'sFID':>6} {'IS':>7} {'prec.':>6} {'recall':>6} here"]
     for entry in batches:
@@ -126,7 +126,7 @@ def table(batches: Iterable[Entry], here: Container[str]) -> str:
 
 
 def published_rows(dataset: str) -> tuple[PublishedRow, ...]:
-    """What the paper reports on a dataset, in its order.
+    """Rows of the paper's tables on a dataset, in their order.
 
     Raises:
         InputError: There is no such dataset.
@@ -147,7 +147,7 @@ def _check_dataset(catalog: dict[str, Any], dataset: str | None) -> None:
 
 
 def _rows(catalog: dict[str, Any], dataset: str) -> Iterator[tuple[PublishedRow, str | None]]:
-    """Rows of a dataset, each with the name of the batch that it was measured on."""
+    """Rows of a dataset, each with the name of its batch, if that was published."""
     for values in catalog["datasets"][dataset]["rows"]:
         batch = values.pop("batch", None)
         scores = {metric: values.pop(metric) for metric in METRICS if metric in values}

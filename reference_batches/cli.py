@@ -11,14 +11,12 @@ import click
 
 from evalkit.cli.options import (
     ExtractorSetup,
-    announce,
-    bytes_bar,
-    echo_drift,
+    echo_precision_check,
     extractor_options,
-    progress_bars,
     value_range_option,
 )
 from evalkit.cli.parameters import file, text
+from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
 
 __all__ = ["reference"]
@@ -26,18 +24,18 @@ __all__ = ["reference"]
 
 @click.group()
 def reference() -> None:
-    """Fetch, build, look at and convert reference batches."""
+    """Fetch, build, inspect and convert reference batches."""
 
 
 @reference.command("list")
 @click.option(
     "--dataset", type=text, metavar="NAME", help="Only the batches of this one, such as imagenet256."
 )
-@click.option("--json", "as_json", is_flag=True, help="All that is known of them, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="All that is known about them, as JSON.")
 def list_(dataset: str | None, as_json: bool) -> None:
-    """The published reference and sample batches, and the paper's numbers for those samples.
+    """List the published reference and sample batches, and the paper's numbers for the samples.
 
-    Their names stand for paths in `evalkit compare`, `features` and `stats`.
+    Their names can be given in place of paths to `evalkit compare`, `features` and `stats`.
 
     \b
     Example:
@@ -57,9 +55,9 @@ def list_(dataset: str | None, as_json: bool) -> None:
 
 @reference.command()
 @click.argument("name", type=text)
-@click.option("-o", "--out", metavar="FILE", type=file, help="Put it here, not into the cache.")
+@click.option("-o", "--out", metavar="FILE", type=file, help="Save it here, not in the cache.")
 def fetch(name: str, out: Path | None) -> None:
-    """Download the published batch NAME, unless it is there. An interrupted download goes on.
+    """Download the published batch NAME, unless it is there already. An interrupted download resumes.
 
     EVALKIT_MIRROR names a copy of the published folder to try first; EVALKIT_CACHE moves the cache.
 
@@ -72,7 +70,7 @@ def fetch(name: str, out: Path | None) -> None:
 
     if out:
         check_writable(out)
-    click.echo(fetch(name, out=out, announce=announce, progress=bytes_bar(name)))
+    click.echo(fetch(name, out=out, progress=progress_bars(in_bytes=True)))
 
 
 @reference.command()
@@ -86,7 +84,7 @@ def fetch(name: str, out: Path | None) -> None:
     type=click.Choice(["all", "kept", "none"]),
     default="all",
     show_default=True,
-    help="Whose mean and covariance: of all images of SOURCE, of those kept, or none.",
+    help="Mean and covariance: of all images of SOURCE, of those kept, or none.",
 )
 @click.option(
     "--labels",
@@ -120,16 +118,16 @@ def build(
     workers: int | None,
     **options: Any,
 ) -> None:
-    """Build a reference batch of the images in SOURCE, with ADM's crop, as its evaluator reads it.
+    """Build a reference batch from the images in SOURCE, with ADM's crop, for ADM's evaluator.
 
     SOURCE is a folder (class folders give labels), zip or tar of images of any size, a parquet file or a
-    folder of them, or an npz, npy or HDF5 file. An interrupted build goes on when the same command is
-    repeated.
+    folder of them, or an npz, npy or HDF5 file. Repeat the command to resume an interrupted build.
 
     \b
     Example:
       evalkit reference build imagenet/train -o ref256.npz --size 256 --images 10000
     """
+    from evalkit.system.run import Run
     from reference_batches.build import Settings, build
 
     settings = Settings(
@@ -156,16 +154,16 @@ def build(
     for reason in report.bad:
         click.echo(f"  {reason}")
     if extractor:
-        echo_drift(out, extractor)
+        echo_precision_check(out, extractor, Run(device=options["device"]))
 
 
 @reference.command()
 @click.argument("file", type=file)
-@click.option("--grid", metavar="PNG", type=file, help="Draw a sheet of images.")
-@click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images on the sheet.")
-@click.option("--check", is_flag=True, help="Look at every image, and say what is odd.")
+@click.option("--grid", metavar="PNG", type=file, help="Draw a grid of images.")
+@click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images in the grid.")
+@click.option("--check", is_flag=True, help="Check every image, and list what is unusual.")
 def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
-    """What FILE holds: arrays, images, labels, statistics and how it was made.
+    """Show what FILE holds: arrays, images, labels, statistics and how it was made.
 
     \b
     Example:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,44 +19,44 @@ from evalkit.errors import InputError, OutputError
 from evalkit.images import ImageSource, NpzWriter, open_images
 from evalkit.images.files import DATASET
 from evalkit.system.files import check_writable, remove_stale_partials, replace_atomically
+from evalkit.system.progress import Progress
 
 __all__ = ["convert"]
 
-Progress = Callable[[str, int, int], None]
-Write = Callable[[str, bytes], None]
+Write = Callable[[str, bytes], object]
 
 BATCH = 64
 # PNG is lossless at any level; higher ones take several times as long.
 PNG_LEVEL = 1
-# Names that nobody gives a folder.
+# Names that are surely not meant for a folder.
 _NOT_WRITTEN = {".bz2", ".gz", ".h5", ".hdf5", ".npy", ".parquet", ".tar", ".tgz", ".xz"}
 
 
 def convert(source: str | PathLike[str], out: Path, progress: Progress | None = None) -> ImageSource:
-    """Write the images of ``source`` in another container, in the same order and without holding them all.
+    """Write the images of ``source`` to another container, in the same order, a few at a time.
 
-    An ``out`` that ends in ``.npz`` becomes an npz with labels and statistics where the source has them; one
-    in ``.zip`` a zip, anything else a folder, of files ``000000.png``, ``000001.png`` and so on, with labels
-    in ``dataset.json`` as in the datasets of EDM and StyleGAN, which evalkit reads back. A folder or zip has
-    no place for statistics: the source's are left behind, and a note says so.
+    An ``out`` that ends in ``.npz`` becomes an npz, with labels and statistics if the source has them. One
+    that ends in ``.zip`` becomes a zip, and anything else a folder, of files ``000000.png``, ``000001.png``
+    and so on, with labels in ``dataset.json`` as in the datasets of EDM and StyleGAN, which evalkit reads
+    back. A folder or zip has no place for statistics; a note says that they were left out.
 
     Args:
         source: Equally large images, as :func:`evalkit.images.open_images` takes them.
-        out: Where they go. A file is replaced at the end; a folder must not exist.
+        out: The file or folder to write. A file is replaced at the end; a folder must not exist.
         progress: Called with (stage, done, total).
 
     Returns:
         The source, with its notes.
 
     Raises:
-        InputError: The source cannot be read, has no images, or floats, which rounding would change; or
-            ``out`` is named as another kind of file.
+        InputError: The source cannot be read, has no images, or holds floats, which rounding would change; or
+            ``out`` has the suffix of another kind of file.
         OutputError: ``out`` cannot be written.
     """
     if out.suffix.lower() in _NOT_WRITTEN:
         raise InputError(
-            f"{out}: converting writes an npz, a zip or a folder, no {out.suffix} file. Give a name ending "
-            "in .npz or .zip, or that of a folder."
+            f"{out}: converting writes an npz, a zip or a folder, not a {out.suffix} file. Give a name that "
+            "ends in .npz or .zip, or the name of a folder."
         )
     images = open_images(source)
     if out.is_file():
@@ -81,7 +78,7 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
             labels = [list(row) for row in zip(names, images.labels.tolist(), strict=True)]
             write(str(DATASET), json.dumps({"labels": labels}).encode())
     if images.statistics:
-        images.notes += (f"The statistics of {images.name} are left behind: {out} has no place for them.",)
+        images.notes += (f"The statistics of {images.name} are left out: {out} has no place for them.",)
     return images
 
 
@@ -110,13 +107,15 @@ def _write_files(images: ImageSource, write: Write, progress: Progress | None) -
 
 
 def _batches(images: ImageSource, progress: Progress | None) -> Iterator[NDArray[np.uint8]]:
-    done = 0
+    stage, done = f"images of {images.name}", 0
+    if progress:
+        progress(stage, done, len(images))
     with closing(images.batches(BATCH)) as batches:
         for batch in batches:
             yield batch
             done += len(batch)
             if progress:
-                progress(f"images of {images.name}", done, len(images))
+                progress(stage, done, len(images))
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -134,21 +133,8 @@ def _zip(out: Path) -> Iterator[Write]:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Write]:
-    """A folder that gets its name when it is whole."""
     if out.exists():
         raise OutputError(f"{out} is there already. Name a folder that is not, or remove it.")
-    check_writable(out)
     remove_stale_partials(out.parent, out.name)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.mkdir()
-        yield lambda name, data: _write_bytes(partial / name, data)
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"Cannot write {out}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_bytes(path: Path, data: bytes) -> Any:
-    path.write_bytes(data)
+    with replace_atomically(out, folder=True) as partial:
+        yield lambda name, data: (partial / name).write_bytes(data)

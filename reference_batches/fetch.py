@@ -4,8 +4,8 @@
 
     path = fetch("imagenet256")  # from the cache, or downloaded
 
-Their sizes and digests were not published. So the first fetch checks that the file is what the catalog says,
-reading every byte of it, and writes its digest beside it; from then on the file must keep that.
+Their sizes and digests were not published. So the first fetch reads the whole file, checks it against the
+catalog and writes its digest to ``<file>.json``; from then on the file must have this digest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,49 +22,50 @@ from evalkit.errors import InputError, OutputError
 from evalkit.images import is_pattern, open_images
 from evalkit.system.download import download, file_sha256, is_offline
 from evalkit.system.files import cache_directory, replace_atomically
+from evalkit.system.progress import Progress
 from reference_batches.catalog import Entry, closest, entries, find
 
 __all__ = ["cache_path", "fetch", "named"]
+
+_log = logging.getLogger(__name__)
 
 
 def fetch(
     name: str,
     *,
     out: Path | None = None,
-    announce: Callable[[str], object] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """The file of a published batch; downloaded unless it is there.
+    """Return the file of a published batch; it is downloaded unless it is there.
 
-    A file that was put there by hand serves as well, once it has been checked.
+    A file that was put there by hand is used as well, once it has been checked. What is about to take time is
+    logged as information.
 
     Args:
         name: As in the catalog, for example ``imagenet256``.
-        out: Where the file shall be; ``reference_batches`` of the cache if None.
-        announce: Told what is about to take time, a sentence each.
-        progress: Called with (bytes so far, bytes in all) during the download.
+        out: Path of the file; in the cache folder ``reference_batches`` if None.
+        progress: Called with (the file's name, bytes so far, bytes in all) during the download.
 
     Raises:
         DownloadError: It could not be fetched, or ``EVALKIT_OFFLINE`` is set.
-        InputError: There is no such batch, or the file is not what the catalog says.
-        OutputError: It cannot be written, or the disk has not the room.
+        InputError: There is no such batch, or the file does not match the catalog.
+        OutputError: It cannot be written, or there is not enough disk space.
     """
     entry = find(name)
     file = out or cache_path(entry)
-    record = _Record.beside(file)
+    record = _Record.read(file)
     if record is not None and record.describes(file):
         return file
 
-    say = announce or (lambda _: None)
-
     def check(path: Path) -> None:
-        say(f"{name}: checking every image of {path}")
+        _log.info("%s: checking every image of %s", name, path)
         _check(entry, path)
 
     if record is None and file.is_file():
         check(file)
     elif not is_offline():
-        say(f"{name}: about {entry.approximate_bytes / 1e9:.2g} GB from {entry.urls[0]} to {file}")
+        gigabytes = entry.approximate_bytes / 1e9
+        _log.info("%s: about %.2g GB from %s to %s", name, gigabytes, entry.urls[0], file)
     done = download(
         entry.urls,
         file,
@@ -78,12 +79,12 @@ def fetch(
 
 
 def cache_path(entry: Entry) -> Path:
-    """Where the file of a published batch is kept, or would be."""
+    """Path of a published batch in the cache, whether it is there or not."""
     return cache_directory() / "reference_batches" / entry.file
 
 
 def named(text: str) -> Entry | None:
-    """The published batch that a command line's argument names; None for a path, or a pattern of paths.
+    """Find the published batch that an argument names; None for a path, or a pattern of paths.
 
     Raises:
         InputError: It is neither.
@@ -99,19 +100,19 @@ def named(text: str) -> Entry | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """What a file was when it was fetched, written beside it."""
+    """Size, digest and time of a file that was fetched, written to ``<file>.json``."""
 
     sha256: str
     bytes: int
     changed: int
-    """Time of the last change in nanoseconds; while it stays, the file need not be read to be believed."""
+    """Time of the last change in nanoseconds; as long as it stays, the file is not read again."""
 
     @staticmethod
     def _path(file: Path) -> Path:
         return file.with_name(f"{file.name}.json")
 
     @classmethod
-    def beside(cls, file: Path) -> Self | None:
+    def read(cls, file: Path) -> Self | None:
         try:
             return cls(**json.loads(cls._path(file).read_text()))
         except (OSError, ValueError, TypeError):
@@ -128,15 +129,13 @@ class _Record:
         if changed != self.changed:
             if file_sha256(file) != self.sha256:
                 return False
-            with contextlib.suppress(
-                OutputError
-            ):  # a cache that may only be read: it is read again next time
+            with contextlib.suppress(OutputError):  # a read-only cache: the file is read again next time
                 dataclasses.replace(self, changed=changed).write(file)
         return True
 
 
 def _check(entry: Entry, path: Path) -> None:
-    """Refuse a file that is not what the catalog says, or is damaged anywhere."""
+    """Raise an InputError for a file that does not match the catalog, or is damaged anywhere."""
     images = open_images(path)
     expected = (entry.images, (entry.size, entry.size, 3), entry.kind == "reference")
     found = (len(images), images.shape, images.statistics is not None)

@@ -1,13 +1,14 @@
-"""What is in a batch: arrays, labels, statistics, provenance; and, image by image, what is odd about it."""
+"""What is in a batch: arrays, labels, statistics and provenance; and what is unusual about its images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import ImageError, InputError
-from evalkit.images import ImageSource, open_images
-from evalkit.report.image_grid import write_sheet
+from evalkit.images import ImageSource, are_ids, open_images
+from evalkit.images.npz import array_header
+from evalkit.images.reading import readable
+from evalkit.report.image_grid import write_grid
+from evalkit.system.progress import Progress
 
 __all__ = ["Contents", "Finding", "check", "contents", "describe", "draw", "label_counts"]
-
-Progress = Callable[[str, int, int], None]
 
 BATCH = 64
 # A class with less than this share of the average class is nearly empty.
@@ -34,18 +36,16 @@ JPEG_SHARE = 0.02
 LISTED = 5
 MOST_BAD = 100
 MOST_BARS = 20
-# No data set has as many classes: labels from here on are numbers of images, or seeds.
-MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a file holds, as far as its headers tell.
+    """What a file holds, according to its headers.
 
     Attributes:
         arrays: (key, dtype, shape) of each array of an npz, in its order; empty for other containers.
-        images: The images, or None where the file holds none that a metric could use.
-        problem: Why not.
+        images: The images, or None if the file holds none that a metric could use.
+        problem: Why ``images`` is None.
     """
 
     arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -55,12 +55,12 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something odd about a batch.
+    """Something unusual about a batch.
 
     Attributes:
         what: What was found, with the first indices.
         meaning: What it does to the metrics.
-        indices: The images it is about; empty where it is about the whole batch.
+        indices: The images concerned; empty if it is the whole batch.
     """
 
     what: str
@@ -76,31 +76,17 @@ def contents(path: str | PathLike[str]) -> Contents:
     """
     arrays: list[tuple[str, str, tuple[int, ...]]] = []
     if Path(path).is_file() and zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith(".npy"):
-                        arrays.append((name.removesuffix(".npy"), *_header(str(path), archive, name)))
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: no valid zip ({error}); copy or write it again") from error
+        with readable(str(path)), zipfile.ZipFile(path) as archive:
+            for key in (name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")):
+                header = array_header(str(path), archive, key, any_type=True)
+                arrays.append((key, str(header.dtype), header.shape))
     try:
-        # Whatever its range: this is where one looks at what is odd.
+        # Values of any range are accepted here, so that unusual ones can be inspected.
         return Contents(arrays=tuple(arrays), images=open_images(path, value_range="0..255"))
     except InputError as error:
         if not arrays:
             raise
         return Contents(arrays=tuple(arrays), images=None, problem=str(error))
-
-
-def _header(path: str, archive: zipfile.ZipFile, name: str) -> tuple[str, tuple[int, ...]]:
-    try:
-        with archive.open(name) as member:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-            shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(member)
-    except Exception as error:  # NumPy parses the header as Python source, and lets the parser's errors out
-        raise InputError(f"{path}: {name} has no valid npy header ({str(error)[:200]})") from error
-    return str(dtype), tuple(map(int, shape))
 
 
 def describe(found: Contents) -> str:
@@ -124,7 +110,7 @@ def _describe_labels(images: ImageSource) -> str:
     if images.labels is None:
         return "no labels"
     counts = label_counts(images.labels)
-    if odd := _no_classes(counts):
+    if odd := _no_classes(images.labels):
         return odd
     text = f"{len(counts):,} classes of {min(counts.values()):,} to {max(counts.values()):,} images"
     if len(counts) > MOST_BARS:
@@ -136,26 +122,26 @@ def _describe_labels(images: ImageSource) -> str:
     return "\n".join([text, *bars])
 
 
-def _no_classes(counts: Mapping[int, int]) -> str | None:
-    """What is odd about labels that number no classes; None where they may."""
-    low, high = min(counts), max(counts)
-    if low >= 0 and high < MOST_CLASSES:
+def _no_classes(labels: NDArray[np.int64]) -> str | None:
+    """Why labels are not classes counted from 0; None if they may be."""
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and not are_ids(labels):
         return None
-    kind = "negative ones among them" if low < 0 else "ids or seeds, it seems"
-    return f"{len(counts):,} different labels from {low} to {high}: no numbers of classes ({kind})"
+    kind = "some are negative" if low < 0 else "they look like ids or seeds"
+    return f"{len(np.unique(labels)):,} different labels from {low} to {high}: not class numbers ({kind})"
 
 
 def _describe_statistics(images: ImageSource) -> str:
     if not images.statistics:
         return "no statistics: FID and sFID use the images"
     counted = ((images.provenance or {}).get("statistics") or {}).get("images")
-    of = f"of {counted:,} images" if isinstance(counted, int) else "of images that the file does not count"
+    of = f"of {counted:,} images" if isinstance(counted, int) else "of an unknown number of images"
     used = " and ".join(name for key, name in (("mu", "FID"), ("mu_s", "sFID")) if key in images.statistics)
     return f"statistics {of}: {used} {'use' if ' ' in used else 'uses'} these"
 
 
 def _shortened(value: Any) -> Any:
-    """Without the inside of long lists, such as the names of a thousand classes."""
+    """A copy with long lists cut, such as the names of a thousand classes."""
     if isinstance(value, Mapping):
         return {key: _shortened(item) for key, item in value.items()}
     if isinstance(value, list) and len(value) > LISTED:
@@ -164,7 +150,7 @@ def _shortened(value: Any) -> Any:
 
 
 def draw(images: ImageSource, path: Path, count: int) -> None:
-    """Write a PNG sheet of ``count`` images spread evenly over the batch.
+    """Write a PNG grid of ``count`` images spread evenly over the batch.
 
     Raises:
         ImageError: One of the images before the last of these is bad.
@@ -177,7 +163,7 @@ def draw(images: ImageSource, path: Path, count: int) -> None:
         for batch in batches:
             chosen += [image for index, image in enumerate(batch, first) if index in wanted]
             first += len(batch)
-    write_sheet(path, np.rint(np.stack(chosen)).astype(np.uint8))
+    write_grid(path, np.rint(np.stack(chosen)).astype(np.uint8))
 
 
 def label_counts(labels: NDArray[np.int64]) -> dict[int, int]:
@@ -187,14 +173,14 @@ def label_counts(labels: NDArray[np.int64]) -> dict[int, int]:
 
 
 def check(images: ImageSource, progress: Progress | None = None) -> list[Finding]:
-    """Look at every image of a batch.
+    """Check every image of a batch.
 
     Args:
         images: Opened by :func:`evalkit.images.open_images`.
         progress: Called with (stage, done, total).
 
     Returns:
-        What is odd, in order of weight; empty where nothing is.
+        What is unusual, the most important first; empty if nothing is.
     """
     look = _Look(images)
     bad: dict[int, InputError] = {}
@@ -212,10 +198,10 @@ def check(images: ImageSource, progress: Progress | None = None) -> list[Finding
     found = []
     if bad:
         first = min(bad)
-        stopped = "" if max(bad) == len(images) - 1 or len(bad) < MOST_BAD else "; the rest was not looked at"
+        stopped = "" if max(bad) == len(images) - 1 or len(bad) < MOST_BAD else "; the rest was not checked"
         found.append(
             Finding(
-                what=f"{_many(list(bad), 'image')} cannot be used{stopped}. The first: {bad[first]}",
+                what=f"{_many(bad, 'image', len(bad))} cannot be used{stopped}. The first: {bad[first]}",
                 meaning="No metric is computed from a file with such images.",
                 indices=tuple(bad),
             )
@@ -246,7 +232,7 @@ def _batches(images: ImageSource) -> Iterator[tuple[int, NDArray[Any] | InputErr
 
 
 class _Look:
-    """What is gathered while the images stream past."""
+    """What is collected while the images stream past."""
 
     def __init__(self, images: ImageSource) -> None:
         self.images = images
@@ -281,7 +267,7 @@ class _Look:
             found.append(
                 Finding(
                     what=f"no value is above {self.largest:.3g}",
-                    meaning="Scaled for a network, it seems: as pixels from 0 to 255 all are black.",
+                    meaning="Scaled for a network, it seems: as pixels from 0 to 255 they are all black.",
                 )
             )
         if images.dtype == np.uint8 and 0 < self.largest <= 2:
@@ -294,8 +280,8 @@ class _Look:
         if self.constant:
             found.append(
                 Finding(
-                    what=f"{_many(self.constant, 'image')} of one colour only",
-                    meaning="Failed samples, it seems. They pull FID up, and each is its own mode to recall.",
+                    what=f"{_many(self.constant, 'image', len(self.constant))} of one colour only",
+                    meaning="They look like failed samples. They raise FID, and each is a mode to recall.",
                     indices=tuple(self.constant),
                 )
             )
@@ -315,8 +301,8 @@ class _Look:
             found.append(
                 Finding(
                     what=f"the edges of JPEG's 8x8 blocks show (steps {share:.0%} larger there)",
-                    meaning="The images were stored as JPEG at this size. FID against others that were not "
-                    "is worse by the compression alone.",
+                    meaning="The images were stored as JPEG at this size. FID against uncompressed "
+                    "images is worse just because of the compression.",
                 )
             )
         return found
@@ -325,7 +311,7 @@ class _Look:
         if self.images.labels is None:
             return []
         counts = label_counts(self.images.labels)
-        if odd := _no_classes(counts):
+        if odd := _no_classes(self.images.labels):
             return [
                 Finding(
                     what=odd,
@@ -336,18 +322,19 @@ class _Look:
         mean = len(self.images) / len(counts)
         few = [label for label, count in counts.items() if count < NEARLY_EMPTY * mean]
         found = []
-        absent = sorted(set(range(max(counts) + 1)) - set(counts))
+        absent = max(counts) + 1 - len(counts)
         if few:
             found.append(
                 Finding(
-                    what=f"{_many(few, 'class')} with less than a tenth of the average {mean:.0f} images",
+                    what=f"{_many(few, 'class', len(few))} with less than a tenth of the average {mean:.0f} "
+                    "images",
                     meaning="Recall is hardly tested there. Published batches draw labels uniformly.",
                 )
             )
         if absent:
             found.append(
                 Finding(
-                    what=f"{_many(absent, 'class')} below {max(counts)} without an image",
+                    what=f"{_many(_absent(counts), 'class', absent)} below {max(counts)} without an image",
                     meaning="FID and recall count absent classes of the other batch as lost modes.",
                 )
             )
@@ -371,7 +358,7 @@ class _BlockEdges:
 
     @property
     def share(self) -> float:
-        """By what share; 0 where it could be chance."""
+        """The excess at block edges, relative to other steps; 0 if it could be chance."""
         steps = np.concatenate(self.steps) if self.steps else np.zeros((0, JPEG_BLOCK))
         if len(steps) < 2:
             return 0.0
@@ -381,7 +368,13 @@ class _BlockEdges:
         return float(excess.mean() / inside.max()) if excess.mean() > chance else 0.0
 
 
-def _many(indices: list[int], noun: str) -> str:
+def _absent(labels: Collection[int]) -> Iterator[int]:
+    """Classes below the largest label that do not occur; there may be many millions of them."""
+    return (label for label in range(max(labels)) if label not in labels)
+
+
+def _many(indices: Iterable[int], noun: str, count: int) -> str:
+    """How many there are, and the first of them."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    listed = ", ".join(map(str, indices[:LISTED])) + (", ..." if len(indices) > LISTED else "")
-    return f"{len(indices):,} {noun if len(indices) == 1 else plural} ({listed})"
+    listed = ", ".join(map(str, islice(indices, LISTED))) + (", ..." if count > LISTED else "")
+    return f"{count:,} {noun if count == 1 else plural} ({listed})"

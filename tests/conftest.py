@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from invoked import Result
 from numpy.typing import NDArray
+from stand_ins import InceptionPixels as Pixels
 from stand_ins import torchvision_modules
 
 from evalkit.cli import root as cli
 from evalkit.cli.options import ExtractorSetup
-from evalkit.extractors.inception_weights import InceptionWeights, load_weights
-from evalkit.extractors.pixels import Pixels
+from evalkit.extractors.weights import InceptionWeights, load_weights
 from evalkit.verify import pictures
 
 
@@ -74,7 +74,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def pixels(monkeypatch: pytest.MonkeyPatch) -> Pixels:
     """The command line extracts pixels instead of Inception features: the same path, no minutes."""
     extractor = Pixels()
-    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: extractor)
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self, network="inception": extractor)
     return extractor
 
 

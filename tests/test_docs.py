@@ -1,19 +1,48 @@
-"""The README says what is there: its commands, options, Python and make targets exist."""
+"""The texts are true: their commands, options, files, links and names exist, and their examples run."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from stand_ins import NO_STORE, InceptionPixels
 
 import evalkit
 from evalkit.cli import root as cli
+from evalkit.comparison import compare, features_of
+from evalkit.errors import UndefinedMetricError
+from evalkit.extractors import EXTRACTORS
+from evalkit.extractors.pixels import Pixels
+from evalkit.features.record import BatchFeatures
+from evalkit.metrics import METRICS
+from evalkit.report.text import markdown, sweep_table, table
+from evalkit.results import Comparison, Point, Sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+# The CHANGELOG names what is gone.
+TEXTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [
+        ROOT / "README.md",
+        ROOT / "ARCHITECTURE.md",
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("docs/**/*.md"),
+    ]
+}
+TORCHRUN = {"--master-addr", "--nnodes", "--no-python", "--node-rank", "--nproc-per-node"}
+# pip's, click's, and one of the published scripts'.
+OTHER_OPTIONS = TORCHRUN | {"--no-deps", "--help", "--use_fp16"}
 
 
 def all_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -30,34 +59,85 @@ def all_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, cl
 COMMANDS = dict(all_commands(cli.root))
 
 
+def options_of(*commands: click.Command) -> set[str]:
+    return {
+        name
+        for command in commands
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("-")
+    }
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    """Fenced blocks of code."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """What follows ``evalkit`` in every line of code, in a block or within a sentence."""
+    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    for line in lines + re.findall(r"`([^`\n]+)`", prose):
+        found = re.search(r"(?:^|[ /])evalkit ([a-z].*)", line)
+        if found and not re.fullmatch(r"evalkit [a-z]+ [0-9]+", line):  # the name of a file format
+            yield shlex.split(found[1], comments=True)
+
+
 def test_every_command_is_described() -> None:
-    mentioned = set(re.findall(r"evalkit ([a-z]+)\b", README))
+    mentioned = set(re.findall(r"evalkit ([a-z]+(?:-[a-z]+)*)\b", README))
     described = {name.split()[0] for name in COMMANDS}
     assert described <= mentioned
     assert mentioned & described == described
 
 
-def test_every_option_exists() -> None:
-    options = {
-        name
-        for command in COMMANDS.values()
-        for parameter in command.params
-        for name in (*parameter.opts, *parameter.secondary_opts)
-        if name.startswith("-")
-    }
-    mentioned = set(re.findall(r"(?<=[ `])(--[a-z][a-z-]+)", README))
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_command_line_is_understood(name: str) -> None:
+    for words in command_lines(TEXTS[name]):
+        full = next((" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS), None)
+        assert full, f"evalkit {' '.join(words)}"
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert given <= options_of(COMMANDS[full]), f"evalkit {' '.join(words)}"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_option_exists(name: str) -> None:
+    mentioned = set(re.findall(r"(?<=[ `])(--[a-z][a-z0-9_-]+)", TEXTS[name]))
     benchmarks = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
-    assert {option for option in mentioned - options if f'"{option}"' not in benchmarks} == set()
+    unknown = mentioned - options_of(*COMMANDS.values()) - OTHER_OPTIONS
+    assert {option for option in unknown if f'"{option}"' not in benchmarks} == set()
 
 
-def test_every_make_target_exists() -> None:
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_make_target_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, flags=re.M)) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", TEXTS[name], flags=re.M)) <= targets
 
 
-def test_every_python_name_exists() -> None:
-    for name in re.findall(r"evalkit\.([a-zA-Z_]+)\(", README):
-        assert hasattr(evalkit, name), name
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_python_name_exists(name: str) -> None:
+    for public in re.findall(r"evalkit\.([a-zA-Z_]+)\(", TEXTS[name]):
+        assert hasattr(evalkit, public), public
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_file_exists(name: str) -> None:
+    named = re.findall(
+        r"`((?:evalkit|generation|reference_batches|tests|benchmarks|docs)/[\w./-]*)`", TEXTS[name]
+    )
+    missing = [path for path in named if not re.search("NAME|ROW", path) and not (ROOT / path).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "CHANGELOG.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", (ROOT / name).read_text()):
+        file = (ROOT / name).parent / target if target else ROOT / name
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M)
+            slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert anchor in slugs, f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -68,3 +148,67 @@ def test_help_has_an_example(command: str) -> None:
     for parameter in COMMANDS[command].params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{command} {parameter.name} has no help"
+
+
+def test_the_python_of_the_readme_runs(
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(EXTRACTORS, "inception", "stand_ins:InceptionPixels")
+    monkeypatch.chdir(tmp_path)
+    np.savez("ref.npz", images[:30])
+    np.savez("samples.npz", images[30:])
+    (snippet,) = blocks(README, "python")
+    exec(compile(snippet, "README.md", "exec"), {})
+    expected = compare(images[:30], images[30:], run=NO_STORE)
+    assert capsys.readouterr().out.startswith(f"{expected['fid']} {expected['precision']}\n")
+    assert list(tmp_path.glob("features/*/*.h5"))
+
+
+@pytest.fixture
+def mean_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The metric of CONTRIBUTING in a file of its own, with its row in the table."""
+    (source,) = blocks(CONTRIBUTING, "python")
+    (tmp_path / "mean_distance_of_contributing.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METRICS, "mean_distance", "mean_distance_of_contributing:MeanDistance")
+    yield importlib.import_module("mean_distance_of_contributing").MeanDistance
+    del sys.modules["mean_distance_of_contributing"]
+
+
+def test_the_metric_of_contributing_works(mean_distance: Any, images: NDArray[np.uint8]) -> None:
+    sides = images[:30], images[30:]
+    extractors = [InceptionPixels(), Pixels()]
+    names = ["mean_distance", "mean_distance@pixels"]
+    comparison = compare(*sides, metrics=["fid", *names], extractor=extractors, run=NO_STORE)
+    a, b = (Pixels()(side)["pool"].astype(np.float64).mean(axis=0) for side in sides)
+    expected = float(np.sqrt(((a - b) ** 2).sum()))
+    assert expected > 0
+    assert [comparison[name] for name in names] == pytest.approx([expected, expected], rel=1e-12)
+    by_object = compare(*sides, metrics=mean_distance(), extractor=extractors, run=NO_STORE)
+    assert by_object["mean_distance"] == comparison["mean_distance"]
+
+
+@pytest.mark.usefixtures("mean_distance")
+def test_the_metric_of_contributing_is_in_every_report(images: NDArray[np.uint8]) -> None:
+    comparison = compare(
+        images[:30], images[30:], metrics="mean_distance", extractor=InceptionPixels(), run=NO_STORE
+    )
+    shown = f"{comparison['mean_distance']:.4f}"
+    sweep = Sweep(name="x", points=(Point(scale=0.0, comparison=comparison),))
+    for report in (table(comparison), markdown(comparison), sweep_table(sweep)):
+        assert "Mean distance" in report
+        assert shown in report
+    assert (
+        sweep.to_csv().splitlines()[0]
+        == "scale,fid,sfid,inception_score,precision,recall,mean_distance,samples"
+    )
+    assert Comparison.from_json(comparison.to_json()) == comparison
+
+
+def test_the_metric_of_contributing_refuses_statistics(mean_distance: Any, images: NDArray[np.uint8]) -> None:
+    features = features_of(images, extractor=InceptionPixels(), run=NO_STORE)
+    with pytest.raises(UndefinedMetricError, match="no pool features"):
+        mean_distance()(*[BatchFeatures.of(features.select(["spatial"]))] * 2, NO_STORE)

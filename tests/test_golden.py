@@ -16,7 +16,7 @@ from PIL import Image
 
 from evalkit.comparison import compare
 from evalkit.extractors.inception import Inception
-from evalkit.extractors.inception_weights import InceptionWeights
+from evalkit.extractors.weights import InceptionWeights
 from evalkit.results import Comparison
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "evaluator_cifar10.json").read_text())

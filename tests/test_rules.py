@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import os
 import pkgutil
@@ -15,6 +16,12 @@ import numpy as np
 import pytest
 
 import evalkit
+from evalkit.cli.root import VERBS
+from evalkit.extractors import EXTRACTORS
+from evalkit.images import FORMATS
+from evalkit.metrics import METRICS
+from evalkit.protocols import PROTOCOLS
+from generation.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("evalkit", "reference_batches", "generation")
@@ -28,24 +35,26 @@ MODULES = sorted(
 # What each room may import of ours, by prefix; evalkit.errors is open to all.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.errors": (),
-    "evalkit.results": (),
     "evalkit.system": ("evalkit.system", "evalkit.__version__"),
+    "evalkit.results": ("evalkit.system.records",),
     "evalkit.images": ("evalkit.images", "evalkit.system"),
     "evalkit.extractors": ("evalkit.extractors", "evalkit.system"),
-    "evalkit.metrics": ("evalkit.metrics", "evalkit.results"),
-    "evalkit.features": (
-        "evalkit.features",
-        "evalkit.extractors",
-        "evalkit.images",
+    "evalkit.features": ("evalkit.features", "evalkit.extractors", "evalkit.images", "evalkit.system"),
+    "evalkit.metrics": (
         "evalkit.metrics",
+        "evalkit.extractors",
+        "evalkit.features",
+        "evalkit.results",
         "evalkit.system",
     ),
+    "evalkit.protocols": ("evalkit.protocols", "evalkit.metrics"),
     "evalkit.comparison": (
         "evalkit.comparison",
         "evalkit.extractors",
         "evalkit.features",
         "evalkit.images",
         "evalkit.metrics",
+        "evalkit.protocols",
         "evalkit.results",
         "evalkit.system",
     ),
@@ -56,9 +65,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit": ("evalkit",),
     "reference_batches": (
         "reference_batches",
+        "evalkit.extractors.base",
         "evalkit.features",
         "evalkit.images",
-        "evalkit.metrics",
         "evalkit.report.image_grid",
         "evalkit.results",
         "evalkit.system",
@@ -70,17 +79,36 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.system",
     ),
     "generation": ("generation", "evalkit.images", "evalkit.report.image_grid", "evalkit.system"),
-    "generation.cli": ("generation", "evalkit.cli", "evalkit.images", "evalkit.report", "evalkit.system"),
+    "generation.networks": ("generation.networks", "evalkit.system.devices"),
+    # A sampler knows what it is called with, and nothing of settings, networks or runs.
+    "generation.samplers": (
+        "generation.samplers",
+        "generation.denoisers",
+        "generation.guidance",
+        "generation.noise",
+        "evalkit.system.records",
+    ),
+    "generation.cli": (
+        "generation",
+        "evalkit.cli",
+        "evalkit.comparison.plan",
+        "evalkit.images",
+        "evalkit.report",
+        "evalkit.system",
+    ),
     "generation.sweep": ("generation", "evalkit"),
     "generation.demo": ("generation", "evalkit"),
 }
 
 
-def imports_of(module: str) -> set[str]:
+def imports_of(module: str, *, for_types: bool = True) -> set[str]:
     path = ROOT / Path(*module.split("."))
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    if not for_types:
+        tree.body = [node for node in tree.body if not _is_for_types(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -89,6 +117,11 @@ def imports_of(module: str) -> set[str]:
             # What is a package's own is named with it.
             names |= {f"{package}.{alias.name}" for alias in node.names} if package in PACKAGES else {package}
     return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+    test = node.test if isinstance(node, ast.If) else None
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
 
 
 def within(name: str, prefix: str) -> bool:
@@ -103,12 +136,53 @@ def test_import_directions(module: str) -> None:
     assert not wrong, f"{module} (rules of {home}) may not import {sorted(wrong)}"
 
 
+def test_no_import_circle() -> None:
+    """Those of functions count, too: only what is for the type checker alone does not."""
+    by_length = sorted(MODULES, key=len, reverse=True)
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        known = imports_of(module, for_types=False)
+        found = {next((each for each in by_length if within(name, each)), name) for name in known}
+        graph[module] = found - {module, *PACKAGES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"these import each other in a circle: {' <- '.join(error.args[1])}")
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_nobody_imports_a_command_line(module: str) -> None:
     command_lines = {"evalkit.cli.root", "reference_batches.cli", "generation.cli"}
-    homes = {line for line in command_lines if within(module, line)}
-    found = {line for line in command_lines for name in imports_of(module) if within(name, line)}
-    assert found <= homes | ({"evalkit.cli.root"} if module.startswith("evalkit.cli.") else set())
+    outside = {line for line in command_lines if not within(module, line)}
+    assert not {name for name in imports_of(module) if any(within(name, line) for line in outside)}
+
+
+TABLES = {
+    "EXTRACTORS": EXTRACTORS,
+    "FORMATS": FORMATS,
+    "METRICS": METRICS,
+    "PROTOCOLS": PROTOCOLS,
+    "SAMPLERS": SAMPLERS,
+    "VERBS": VERBS,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_are_lazy_and_exist(table: str) -> None:
+    for name, row in TABLES[table].items():
+        module, _, attribute = row.partition(":")
+        assert hasattr(importlib.import_module(module), attribute), f"{table}[{name!r}] = {row!r}"
+
+
+MOST_LINES = 400
+LONG = re.compile(r"\b(long|lines|one piece|one file|together)\b")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_long_without_a_reason(module: str) -> None:
+    path = ROOT / Path(*module.split("."))
+    lines = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text().splitlines()
+    assert len(lines) <= MOST_LINES or LONG.search(" ".join(lines[:24])), f"{module}: {len(lines)} lines"
 
 
 @pytest.mark.parametrize("module", [*PACKAGES, *MODULES])
@@ -228,7 +302,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom evalkit.cli.root import main\nsys.argv = ['evalkit', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'tensorflow', 'numpy', 'scipy', 'h5py', 'PIL'} & set(sys.modules)))"
+        "print(sorted({'torch', 'tensorflow', 'numpy', 'scipy', 'h5py', 'PIL', 'cattrs'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -15,10 +15,10 @@ from optional import optional
 from evalkit import verify as verify_module
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.inception_graph import InceptionGraph
-from evalkit.extractors.inception_weights import InceptionWeights
+from evalkit.extractors.weights import InceptionWeights
 from evalkit.verify import SIZES, pictures, verify
 
-Run = Callable[..., Result]
+Invoke = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_recorded_features_are_tensorflows(graph_file: Path) -> None:
 
 @pytest.mark.usefixtures("torchvision_stand_in")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_everything_agrees(run: Run, graph_file: Path) -> None:
+def test_everything_agrees(run: Invoke, graph_file: Path) -> None:
     pytest.importorskip("torch_fidelity", exc_type=ImportError)
     result = run("verify", "--graph", graph_file)
     assert result.code == 0, result
@@ -55,7 +55,7 @@ def test_everything_agrees(run: Run, graph_file: Path) -> None:
 
 
 def test_a_wrong_network_is_noticed(
-    run: Run, inception_weights: InceptionWeights, monkeypatch: pytest.MonkeyPatch
+    run: Invoke, inception_weights: InceptionWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = Inception.__call__
     monkeypatch.setattr(

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
+from evalkit.system.processes import world_size
 
 if TYPE_CHECKING:
-    from evalkit.comparison import Source
-    from evalkit.features import Extractor, Features, FeatureStore, Progress
-    from evalkit.images import ImageSource
+    from evalkit.comparison.sources import Opened, Source
+    from evalkit.extractors.base import Extractor
     from evalkit.results import PublishedRow
-    from evalkit.system.distributed import Team
+    from evalkit.system.run import Run
 
 __all__ = [
     "ExtractorSetup",
-    "announce",
-    "bytes_bar",
-    "echo_drift",
     "echo_notes",
+    "echo_precision_check",
     "extractor_options",
-    "leads",
     "no_store_option",
     "open_batches",
-    "progress_bars",
     "value_range_option",
 ]
 
@@ -44,14 +39,14 @@ def extractor_options(command: F) -> F:
             "--batch-size",
             default="auto",
             show_default=True,
-            help="Images a forward pass, or auto. Not a result.",
+            help="Images per forward pass, or auto. Changes scores only by rounding.",
         ),
         click.option(
             "--precision",
             type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
             default="float32",
             show_default=True,
-            help="float32 alone is for published numbers; the others print how far they drift from it.",
+            help="Use float32 for published numbers. Other precisions print how much they change.",
         ),
         click.option(
             "--backend",
@@ -73,7 +68,9 @@ def extractor_options(command: F) -> F:
 
 
 no_store_option = click.option(
-    "--no-store", is_flag=True, help="Neither read nor keep features between runs."
+    "--no-store",
+    is_flag=True,
+    help="Do not use the feature store: neither read features from it nor save any.",
 )
 """For verbs that extract from whole batches and can keep the features."""
 
@@ -111,8 +108,12 @@ class ExtractorSetup:
         self.graph = graph
         self.no_store = no_store
 
-    def extractor(self) -> Extractor:
-        """The network, its weights loaded."""
+    def extractor(self, network: str = "inception") -> Extractor:
+        """A network, its weights loaded. The options of weights, precision and backend are Inception's."""
+        if network != "inception":
+            from evalkit.extractors import make_extractor
+
+            return make_extractor(network, device=self.device, batch_size=self.batch_size)
         if self.graph is not None:
             from evalkit.extractors.inception_graph import InceptionGraph
 
@@ -122,126 +123,63 @@ class ExtractorSetup:
                 )
             return InceptionGraph(self.graph, batch_size=self.batch_size or 64)
         from evalkit.extractors.inception import Inception
-        from evalkit.extractors.inception_weights import load_weights
+        from evalkit.extractors.weights import load_weights
 
         return Inception(
-            load_weights(self.weights, progress=bytes_bar("Inception weights")),
+            load_weights(self.weights, progress=progress_bars(in_bytes=True)),
             device=self.device,
             precision=self.precision,
             batch_size=self.batch_size,
         )
 
-    @property
-    def store(self) -> FeatureStore | Literal["default"] | None:
-        """Where features are kept between runs."""
-        return None if self.no_store else "default"
-
     @contextmanager
-    def team(self) -> Iterator[Team | None]:
-        """The processes that torchrun started, this one among them; None where it is alone."""
-        from evalkit.system.distributed import Team, world
+    def run(self) -> Iterator[Run]:
+        """How the work is done; with the processes that torchrun started, if any."""
         from evalkit.system.files import cache_directory
+        from evalkit.system.run import Run
 
-        if world()[1] == 1:
-            yield None
+        store = None if self.no_store else "default"
+        if world_size() == 1:
+            yield Run(device=self.device, store=store, progress=progress_bars())
             return
         if self.no_store:
             raise InputError(
-                "--no-store: several processes share features by way of the store. Leave it out; "
-                "EVALKIT_CACHE=FOLDER puts the store elsewhere."
+                "--no-store: several processes share features through the store, so they need one. Leave it "
+                "out, or set EVALKIT_CACHE=FOLDER to put the store elsewhere."
             )
+        from evalkit.system.distributed import Team
+
         with Team.join(cache_directory() / "jobs") as team:
-            yield team
+            yield Run(device=self.device, store=store, progress=progress_bars(), engine=team)
 
 
-def leads() -> bool:
-    """Whether this process is the one that prints: of those that torchrun started, the first."""
-    return os.environ.get("RANK", "0") == "0"
+def echo_precision_check(images: Source, extractor: Extractor, run: Run) -> None:
+    """Print how much a reduced precision changes the features; nothing in float32."""
+    from evalkit.comparison.precision_check import check_features, reduced_precision
 
-
-def progress_bars() -> Progress:
-    """On a terminal, what a stage will cost and then a bar with its rate and time left; silence elsewhere."""
-    from tqdm import tqdm
-
-    bars: dict[str, tqdm[Any]] = {}
-
-    def report(stage: str, done: int, total: int) -> None:
-        if done >= total and stage not in bars:
-            return  # nothing to do, such as features that are all in the store
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            unit = "image" if "images" in stage or stage.startswith("Inception") else "block"
-            if stage.startswith("Inception") and sys.stderr.isatty():
-                gigabytes = total * (2048 + 2023) * 4 / 1e9
-                click.echo(f"{total - done:,} images to extract, {gigabytes:.2g} GB of features", err=True)
-            bars[stage] = tqdm(desc=stage, total=total, initial=done, unit=unit, disable=None, leave=False)
-        bar = bars[stage]
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return report
-
-
-def echo_drift(images: Source, extractor: Extractor) -> None:
-    """Print how far a reduced precision moves the features; nothing in float32."""
-    from evalkit.comparison import default_store, feature_drift
-
-    count, moved = feature_drift(images, extractor, store=default_store())
+    count, moved = check_features(images, extractor, run)
     if count:
-        by = " and ".join(f"{layer} features by {share:.2%}" for layer, share in moved.items())
-        precision = getattr(extractor, "precision", "")
-        click.echo(f"drift: against float32, {precision} moves {by} on the first {count} images")
+        by = " and ".join(f"{output} features by {share:.2%}" for output, share in moved.items())
+        precision = reduced_precision(extractor)
+        click.echo(
+            f"precision check: {precision} instead of float32 changes {by} on the first {count} images"
+        )
 
 
 def echo_notes(images: object) -> None:
-    """Print what there is to know of images and is no error, such as what of a file is not used."""
+    """Print notes on images that are not errors, such as parts of a file that are not used."""
     for note in getattr(images, "notes", ()):
         click.echo(f"note: {note}", err=True)
 
 
-def announce(text: str) -> None:
-    """Say what is about to take time, beside the output proper."""
-    click.echo(text, err=True)
-
-
-def bytes_bar(title: str) -> Callable[[int, int], None]:
-    """A bar for a download of ``title``: told bytes so far and bytes in all, 0 where that is not known."""
-    from tqdm import tqdm
-
-    bar: list[tqdm[Any]] = []
-
-    def report(done: int, total: int) -> None:
-        if not leads():
-            return
-        if not bar:
-            bar.append(
-                tqdm(
-                    desc=title,
-                    total=total or None,
-                    initial=done,
-                    unit="B",
-                    unit_scale=True,
-                    disable=None,
-                    leave=False,
-                )
-            )
-        bar[0].update(done - bar[0].n)
-        if done == total:
-            bar[0].close()
-
-    return report
-
-
 def open_batches(
     *arguments: str, value_range: str | None = None
-) -> tuple[list[ImageSource | Features], tuple[PublishedRow, ...]]:
+) -> tuple[list[Opened], tuple[PublishedRow, ...]]:
     """Open what each argument stands for; also what was published on the first one's dataset.
 
-    What is a path is opened first: nothing is fetched for the sake of a file that is damaged.
+    Paths are opened first, so that nothing is downloaded if one of them is damaged.
     """
-    from evalkit.comparison import open_source
+    from evalkit.comparison.sources import open_source
     from evalkit.images import check_range_used
     from reference_batches.catalog import published_rows
     from reference_batches.fetch import fetch, named
@@ -254,8 +192,7 @@ def open_batches(
     }
     for batch in batches:
         if batch is not None:
-            say = announce if leads() else None
-            path = fetch(batch.name, announce=say, progress=bytes_bar(batch.name))
+            path = fetch(batch.name, progress=progress_bars(in_bytes=True))
             opened[batch.name] = open_source(path)
     check_range_used(opened.values(), value_range)
     first = batches[0]

@@ -1,4 +1,4 @@
-"""Types of values on the command line that may not be empty, as that of a shell variable which is not set."""
+"""Types of command-line values that must not be empty, as from a shell variable that is not set."""
 
 from __future__ import annotations
 

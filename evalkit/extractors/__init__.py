@@ -1,1 +1,50 @@
-"""Networks that turn images into features."""
+"""Networks that turn images into features.
+
+To add one: write a file here with a class that is an :class:`~evalkit.extractors.base.Extractor`, add its row
+below, and a test. Every metric that works on rows or Gaussians can then be asked of it: ``fd@name``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from evalkit.errors import InputError
+
+if TYPE_CHECKING:
+    from evalkit.extractors.base import Extractor
+
+__all__ = ["EXTRACTORS", "extractor_class", "make_extractor"]
+
+# Network: "module:Class", loaded when it is first used.
+EXTRACTORS: dict[str, str] = {
+    "inception": "evalkit.extractors.inception:Inception",
+    "pixels": "evalkit.extractors.pixels:Pixels",
+}
+
+
+def extractor_class(network: str) -> Any:
+    """The class of a network's row, which makes an extractor.
+
+    Raises:
+        InputError: There is no such row.
+    """
+    if network not in EXTRACTORS:
+        raise InputError(f"Unknown network {network!r}. Give one of {', '.join(EXTRACTORS)}.")
+    module, name = EXTRACTORS[network].split(":")
+    return getattr(import_module(module), name)
+
+
+def make_extractor(network: str, **options: Any) -> Extractor:
+    """The network with its defaults, its weights found where they usually are.
+
+    Args:
+        network: A row of :data:`EXTRACTORS`.
+        **options: Arguments of its class.
+
+    Raises:
+        InputError: There is no such row.
+        WeightsError: No weights were found.
+    """
+    made: Extractor = extractor_class(network)(**options)
+    return made

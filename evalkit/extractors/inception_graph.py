@@ -1,8 +1,8 @@
-"""The Inception features of the reference evaluator, by its own network runtime: TensorFlow.
+"""Inception features computed by TensorFlow, as in the reference evaluator.
 
-This runs ``classify_image_graph_def.pb`` as guided-diffusion's ``evaluations/evaluator.py`` does: images go
-in at ``ExpandDims:0``, and everything from the resize on is the graph's own. Needs the optional package
-TensorFlow (``pip install evalkit[tensorflow]``), imported only when an ``InceptionGraph`` is made.
+This runs ``classify_image_graph_def.pb`` as guided-diffusion's ``evaluations/evaluator.py`` does: images
+enter at ``ExpandDims:0``, and the graph does everything from the resize on. Needs the optional package
+TensorFlow (``pip install evalkit[tensorflow]``), which is imported when an ``InceptionGraph`` is made.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.errors import InputError, MissingDependencyError, WeightsError
-from evalkit.extractors.inception_weights import load_weights
+from evalkit.errors import InputError, MissingDependencyError, UndefinedMetricError, WeightsError
+from evalkit.extractors.inception import HEAD_MISSING, weights_record
+from evalkit.extractors.weights import load_weights
 
 __all__ = ["InceptionGraph"]
 
 _SPATIAL_CHANNELS = 7
-# Named in the fingerprint: how images reach the network.
+# Part of the fingerprint: how images are prepared for the network.
 _PREPROCESSING = "resize and scale by the graph"
-# All that the published graph is made of, and Placeholder. TensorFlow has operations that write files, too.
+# The operations of the published graph, and Placeholder. No others are run: some of TensorFlow's write files.
 # fmt: off
 _OPERATIONS = frozenset({
     "AvgPool", "BatchNormWithGlobalNormalization", "BiasAdd", "Cast", "CheckNumerics", "Concat",
@@ -43,7 +44,9 @@ class InceptionGraph:
     Attributes:
         name: Name of the extractor.
         backend: ``"tensorflow"``.
-        dimensions: Features of each layer.
+        network: ``"inception"``.
+        preprocess: What the graph does to the images.
+        outputs: Width of each output; ``derived``: the class scores, from ``pool``.
         batch_size: Images a run of the graph.
         fingerprint: Digest of the weights and of how images reach them. Equal fingerprints mean features that
             may be compared.
@@ -55,14 +58,17 @@ class InceptionGraph:
     name: ClassVar[str] = "inception-2015-12-05 (TensorFlow graph)"
     backend: ClassVar[str] = "tensorflow"
     precision: ClassVar[str] = "float32"
-    dimensions: ClassVar[Mapping[str, int]] = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS}
+    network: ClassVar[str] = "inception"
+    preprocess: ClassVar[str] = _PREPROCESSING
+    outputs: ClassVar[Mapping[str, int]] = {"pool": 2048, "spatial": 17 * 17 * _SPATIAL_CHANNELS}
+    derived: ClassVar[Mapping[str, str]] = {"logits": "pool"}
 
     def __init__(self, graph: str | Path, *, batch_size: int = 64, allow_other: bool = False) -> None:
         """Read and import the graph.
 
         Args:
             graph: Path of the frozen graph, ``classify_image_graph_def.pb``.
-            batch_size: Images a run of the graph; the reference evaluator's is 64.
+            batch_size: Images per run of the graph; the reference evaluator's is 64.
             allow_other: Accept a graph whose convolutions are not the published ones.
 
         Raises:
@@ -87,6 +93,11 @@ class InceptionGraph:
         gpus = [device.name for device in self._session.list_devices() if device.device_type == "GPU"]
         self.device = gpus[0].partition("device:")[2] if gpus else "cpu"
 
+    @property
+    def weights_record(self) -> dict[str, Any]:
+        """Source and digests of the weights."""
+        return weights_record(self.weights)
+
     def __call__(self, images: NDArray[np.uint8] | NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Extract features.
 
@@ -105,7 +116,7 @@ class InceptionGraph:
                 f"The images are an array of shape {images.shape} and type {images.dtype}, expected "
                 "(n, h, w, 3) uint8, or float32 in [0, 255]. Convert them to RGB with the channels last."
             )
-        features = {layer: np.empty((len(images), d), np.float32) for layer, d in self.dimensions.items()}
+        features = {layer: np.empty((len(images), d), np.float32) for layer, d in self.outputs.items()}
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             pool, spatial = self._session.run(self._outputs, {self._images: batch.astype(np.float32)})
@@ -114,19 +125,24 @@ class InceptionGraph:
             features["spatial"][rows] = spatial[..., :_SPATIAL_CHANNELS].reshape(len(batch), -1)
         return features
 
-    def logits(self, pool: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Class scores ``pool @ W`` of the Inception Score, without bias.
+    def derive(self, output: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``logits``: class scores ``pool @ W`` of the Inception Score, without bias.
 
         Args:
-            pool: (n, 2048) float32.
+            output: ``"logits"``.
+            rows: (n, 2048) float32 ``pool``.
 
         Returns:
-            (n, 1008) float32, or None where the graph has no classifier head.
+            (n, 1008) float32.
+
+        Raises:
+            UndefinedMetricError: The graph has no classifier head.
         """
+        del output
         if self._head is None:
-            return None
+            raise UndefinedMetricError(HEAD_MISSING)
         inputs, product = self._head
-        scores: NDArray[np.float32] = self._session.run(product, {inputs: pool})
+        scores: NDArray[np.float32] = self._session.run(product, {inputs: rows})
         return scores
 
     def close(self) -> None:
@@ -141,7 +157,10 @@ class InceptionGraph:
 
 
 def _open(tensorflow: Any, path: str) -> tuple[Any, Any, Any, tuple[Any, Any] | None]:
-    """Import the graph by its published names: session, images, (pool, spatial), and the head's ends."""
+    """Import the graph. Returns the session, the images' placeholder, (pool, spatial) and the head.
+
+    The head is a placeholder for pool features and the scores; None if the graph has none.
+    """
     v1 = tensorflow.compat.v1
     try:
         definition = v1.GraphDef.FromString(Path(path).read_bytes())
@@ -156,7 +175,7 @@ def _open(tensorflow: Any, path: str) -> tuple[Any, Any, Any, tuple[Any, Any] | 
                 return_elements=["pool_3:0", "mixed_6/conv:0"],
                 name="inception",
             )
-    except Exception as error:  # TensorFlow raises of every kind
+    except Exception as error:  # TensorFlow raises many kinds
         raise WeightsError(
             f"{path} has the weights of the Inception network but is not the published graph: {error}. "
             "Expected classify_image_graph_def.pb, with its nodes ExpandDims, pool_3 and mixed_6/conv."
@@ -186,10 +205,10 @@ def _import_tensorflow() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what native code writes to standard error; TensorFlow starts loudly at any log level."""
+    """Hide what native code writes to standard error: TensorFlow prints there at any log level."""
     try:
         kept = os.dup(2)
-    except OSError:  # standard error is closed, so there is nothing to hear
+    except OSError:  # standard error is closed, so there is nothing to hide
         yield
         return
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""An extractor without weights: pixels on a coarse grid. For tests, of this package and of its users'."""
+"""An extractor without weights, for your tests and ours: pixels on a coarse grid."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ __all__ = ["Pixels"]
 
 
 class Pixels:
-    """Features that are pixels: instant, and different for different images. No published number uses them.
+    """Pixels as features: instant, and different for different images. No published number uses them.
 
     Args:
         variant: Part of the fingerprint, to make features that must not be mixed with others.
     """
 
+    network: ClassVar[str] = "pixels"
     name: ClassVar[str] = "pixels"
-    batch_size: ClassVar[int] = 64
-    dimensions: ClassVar[Mapping[str, int]] = {"pool": 48, "spatial": 12}
+    preprocess: ClassVar[str] = "every n-th pixel of a 4x4 and of a 2x2 grid"
+    outputs: ClassVar[Mapping[str, int]] = {"pool": 48, "spatial": 12}
+    derived: ClassVar[Mapping[str, str]] = {"logits": "pool"}
+    batch_size: int = 64
 
-    def __init__(self, variant: str = ""):
+    def __init__(self, variant: str = "", *, device: str = "cpu", batch_size: int | None = None):
+        del device
         self.variant = variant
+        if batch_size:
+            self.batch_size = batch_size
 
     @property
     def fingerprint(self) -> str:
@@ -40,6 +46,7 @@ class Pixels:
         rows, columns = (np.arange(side) * extent // side for extent in images.shape[1:3])
         return (images[:, rows][:, :, columns].reshape(len(images), -1) / 255).astype(np.float32)
 
-    def logits(self, pool: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first 10 features as class scores."""
-        return pool[:, :10] * 4
+    def derive(self, output: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``logits``: the first 10 features of ``pool`` as class scores, (n, 10)."""
+        del output
+        return rows[:, :10] * 4

@@ -1,43 +1,83 @@
-"""The metrics: arrays in, numbers out.
+"""The metrics: features in, numbers out.
 
-`PROTOCOLS` says which metrics a comparison computes, in the reference evaluator's order of printing. A new
-metric is one file and one row here.
+To add one: write a file here with a frozen dataclass that is a :class:`~evalkit.metrics.base.Metric`, add its
+row below, and a test. Tables, Markdown, CSV, plots, sweeps and the contract test read what it says of itself.
 """
 
-from evalkit.metrics.base import FeatureSet, Metric, Progress
-from evalkit.metrics.frechet import FrechetDistance, Moments, Statistics, frechet_distance, is_rank_deficient
-from evalkit.metrics.inception_score import InceptionScore, inception_score
-from evalkit.metrics.neighbours import PrecisionRecall, precision_recall
+from __future__ import annotations
 
-__all__ = [
-    "PROTOCOLS",
-    "FeatureSet",
-    "FrechetDistance",
-    "InceptionScore",
-    "Metric",
-    "Moments",
-    "PrecisionRecall",
-    "Progress",
-    "Statistics",
-    "frechet_distance",
-    "inception_score",
-    "is_rank_deficient",
-    "precision_recall",
-]
+from collections.abc import Collection
+from dataclasses import fields, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-PROTOCOLS: dict[str, tuple[Metric, ...]] = {
-    # The arithmetic of OpenAI's evaluator, which the published ADM numbers come from.
-    "adm": (
-        InceptionScore(dtype="float32"),
-        FrechetDistance("pool", mean_dtype="float32"),
-        FrechetDistance("spatial", mean_dtype="float32"),
-        PrecisionRecall(arithmetic="float16"),
-    ),
-    # The same definitions without rounding worth mentioning.
-    "exact": (
-        InceptionScore(dtype="float64"),
-        FrechetDistance("pool", mean_dtype="float64"),
-        FrechetDistance("spatial", mean_dtype="float64"),
-        PrecisionRecall(arithmetic="exact"),
-    ),
+from evalkit.errors import InputError, listing
+from evalkit.extractors import EXTRACTORS, extractor_class
+
+if TYPE_CHECKING:
+    from evalkit.metrics.base import Metric
+
+__all__ = ["METRICS", "named", "on_network"]
+
+# Name: "module:Name" of a metric, or of its class to be made with its defaults; loaded when first used.
+METRICS: dict[str, str] = {
+    "fid": "evalkit.metrics.frechet:FID",
+    "sfid": "evalkit.metrics.frechet:SFID",
+    "inception_score": "evalkit.metrics.inception_score:InceptionScore",
+    "precision_recall": "evalkit.metrics.precision_recall:PrecisionRecall",
+    "fd": "evalkit.metrics.frechet:FD",
 }
+
+
+def named(name: str, known: Collection[Metric] = ()) -> Metric:
+    """The metric of a name.
+
+    Args:
+        name: A score of one of ``known``, a row of :data:`METRICS`, or ``row@network`` for the same metric on
+            another network.
+        known: Metrics whose parameters are fixed, those of a protocol.
+
+    Raises:
+        InputError: There is no such metric or network.
+    """
+    for metric in known:
+        if name in {spec.name for spec in metric.scores}:
+            return metric
+    row, at, network = name.partition("@")
+    if row not in METRICS:
+        scores = [spec.name for metric in known for spec in metric.scores]
+        names = [*scores, *(other for other in METRICS if other not in scores)]
+        raise InputError(
+            f"Unknown metric {name!r}. Give one of {listing(names, 40)}, or METRIC@NETWORK, such as "
+            "fd@pixels."
+        )
+    if at and network not in EXTRACTORS:
+        raise InputError(
+            f"Unknown network {network!r} in {name!r}. Give one of {listing(EXTRACTORS, 40)}, such as "
+            f"{row}@pixels."
+        )
+    module, attribute = METRICS[row].split(":")
+    found = getattr(import_module(module), attribute)
+    made: Metric = found() if isinstance(found, type) else found
+    if network:
+        return on_network(made, network)
+    # The protocol's parameters, under whichever name its scores are requested.
+    return next((metric for metric in known if metric.scores == made.scores), made)
+
+
+def on_network(metric: Any, network: str) -> Metric:
+    """The same metric on the first output of another network, its scores called ``name@network``.
+
+    Raises:
+        InputError: The metric is defined for one network alone, or there is no such network.
+    """
+    if not {"output", "scores"} <= {field.name for field in fields(metric)}:
+        names = " and ".join(spec.name for spec in metric.scores)
+        raise InputError(f"{names} needs {', '.join(metric.needs)}, which {network} does not have.")
+    output = next(iter(extractor_class(network).outputs))
+    scores = tuple(
+        replace(spec, name=f"{spec.name}@{network}", title=f"{spec.title} ({network})")
+        for spec in metric.scores
+    )
+    moved: Metric = replace(metric, output=f"{network}:{output}", scores=scores)
+    return moved

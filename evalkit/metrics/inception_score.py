@@ -5,15 +5,19 @@ Salimans et al. 2016, "Improved Techniques for Training GANs", section 4.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError, UndefinedMetricError
-from evalkit.metrics.base import FeatureSet, Layer, Progress, Spread, check_features, required_features
-from evalkit.results import Score
+from evalkit.features.moments import check_rows
+from evalkit.features.record import BatchFeatures
+from evalkit.metrics.base import Need, parameters
+from evalkit.results import Score, ScoreSpec
+from evalkit.system.run import Run
 
 __all__ = ["InceptionScore", "SplitScores", "inception_score"]
 
@@ -54,7 +58,7 @@ def inception_score(
         raise InputError(f"split_size is {split_size}; expected at least 1 image in a split")
     if not len(logits):
         raise UndefinedMetricError("the Inception Score of no images is undefined; give at least one image")
-    check_features(logits, "logits")
+    check_rows(logits, "logits")
     splits = np.array(
         [
             _split_score(logits[start : start + split_size].astype(dtype, copy=False))
@@ -84,37 +88,31 @@ def _log(p: NDArray[np.floating]) -> NDArray[np.floating]:
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """The Inception Score of the samples; the reference is not looked at."""
+    """The Inception Score of the samples; the reference is not looked at.
 
-    names: ClassVar[tuple[str, ...]] = ("inception_score",)
-    layers: ClassVar[tuple[Layer, ...]] = ("logits",)
+    Attributes:
+        split_size: Images in a split.
+        dtype: Arithmetic; the reference evaluator's is float32.
+    """
+
+    scores: ClassVar[tuple[ScoreSpec, ...]] = (
+        ScoreSpec(name="inception_score", title="Inception Score", higher_is_better=True),
+    )
+    needs: ClassVar[Mapping[str, Need]] = {"inception:logits": "rows"}
     shared: ClassVar[bool] = False
+    uses_reference: ClassVar[bool] = False
 
     split_size: int = 5000
     dtype: Literal["float32", "float64"] = "float32"
 
-    def __call__(
-        self,
-        reference: FeatureSet,
-        samples: FeatureSet,
-        *,
-        device: str = "cpu",
-        progress: Progress | None = None,
-        spread: Spread | None = None,
-    ) -> tuple[Score, ...]:
-        """One score, ``"inception_score"``, with the standard deviation over its splits; higher is better.
+    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
+        """One score, with the standard deviation over its splits.
 
         Raises:
             UndefinedMetricError: The samples have no logits, or there are no samples.
         """
-        del reference, device, progress, spread
-        result = inception_score(required_features(samples, "logits"), self.split_size, dtype=self.dtype)
-        return (
-            Score(
-                name="inception_score",
-                value=result.mean,
-                better="higher",
-                spread=result.std,
-                parameters=asdict(self),
-            ),
-        )
+        del reference, run
+        logits = samples.rows("inception:logits")
+        result = inception_score(logits, self.split_size, dtype=self.dtype)
+        name = self.scores[0].name
+        return (Score(name=name, value=result.mean, std=result.std, parameters=parameters(self)),)

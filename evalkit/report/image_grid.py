@@ -1,4 +1,4 @@
-"""A sheet of images: many small ones on one picture, a frame around each."""
+"""A grid of images: many small ones on one picture, a frame around each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from evalkit.errors import OutputError
 from evalkit.system.files import check_writable, replace_atomically
 
-__all__ = ["check_picture", "sheet", "write_sheet"]
+__all__ = ["check_picture", "grid", "write_grid"]
 
 FRAME = 1
 GREY = 48
@@ -22,12 +22,12 @@ LEGIBLE_SIDE = 40
 FONT_SIZE = 16
 
 
-def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+def grid(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
     """Images in rows, from left to right.
 
     Args:
         images: (n, height, width, 3) uint8.
-        columns: Images a row; by default such that the sheet is about square.
+        columns: Images a row; by default such that the grid is about square.
 
     Returns:
         (rows * height', columns * width', 3) uint8, where small images are enlarged without smoothing and
@@ -46,25 +46,25 @@ def sheet(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.u
 
 
 def check_picture(path: Path, *inputs: str | os.PathLike[str]) -> None:
-    """Cheap check before long work that a sheet can be written to ``path``.
+    """Cheap check before long work that a grid can be written to ``path``.
 
     Raises:
         OutputError: It cannot, is one of the inputs, or does not end in ``.png``.
     """
     if path.suffix.lower() != ".png":
-        raise OutputError(f"Cannot write {path}: a sheet of images ends in .png.")
+        raise OutputError(f"Cannot write {path}: a grid of images ends in .png.")
     check_writable(path, *inputs)
 
 
-def write_sheet(
+def write_grid(
     path: Path, images: NDArray[np.uint8], columns: int | None = None, names: Sequence[str] = ()
 ) -> None:
-    """Write :func:`sheet` as a PNG, atomically; with names of the rows on its left, if given.
+    """Write :func:`grid` as a PNG, atomically; with names of the rows on its left, if given.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    picture = Image.fromarray(sheet(images, columns))
+    picture = Image.fromarray(grid(images, columns))
     if names:
         font = ImageFont.load_default(FONT_SIZE)
         margin = FONT_SIZE + max(round(font.getlength(name)) for name in names)

@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 
 from evalkit.errors import InputError, MissingDependencyError
-from evalkit.results import PublishedRow, Sweep
+from evalkit.results import PublishedRow, ScoreSpec, Sweep
 from evalkit.system.files import replace_atomically
 
 __all__ = ["FORMATS", "write_curves"]
 
 FORMATS = (".pdf", ".png", ".svg")
 
-LABELS = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "Inception Score",
-    "precision": "precision",
-    "recall": "recall",
-}
 # Okabe & Ito's colours, which the colour-blind can tell apart; with them go marker and line style, for print.
 STYLES = (
     ("#0072B2", "o", "-"),
@@ -37,16 +30,8 @@ STYLES = (
 )
 # Published models: open and black.
 PUBLISHED_MARKERS = "*XdpP<h>"
-PANELS = (
-    ("scale", "fid"),
-    ("scale", "sfid"),
-    ("scale", "inception_score"),
-    ("scale", "precision"),
-    ("scale", "recall"),
-    ("recall", "precision"),
-    ("inception_score", "fid"),
-)
-"""What is drawn, (horizontal, vertical)."""
+TRADE_OFFS = (("recall", "precision"), ("inception_score", "fid"))
+"""What is drawn beside each score against the scale where both are there, (horizontal, vertical)."""
 
 # Published points further from the curves than this, in heights of the curves, would flatten them.
 REACH = 0.75
@@ -57,9 +42,9 @@ TICK_DISTANCE = 0.07
 def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[PublishedRow] = ()) -> None:
     """Draw sweeps into a PNG, SVG or PDF, atomically.
 
-    FID, sFID, Inception Score, precision and recall against the guidance scale; then precision against recall
-    and FID against the Inception Score with the scale written at each point, in the manner of figures 3 and 4
-    of the ADM paper. What was computed nowhere is left out, and the figure says why.
+    Every score against the guidance scale; then precision against recall and FID against the Inception Score
+    with the scale written at each point, in the manner of figures 3 and 4 of the ADM paper. What was computed
+    nowhere is left out, and the figure says why.
 
     Args:
         path: Ends in one of ``FORMATS``.
@@ -83,8 +68,11 @@ def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[Publis
         raise MissingDependencyError(
             "Curves are drawn with Matplotlib, which is not installed: pip install 'evalkit[plot]'"
         ) from None
-    known = {"scale", *(score for score in LABELS if any(_known(sweep, score) for sweep in sweeps))}
-    panels = [panel for panel in PANELS if known.issuperset(panel)]
+    specs = {spec.name: spec for sweep in sweeps for spec in sweep.specs}
+    known = [name for name in specs if any(_known(sweep, name) for sweep in sweeps)]
+    panels = [("scale", name) for name in known]
+    panels += [panel for panel in TRADE_OFFS if set(known).issuperset(panel)]
+    labels = {"scale": "guidance scale"} | {name: spec.title for name, spec in specs.items()}
     columns = max(1, math.ceil((len(panels) + 1) / 2))  # one place for the legend
     figure = Figure(figsize=(3.6 * columns, 6.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -97,6 +85,9 @@ def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[Publis
         )
         for axis, (x, y) in zip(axes, panels, strict=False)
     )
+    for axis, (x, y) in zip(axes, panels, strict=False):
+        axis.set_xlabel(labels[x])
+        axis.set_ylabel(labels[y])
     handles = {
         label: handle
         for axis in axes
@@ -106,8 +97,8 @@ def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[Publis
         axis.axis("off")
     legend = axes[len(panels)]
     box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=9)
-    notes = [_why_missing(sweeps, score) for score in LABELS if score not in known]
-    if len({comparison.reference.digest for sweep in sweeps for _, comparison in sweep.points}) > 1:
+    notes = [_why_missing(sweeps, spec) for spec in specs.values() if spec.name not in known]
+    if len({point.comparison.reference.digest for sweep in sweeps for point in sweep.points}) > 1:
         notes.append("The curves were measured against different references.")
     if outside:
         notes.append(f"{outside} published points lie outside the panels.")
@@ -128,11 +119,10 @@ def _known(sweep: Sweep, score: str) -> bool:
     return any(value is not None for value in sweep.values(score))
 
 
-def _why_missing(sweeps: Sequence[Sweep], score: str) -> str:
-    reasons = [
-        found.missing[score] for sweep in sweeps for _, found in sweep.points if score in found.missing
-    ]
-    return f"{LABELS[score]} was not computed: {reasons[0] if reasons else 'it is not in the results'}."
+def _why_missing(sweeps: Sequence[Sweep], spec: ScoreSpec) -> str:
+    found = [point.comparison.missing for sweep in sweeps for point in sweep.points]
+    reasons = [missing[spec.name] for missing in found if spec.name in missing]
+    return f"{spec.title} was not computed: {reasons[0] if reasons else 'it is not in the results'}."
 
 
 def _draw(
@@ -145,7 +135,7 @@ def _draw(
 ) -> int:
     """One panel. Returns how many published points lie outside it."""
     for index, (sweep, (colour, marker, line)) in enumerate(zip(sweeps, STYLES, strict=False)):
-        scales = [scale for scale, _ in sweep.points]
+        scales = [point.scale for point in sweep.points]
         points = _points(scales if x == "scale" else sweep.values(x), sweep.values(y), scales)
         if not points:  # an empty line has no place, which would upset the layout
             continue
@@ -156,7 +146,7 @@ def _draw(
             marker=marker,
             linestyle=line,
             markersize=5,
-            label=_plain(f"{sweep.name}, {sweep.points[0][1].samples.images:,} samples"),
+            label=_plain(f"{sweep.name}, {sweep.points[0].comparison.samples.images:,} samples"),
             clip_on=False,
         )
         if x != "scale":
@@ -194,12 +184,10 @@ def _draw(
                 label=f"{row.model} (published)",
                 clip_on=False,
             )
-    axis.set_xlabel("guidance scale" if x == "scale" else LABELS[x])
-    axis.set_ylabel(LABELS[y])
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     if x == "scale":
-        own = {scale for sweep in sweeps for scale, _ in sweep.points}
+        own = {point.scale for sweep in sweeps for point in sweep.points}
         _scale_axis(axis, sorted(own), sorted({row.scale or 0.0 for row in rows} - own))
     return outside
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from evalkit.results import Batch, Comparison, Score, Sweep
+from evalkit.results import Batch, Comparison, Score, ScoreSpec, Sweep
 
 __all__ = ["FORMATS", "adm_lines", "markdown", "remarks", "sweep_table", "table"]
 
-TITLES = {
+# The five lines of the reference evaluator, in its order and words.
+ADM_LINES = {
     "inception_score": "Inception Score",
     "fid": "FID",
     "sfid": "sFID",
     "precision": "Precision",
     "recall": "Recall",
 }
-# Headline first for a reader; `adm_lines` keeps the reference evaluator's order.
-READING_ORDER = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
 def adm_lines(comparison: Comparison) -> str:
     """The reference evaluator's output: five lines in its order, values in full."""
     values = {score.name: repr(score.value) for score in comparison.scores}
     missing = {name: f"unavailable ({reason})" for name, reason in comparison.missing.items()}
-    return "\n".join(f"{title}: {(values | missing)[name]}" for name, title in TITLES.items())
+    lines = dict.fromkeys(ADM_LINES, "unavailable (not in this comparison)") | missing | values
+    return "\n".join(f"{title}: {lines[name]}" for name, title in ADM_LINES.items())
 
 
 def table(comparison: Comparison) -> str:
@@ -31,25 +31,25 @@ def table(comparison: Comparison) -> str:
     header = [
         ("reference", _describe_batch(comparison.reference)),
         ("samples", _describe_batch(comparison.samples)),
-        ("protocol", f"{comparison.protocol}; {_describe_extractor(comparison)}"),
+        ("protocol", f"{comparison.protocol}; {_describe_extractors(comparison)}"),
     ]
     lines = [f"{key:<10} {text}" for key, text in header]
-    lines += ["", f"{'metric':<16} {'value':>10}  better"]
-    for name in _names(comparison):
-        score = _score(comparison, name)
+    width = max(16, *(len(spec.title) for spec in comparison.specs))
+    lines += ["", f"{'metric':<{width}} {'value':>10}  better"]
+    for spec, score, reason in _rows(comparison):
         if score is None:
-            lines.append(f"{TITLES[name]:<16} {'-':>10}  not computed: {comparison.missing[name]}")
+            lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
-            spread = "" if score.spread is None else f"   (± {score.spread:.2f} over splits)"
-            lines.append(
-                f"{TITLES[name]:<16} {_rounded(score):>10}  {score.better}{spread}{_drawn(score, comparison)}"
-            )
+            std = "" if score.std is None else f"   (± {score.std:.2f} over splits)"
+            value = f"{spec.format(score.value):>10}"
+            lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{_drawn(score, comparison)}")
     if comparison.published:
-        rows = _beside_published(comparison)
-        width = max(len(model) for model, *_ in rows)
+        cells = _beside_published(comparison)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines += ["", _citation(comparison)]
-        for model, *cells in rows:
-            lines.append(f"{model:<{width}}{''.join(f'{cell:>11}' for cell in cells)}".rstrip())
+        for model, *values in cells:
+            shown = (f"{cell:>{max(9, width)}}" for cell, width in zip(values, widths[1:], strict=True))
+            lines.append("  ".join([f"{model:<{widths[0]}}", *shown]).rstrip())
     for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -58,22 +58,21 @@ def table(comparison: Comparison) -> str:
 def markdown(comparison: Comparison) -> str:
     """A Markdown table with the same content."""
     lines = ["| metric | value | better |", "|---|---|---|"]
-    for name in _names(comparison):
-        score = _score(comparison, name)
+    for spec, score, reason in _rows(comparison):
         if score is None:
-            lines.append(f"| {TITLES[name]} | - | not computed: {comparison.missing[name]} |")
+            lines.append(f"| {spec.title} | - | not computed: {reason} |")
         else:
-            lines.append(
-                f"| {TITLES[name]} | {_rounded(score)}{_drawn(score, comparison)} | {score.better} |"
-            )
+            value = f"{spec.format(score.value)}{_drawn(score, comparison)}"
+            lines.append(f"| {spec.title} | {value} | {spec.better} |")
     if comparison.published:
-        header, *rows = (f"| {' | '.join(row)} |" for row in _beside_published(comparison))
-        lines += ["", _citation(comparison), "", header, "|---" * len(READING_ORDER) + "|---|---|", *rows]
+        cells = _beside_published(comparison)
+        header, *rows = (f"| {' | '.join(row)} |" for row in cells)
+        lines += ["", _citation(comparison), "", header, "|---" * len(cells[0]) + "|", *rows]
     lines += [
         "",
         f"Reference: {_describe_batch(comparison.reference)}. "
         f"Samples: {_describe_batch(comparison.samples)}. "
-        f"Protocol {comparison.protocol}; {_describe_extractor(comparison)}.",
+        f"Protocol {comparison.protocol}; {_describe_extractors(comparison)}.",
     ]
     for text in remarks(comparison):
         lines += ["", text]
@@ -87,11 +86,12 @@ def _beside_published(comparison: Comparison) -> list[list[str]]:
     for row in comparison.published:
         scale = "" if row.scale is None else f", scale {row.scale:g}"
         rows.append((f"{row.model}{scale}", row.scores, str(row.table)))
-    heading = ["model", *("IS" if name == "inception_score" else TITLES[name] for name in READING_ORDER)]
+    printed = {name for row in comparison.published for name in row.scores}
+    specs = [spec for spec in comparison.specs if spec.name in printed]
     return [
-        [*heading, "table"],
+        ["model", *(spec.title for spec in specs), "table"],
         *(
-            [model, *(f"{scores[name]:.2f}" if name in scores else "-" for name in READING_ORDER), table]
+            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), table]
             for model, scores, table in rows
         ),
     ]
@@ -111,30 +111,25 @@ def _citation(comparison: Comparison) -> str:
 
 def sweep_table(sweep: Sweep) -> str:
     """The scores at every scale; below, why one was not computed, and the warnings of the first scale."""
-    columns = {name: sweep.values(name) for name in READING_ORDER}
-    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    rows = [["scale", *(TITLES[name] for name in known)]]
-    for (scale, _), *values in zip(sweep.points, *known.values(), strict=True):
-        rows.append([f"{scale:g}", *("-" if value is None else f"{value:.4f}" for value in values)])
+    specs = [spec for spec in sweep.specs if any(value is not None for value in sweep.values(spec.name))]
+    rows = [["scale", *(spec.title for spec in specs)]]
+    for point in sweep.points:
+        scores = ((spec, point.comparison.score(spec.name)) for spec in specs)
+        cells = ("-" if score is None else spec.format(score.value) for spec, score in scores)
+        rows.append([f"{point.scale:g}", *cells])
     widths = [max(8, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
-    missing = {name: why for _, comparison in sweep.points for name, why in comparison.missing.items()}
-    lines += [f"{TITLES[name]} was not computed: {why}" for name, why in missing.items()]
+    missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
+    titles = {spec.name: spec.title for spec in sweep.specs}
+    lines += [f"{titles[name]} was not computed: {why}" for name, why in missing.items()]
     # Those of the other scales say the same of other files.
-    return "\n".join([*lines, *(f"warning: {text}" for text in sweep.points[0][1].warnings)])
+    return "\n".join([*lines, *(f"warning: {text}" for text in sweep.points[0].comparison.warnings)])
 
 
-def _names(comparison: Comparison) -> list[str]:
-    known = {score.name for score in comparison.scores} | set(comparison.missing)
-    return [name for name in READING_ORDER if name in known]
-
-
-def _score(comparison: Comparison, name: str) -> Score | None:
-    return next((score for score in comparison.scores if score.name == name), None)
-
-
-def _rounded(score: Score) -> str:
-    return f"{score.value:.4f}"
+def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str]]:
+    """Every score that was requested or that the protocol has: its score, or why there is none."""
+    for spec in comparison.specs:
+        yield spec, comparison.score(spec.name), comparison.missing.get(spec.name, "")
 
 
 def _drawn(score: Score, comparison: Comparison) -> str:
@@ -160,23 +155,27 @@ def _describe_batch(batch: Batch) -> str:
     return ", ".join(parts)
 
 
-def _describe_extractor(comparison: Comparison) -> str:
-    extractor = comparison.extractor
-    how = ", ".join(str(extractor[key]) for key in ("backend", "precision", "device") if key in extractor)
-    return f"{extractor['name']} ({how})" if how else str(extractor["name"])
+def _describe_extractors(comparison: Comparison) -> str:
+    described = []
+    for extractor in comparison.extractors.values():
+        keys = (key for key in ("backend", "precision", "device") if key in extractor)
+        how = ", ".join(str(extractor[key]) for key in keys)
+        described.append(f"{extractor['name']} ({how})" if how else str(extractor["name"]))
+    return "; ".join(described)
 
 
 def remarks(comparison: Comparison) -> Iterator[str]:
-    """The drift of a reduced precision, and the warnings, a line each."""
-    drift = comparison.drift
-    if drift:
-        precision = next(key for key in drift if key not in ("images", "float32"))
+    """What a reduced precision moves, and the warnings, a line each."""
+    check = comparison.precision_check
+    if check:
+        precision = next(key for key in check if key not in ("images", "float32"))
         moved = ", ".join(
-            f"{TITLES[name]} {value - drift['float32'][name]:+.4f}"
-            for name, value in drift[precision].items()
+            f"{spec.title} {check[precision][spec.name] - check['float32'][spec.name]:+.{spec.decimals}f}"
+            for spec in comparison.specs
+            if spec.name in check[precision]
         )
-        first = " and ".join(map(str, drift["images"]))
-        yield f"drift: against float32, {precision} moves on the first {first} images: {moved}"
+        first = " and ".join(map(str, check["images"]))
+        yield f"precision check: {precision} against float32, on the first {first} images: {moved}"
     for warning in comparison.warnings:
         yield f"warning: {warning}"
 

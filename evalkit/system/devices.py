@@ -1,4 +1,4 @@
-"""Devices of torch: which one to use, its float32 arithmetic, and what to do when its memory is full."""
+"""Which torch device to use, its float32 arithmetic, and what to do when its memory is full."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ import torch
 from evalkit.errors import InputError
 from evalkit.system.processes import local_rank
 
-__all__ = ["float32_arithmetic", "prepare_forked_process", "resolve_device", "with_smaller_batches"]
+__all__ = [
+    "check_not_forked",
+    "float32_arithmetic",
+    "prepare_forked_process",
+    "resolve_device",
+    "with_smaller_batches",
+]
 
 T = TypeVar("T")
 
-# The process in which this module was loaded, and torch with it.
+# The process that loaded this module, and torch with it.
 _HOME_PROCESS = os.getpid()
 
 
 def prepare_forked_process() -> None:
-    """Let a process that was forked from one that computes do so too; nothing to do in any other.
+    """Let a forked process use torch as well; does nothing in any other process.
 
-    OpenMP's threads did not come along, and the first work that is given to them would wait for ever. One
-    thread needs none of them.
+    A fork does not copy OpenMP's threads, and the first work given to them would wait for ever. With one
+    thread, torch uses none of them.
     """
     if os.getpid() == _HOME_PROCESS or torch.get_num_threads() == 1:
         return
@@ -39,7 +45,7 @@ def prepare_forked_process() -> None:
 
 
 def check_not_forked(device: torch.device) -> None:
-    """Raise an InputError for CUDA in a process whose parent has used it before the fork."""
+    """Raise an InputError for CUDA in a process whose parent used CUDA before the fork."""
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise InputError(
             "This process was forked from one that uses CUDA, and cannot use it. Start processes with "
@@ -48,9 +54,11 @@ def check_not_forked(device: torch.device) -> None:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """``"auto"`` is a GPU if there is one (under torchrun the one of this local rank), and else the CPU.
+    """The torch device of a name.
 
-    Anything else is checked to be usable.
+    Args:
+        name: ``"auto"`` is a GPU if there is one (under torchrun that of this local rank), else the CPU. Or
+            ``cpu``, ``cuda``, ``cuda:N``, ``mps``, which must be usable.
 
     Raises:
         InputError: The device is unknown or not present on this machine, or CUDA after a fork.
@@ -86,36 +94,39 @@ def _named(name: str) -> torch.device:
     return device
 
 
-# The settings are those of the process: two threads would take turns in changing them under each other.
+# These settings are the whole process's: without a lock, two threads would change them under each other.
 _ARITHMETIC = threading.RLock()
 
 
 @contextlib.contextmanager
 def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None) -> Iterator[None]:
-    """Whether float32 products on CUDA may round to TF32, as torch lets convolutions do by default.
+    """Set how float32 convolutions and matrix products are computed while the block runs.
+
+    Without it, torch lets convolutions on CUDA round to TF32. One thread at a time holds it.
 
     Args:
-        tf32: False for full float32 in convolutions and matrix products.
-        deterministic: Of cuDNN; None leaves it as it is.
+        tf32: Whether they may round to TF32 on CUDA; False is full float32, on a CPU too.
+        deterministic: Whether cuDNN must be deterministic; None leaves that setting as it is.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cudnn = torch.backends.cudnn
     with _ARITHMETIC:
-        before = matmul.allow_tf32
-        matmul.allow_tf32 = tf32
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         chosen = cudnn.deterministic if deterministic is None else deterministic
         try:
             with cudnn.flags(enabled=True, deterministic=chosen, allow_tf32=tf32):
                 yield
         finally:
-            matmul.allow_tf32 = before
+            torch.set_float32_matmul_precision(before)
 
 
 def with_smaller_batches(run: Callable[[int], T], batch_size: int, on_change: Callable[[int], object]) -> T:
-    """``run(batch_size)``, again with half the batch size whenever the device's memory does not suffice.
+    """Call ``run(batch_size)``; where the device runs out of memory, again with half the batch size.
 
     Args:
-        run: The whole work; it is begun anew, so that its result is that of one batch size.
-        batch_size: To begin with.
+        run: Does all of the work. It starts from the beginning each time, so the result is that of one batch
+            size.
+        batch_size: The first one to try.
         on_change: Called with each smaller batch size before it is tried.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One wording for work that was begun with other settings than are asked for now."""
+"""Lists how the settings of earlier work differ from those of this run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["differences"]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A phrase for every entry, at any depth, in which a folder's work differs from what is asked for now.
+    """One phrase for each entry, at any depth, that differs: ``"size was 64 and is now 256"``.
 
     Args:
-        there: What the folder was begun with, as JSON holds it.
-        here: The same of now.
-        prefix: What stands before every key.
+        there: Settings of the earlier work, as JSON holds them.
+        here: Settings of this run.
+        prefix: Put before every key.
     """
     found = []
     for key in sorted({*there, *here}, key=lambda name: ("sha256" in name, name)):  # digests last

@@ -5,13 +5,15 @@
     <root>/<job>/team             a slot of bytes for each process: what it is at, and how it ended
     <root>/<job>/<id>/<work>/     results on their way from one process to the others
 
-Nobody waits for a message. Work is claimed by locking a byte of a file, so that it goes to whoever is free,
-and the kernel gives the lock back when a process ends, however it ends, on another host of a shared file
-system as well. By a lock of the same kind on its slot each process knows which others live; one that died,
-failed or made no progress for :data:`STALL_SECONDS` ends the job with its rank and the reason.
+No process waits for a message. A process claims work by locking a byte of a file, so work goes to whichever
+is free. The kernel releases the lock when the process ends, however it ends, also across the hosts of a
+shared file system. Each process holds such a lock on its slot, which shows the others that it is alive; one
+that died, failed or made no progress for :data:`STALL_SECONDS` ends the job with its rank and the reason.
 
 These are POSIX record locks (``fcntl.lockf``) and not ``flock``: a child of a process does not inherit them,
 and so cannot keep them after its parent's death.
+
+One long file, because it is one piece: it goes as a whole when an existing engine takes its place.
 """
 
 from __future__ import annotations
@@ -33,20 +35,20 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalkit.errors import EvalkitError, InputError, OutputError, WorkerError
+from evalkit.system import processes
+from evalkit.system.engine import Arrays
 from evalkit.system.files import replace_atomically
+from evalkit.system.progress import Progress
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["STALL_SECONDS", "Team", "world"]
+__all__ = ["STALL_SECONDS", "Team"]
 
-Arrays = Mapping[str, NDArray[Any]]
-Progress = Callable[[str, int, int], None]
 
 STALL_SECONDS = 1800.0
 """How long a process may make no progress while others wait; ``EVALKIT_STALL_SECONDS`` changes it."""
@@ -63,18 +65,6 @@ OLD_SECONDS = 7 * 86400.0
 TERMINATED = 128 + signal.SIGTERM
 # Offsets in a slot of the bytes that stand for: a process has this rank; what the slot says is of this job.
 _OWNED, _WRITTEN = 0, 1
-
-
-def world() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torchrun's environment says; (0, 1) without it.
-
-    Raises:
-        InputError: ``RANK`` and ``WORLD_SIZE`` do not go together.
-    """
-    rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        raise InputError(f"RANK={rank!r} and WORLD_SIZE={size!r} in the environment: expected 0 to size - 1.")
-    return int(rank), int(size)
 
 
 class Team:
@@ -116,7 +106,7 @@ class Team:
         """
         if fcntl is None:
             raise InputError("Several processes need file locks that this system does not have: use one.")
-        rank, size = world()
+        rank, size = processes.rank(), processes.world_size()
         # The same for all processes of a job, and different for jobs that run at the same time.
         key = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
         folder = root / hashlib.sha256(json.dumps([*key, size]).encode()).hexdigest()[:16]
@@ -204,7 +194,7 @@ class Team:
                         self._give_up(locks, todo)
 
     def _all_wait(self) -> bool:
-        """Whether nobody of this job can have a piece in hand: those that run wait, and are alive.
+        """Whether no live process of this job holds a claim: all that are running wait.
 
         One that hangs, or is slow, is for :meth:`_look` to judge.
         """
@@ -219,13 +209,13 @@ class Team:
 
     def _give_up(self, locks: Path, todo: list[int]) -> NoReturn:
         raise WorkerError(
-            f"{locks.parent}: {len(todo)} of its files have been in the hands of other processes for "
-            f"{self._patience['running']:g} s (EVALKIT_STALL_SECONDS), and none of this job hangs: it seems "
-            "that another job is at the same work and hangs. End that, and run the same command again."
+            f"{locks.parent}: {len(todo)} of its files have been claimed by other processes for "
+            f"{self._patience['running']:g} s (EVALKIT_STALL_SECONDS), and no process of this job hangs. "
+            "Probably another job with the same work hangs: stop it, and run the same command again."
         )
 
     def note(self, text: str) -> None:
-        """Leave word of progress, and look whether the others are well; both only now and then.
+        """Record progress and check on the other processes, both at most every few seconds.
 
         Raises:
             WorkerError: One died or failed.
@@ -238,7 +228,7 @@ class Team:
         if now - self._watched > WATCH_SECONDS:
             self._look()
 
-    def noting(self, progress: Progress | None) -> Progress:
+    def watched(self, progress: Progress | None) -> Progress:
         """Does the same as ``progress``, and notes it; only rank 0 shows its progress."""
 
         def report(stage: str, done: int, total: int) -> None:
@@ -254,7 +244,7 @@ class Team:
         if self.rank == 0:
             self._job = uuid.uuid4().hex
             self._remove_old()
-        # Torchrun starts all at the same time. Who cannot wait for rank 0 can work without it, to begin with.
+        # torchrun starts all ranks at the same time. They may start work before rank 0 is visible.
         until = time.monotonic() + MEET_SECONDS
         while not self._knows_job() and time.monotonic() < until:
             time.sleep(POLL_SECONDS[0])
@@ -369,13 +359,13 @@ class Team:
             f"at: {text}.",
             "failed": f"failed: {text}",
             "terminated": "was ended by SIGTERM.",
-            "died": f"died without a word, as when it is killed or out of memory; last at: {text}.",
+            "died": f"died without reporting an error, as if killed or out of memory; last at: {text}.",
         }[state]
         who = "" if state == "absent" else f" ({_who(there)})"
         # Another has ended for a reason of its own, which is the better one.
         reason = text if state == "terminated" and text else f"Rank {rank}{who} {how}"
         self._write("terminated", reason)
-        raise WorkerError(f"{reason} What is stored stays: run the same command again to go on.")
+        raise WorkerError(f"{reason} Stored results are kept: run the same command again to resume.")
 
     # ------------------------------------------------------------------------------------------- slots
 

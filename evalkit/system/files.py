@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, the folder where evalkit keeps its own, and what weights are."""
+"""Files that appear complete or not at all, the cache folder, kinds of files, digests of tensors, text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +28,6 @@ __all__ = [
     "expand_user",
     "home_directory",
     "kind_of",
-    "only_process",
     "physical_memory",
     "read_text",
     "remove_stale_partials",
@@ -43,13 +37,17 @@ __all__ = [
     "xdg_cache_home",
 ]
 
-# A partial file that nobody has touched for this long belongs to a run that was killed.
+# A partial file that has not been touched for this long was left by a killed run.
 STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; renamed to ``path`` on success, removed on any failure.
+def replace_atomically(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; renamed to ``path`` on success, removed on any failure.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+        folder: Yield an empty folder and not a file. An existing folder is not replaced.
 
     Raises:
         OutputError: The folder is missing or not writable, or the disk is full.
@@ -58,10 +56,14 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     # Threads share a process number, and so do processes of two containers: only a random name is one's own.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        partial.touch(exist_ok=False)
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        if folder:
+            partial.mkdir()
+            yield partial
+        else:
+            partial.touch(exist_ok=False)
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         # HDF5 reports a full disk with the system's text and sometimes without its number.
@@ -70,30 +72,30 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         raise OutputError(f"Cannot write {path}: {reason}. What was there before is unchanged.") from error
     finally:
         with contextlib.suppress(OSError):
-            partial.unlink()
+            shutil.rmtree(partial) if folder else partial.unlink()
 
 
 def check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
-    """Cheap check before long work that ``path`` can be written.
+    """Check, before long work, that ``path`` can be written.
 
     Args:
         path: The file to write.
-        *inputs: Paths, or names of other things, that must not be overwritten by it.
+        *inputs: Paths and patterns of files that must not be overwritten; other names are ignored.
 
     Raises:
-        OutputError: It cannot, or is one of the inputs.
+        OutputError: It cannot be written, or it is one of the inputs.
     """
     try:
         _check_writable(path, *inputs)
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # for example a name that is too long, or a folder without permission
         raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
 
 
 def _check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
     folder = path.parent
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OutputError(f"Cannot write {path}: it is no ordinary file. Give another name.")
-    # An input may be a pattern of several files.
+        raise OutputError(f"Cannot write {path}: it is not a regular file. Give another name.")
+    # An input may be a pattern that matches several files.
     files = [file for name in inputs for file in (name, *glob.glob(os.fspath(name), recursive=True))]  # noqa: PTH207
     if path.is_file() and any(Path(name).exists() and path.samefile(name) for name in files):
         raise OutputError(f"Cannot write {path}: it is the input. Give another name.")
@@ -105,36 +107,8 @@ def _check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
         raise OutputError(f"Cannot write {path}: the folder {folder} is not writable.")
 
 
-@contextlib.contextmanager
-def only_process(lock: Path, work: str) -> Iterator[None]:
-    """Holds the file ``lock``, which stays, while the block runs; the kernel frees it however that ends.
-
-    Args:
-        lock: A file in a folder that is there. Where the system has no such locks, nothing is refused.
-        work: What is done meanwhile, for the message.
-
-    Raises:
-        OutputError: Another process holds it, or it cannot be opened.
-    """
-    try:
-        file = lock.open("ab")
-    except OSError as error:
-        raise OutputError(f"Cannot write {lock}: {error.strerror}.") from error
-    with file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OutputError(
-                    f"Another process is {work}. Wait for it or stop it, or name another output."
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-        yield
-
-
 def remove_stale_partials(folder: Path, name: str = "") -> None:
-    """Remove the files and folders that killed runs left behind in ``folder``: all, or those of one name."""
+    """Remove what killed runs left behind in ``folder``: the temporary files of all names, or of one name."""
     for partial in folder.glob(f".{glob.escape(name)}{'.' if name else ''}*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
@@ -142,14 +116,14 @@ def remove_stale_partials(folder: Path, name: str = "") -> None:
 
 
 def cache_directory() -> Path:
-    """The directory where evalkit keeps what it may fetch or compute again; it may not exist yet.
+    """The folder for what evalkit can download or compute again; it may not exist yet.
 
     Returns:
-        ``$EVALKIT_CACHE`` where set, else ``evalkit`` in the platform's place for caches:
+        ``$EVALKIT_CACHE`` if set, else ``evalkit`` in the platform's folder for caches:
         ``$XDG_CACHE_HOME`` or ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
 
     Raises:
-        OutputError: None of these can be told: the user has no home folder.
+        OutputError: None of these is known, because the user has no home folder.
     """
     if chosen := os.environ.get("EVALKIT_CACHE"):
         return expand_user(chosen)
@@ -164,7 +138,7 @@ def xdg_cache_home() -> Path:
     """``$XDG_CACHE_HOME``, or ``~/.cache``.
 
     Raises:
-        OutputError: There is neither.
+        OutputError: Neither is known, because the user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache")
 
@@ -173,7 +147,7 @@ def home_directory() -> Path:
     """The user's home folder.
 
     Raises:
-        OutputError: There is none, as for the numbered user of a container.
+        OutputError: There is none, as for a user without a name in a container.
     """
     try:
         return Path.home()
@@ -187,17 +161,17 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
     """``path`` with a leading ``~`` replaced by the user's home folder.
 
     Raises:
-        OutputError: There is no such folder.
+        OutputError: That user has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise OutputError(f"{path}: there is no such home folder. Give the whole path.") from error
+        raise OutputError(f"{path}: there is no such home folder. Give the full path.") from error
 
 
-# First bytes of files that people take for images, samples or weights.
+# First bytes of files that are given by mistake as images, samples or weights.
 _KINDS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer and not the file itself: `git lfs pull` brings that"),
+    (b"version https://git-lfs", "a Git LFS pointer and not the file itself: `git lfs pull` gets that"),
     (b"\x1f\x8b", "a gzip file"),
     (b"BZh", "a bzip2 file"),
     (b"\xfd7zXZ", "an xz file"),
@@ -216,7 +190,7 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is, in words, by its first bytes; 16 or more tell all kinds apart."""
+    """What kind of file it is, in words, by its first bytes. Give at least 16."""
     if not start:
         return "empty"
     if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
@@ -236,7 +210,7 @@ def kind_of(start: bytes) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
-    """Digest of named float32 arrays that does not depend on the file they came in.
+    """Digest of named float32 arrays, whatever kind of file they came from.
 
     Args:
         tensors: Arrays of any shape under their names.
@@ -253,7 +227,7 @@ def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
-# UTF-32's before UTF-16's, which are its beginning.
+# UTF-32 comes first, because its marks begin with those of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -264,13 +238,13 @@ _MARKS = (
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a user wrote: UTF-8, or what its byte order mark says.
+    """Read a text file that a user wrote: UTF-8, or the encoding of its byte order mark.
 
-    Notepad writes UTF-8 with a mark, and PowerShell's ``>`` UTF-16 with one. Ends of lines stay as they are.
+    Notepad writes UTF-8 with a mark, and PowerShell's ``>`` UTF-16 with one. Line endings stay as they are.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is no such text.
+        OSError: The file cannot be read.
+        ValueError: It is not text in one of these encodings.
     """
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
@@ -278,17 +252,17 @@ def read_text(path: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"it is no text in UTF-8, nor in UTF-16 with a byte order mark (byte {error.start:,})"
+            f"it is not text in UTF-8, nor in UTF-16 with a byte order mark (byte {error.start:,})"
         ) from error
     if "\0" in text:
         raise ValueError(
-            "it contains NUL bytes: it is no text, or UTF-16 without a byte order mark. Save it as UTF-8"
+            "it contains NUL bytes: it is not text, or UTF-16 without a byte order mark. Save it as UTF-8"
         )
     return text
 
 
 def physical_memory() -> int | None:
-    """Bytes of this machine's memory; None where the system does not say, as on Windows."""
+    """Bytes of this machine's memory; None if the system does not tell, as on Windows."""
     try:
         size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -297,7 +271,7 @@ def physical_memory() -> int | None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions by package: evalkit's own, and of others those that are installed."""
+    """Version of each package; those that are not installed are left out."""
     found = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):

@@ -1,8 +1,8 @@
-"""What a file was found to hold, remembered so that it is read once.
+"""The hash of a file's content, remembered so that the file is read once.
 
 A batch is known by a hash of its content (:attr:`evalkit.images.ImageSource.digest`), never by what a file
-says of itself. Hashing reads the whole file. What came of it is kept in the cache folder under the file's
-path, with its size, inode and times: as long as these are the same, it is not read again.
+says about itself. Hashing reads the whole file. The result is kept in the cache folder under the file's path,
+with its size, inode and times: as long as these are the same, the file is not read again.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ again unnoticed."""
 
 
 def stamp(paths: Iterable[Path]) -> tuple[str, float]:
-    """A fingerprint of files, which changes when one of them does.
+    """Fingerprint of files, which changes when one of them does.
 
     Args:
         paths: Files, in a fixed order.
 
     Returns:
-        Hex sha256 over the size, device, inode and times of each; and the last time that one was changed, in
+        Hex sha256 over the path, size, device, inode and times of each; and when the last of them changed, in
         seconds since 1970.
 
     Raises:
-        OSError: One is not there.
+        OSError: One of them is missing.
     """
     digest, latest = hashlib.sha256(), 0.0
     for path in paths:
@@ -52,15 +52,21 @@ def stamp(paths: Iterable[Path]) -> tuple[str, float]:
 
 
 def recall(
-    name: Path, kind: str, paths: Callable[[], Iterable[Path]], examine: Callable[[], Mapping[str, Any]]
+    name: Path,
+    kind: str,
+    paths: Callable[[], Iterable[Path]],
+    examine: Callable[[], Mapping[str, Any]],
+    *,
+    remember: bool = True,
 ) -> tuple[Mapping[str, Any], str]:
-    """What ``examine`` found when these files were last read, or finds now; and their :func:`stamp`.
+    """Return what ``examine`` found when these files were last read, or finds now; and their :func:`stamp`.
 
     Args:
-        name: What the record is kept under: the path that the user gave.
+        name: The path that the user gave; the record is kept under it.
         kind: The kind of reader.
-        paths: Gives the files that decide the result.
+        paths: Returns the files that decide the result.
         examine: Reads them. Its result is kept as JSON.
+        remember: Whether the result is kept. False if the files can change without changing their stamp.
 
     Raises:
         InputError: The files changed while they were read.
@@ -70,7 +76,8 @@ def recall(
     key = json.dumps([FORMAT, kind, os.path.realpath(name)])
     record = None
     with contextlib.suppress(EvalkitError):  # no home folder, so no cache: it is read every time
-        record = cache_directory() / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        if remember:
+            record = cache_directory() / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if record is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             known = json.loads(record.read_text(encoding="utf-8"))
@@ -90,7 +97,7 @@ def recall(
 
 
 def _seal(record: Mapping[str, Any]) -> str:
-    """Tells whether a record is as it was written."""
+    """Checksum of a record."""
     content = json.dumps([record["key"], record["stamp"], record["found"]], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 

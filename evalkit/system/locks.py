@@ -17,13 +17,16 @@ __all__ = ["exclusive_lock"]
 def exclusive_lock(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs.
 
+    The file may stay. To remove it, unlink it inside the block: filelock 3.24 and later notice that in all
+    processes that wait for it.
+
     Args:
-        path: A file in an existing folder; it is made if need be.
-        work: What is done meanwhile, for the message: ``"building ref.npz"``.
-        wait: Wait for the process that holds it, rather than refuse.
+        path: A file in an existing folder; created if it does not exist.
+        work: What this process does meanwhile, for the message: ``"building ref.npz"``.
+        wait: Wait until another process releases it, instead of raising.
 
     Raises:
-        OutputError: Another process holds it, or it cannot be opened.
+        OutputError: Another process holds it and ``wait`` is false, or it cannot be opened.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:

@@ -1,4 +1,4 @@
-"""Which process this is, of those that torchrun started: the only place that reads its environment."""
+"""Rank and number of the processes that torchrun started; no other module reads its environment variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rank() -> int:
     """Rank of this process, 0 to :func:`world_size` - 1; 0 without torchrun.
 
     Raises:
-        InputError: ``RANK`` and ``WORLD_SIZE`` do not go together.
+        InputError: ``RANK`` and ``WORLD_SIZE`` are not 0 to size - 1 and size.
     """
     return _rank_and_size()[0]
 

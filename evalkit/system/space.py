@@ -1,4 +1,4 @@
-"""Is there room on the disk for what is about to be written?"""
+"""Checks, before long work, that the disk has enough free space."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["check_free_space"]
 
 
 def check_free_space(folder: Path, need: float, what: str, remedy: str, *, reusable: float = 0) -> None:
-    """Raise an OutputError unless the disk has room, before long work.
+    """Raise an OutputError unless the disk has enough free space.
 
     Args:
-        folder: Where it will be written; it exists.
+        folder: An existing folder on the disk.
         need: Bytes that will be written.
         what: What needs them, for the message: ``"The feature store /a/b"``.
-        remedy: What to do, a sentence: ``"Free some space, or name another folder."``
-        reusable: Bytes there already that will be overwritten or need not be written again.
+        remedy: What to do, as a sentence: ``"Free some space, or name another folder."``
+        reusable: Bytes already on the disk that will be overwritten or need not be written again.
     """
     free = shutil.disk_usage(folder).free + reusable
     if need > free:

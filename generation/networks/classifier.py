@@ -23,7 +23,7 @@ SPATIAL_WIDTH = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings(UNetSettings):
-    """What determines a classifier: a UNet's settings, of which ``out_channels`` counts the classes.
+    """Everything that determines a classifier: a UNet's settings, with the classes as ``out_channels``.
 
     Attributes:
         pool: From feature map to logits: ``attention`` as in all published classifiers; ``adaptive``, the
@@ -40,7 +40,7 @@ class Classifier(Trunk):
     State-dict keys, shapes and order are those of the published checkpoints.
 
     Args:
-        settings: What determines it.
+        settings: Everything that determines it.
 
     Raises:
         InputError: An unknown pooling, or attention pooling without ``num_head_channels``.

@@ -4,7 +4,7 @@ Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105
 names and their order give the state-dict keys of the published checkpoints.
 
 Feature maps are (b, c, h, w) in the type of the convolutions, float32 or half; normalisation, embeddings
-and their linear layers are float32 whatever that type is.
+and their linear layers are always float32.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbours, then a 3x3 convolution if asked for."""
+    """Twice the size by nearest neighbours, then a 3x3 convolution if requested."""
 
     def __init__(self, channels: int, *, convolve: bool):
         super().__init__()
@@ -102,9 +102,9 @@ class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice, around a skip; the embedding enters at the second norm.
 
     Args:
-        channels: Of the input.
-        embedding_channels: Of the embedding.
-        out_channels: Of the output; by default those of the input.
+        channels: Channels of the input.
+        embedding_channels: Channels of the embedding.
+        out_channels: Channels of the output; by default those of the input.
         dropout: Share of activations dropped in training.
         use_scale_shift_norm: The embedding scales and shifts the second norm's output ("adaptive group
             normalisation", section 3.1); otherwise it is added before that norm.
@@ -203,9 +203,9 @@ class AttentionBlock(nn.Module):
     """Self-attention over the positions of a feature map, around a skip.
 
     Args:
-        channels: Of input and output.
+        channels: Channels of input and output.
         heads: Number of heads; divides ``channels``.
-        new_order: Of the channels of ``qkv``: ({q,k,v}, head, channel) instead of (head, {q,k,v}, channel).
+        new_order: Order of the channels of ``qkv``: ({q,k,v}, head, channel), not (head, {q,k,v}, channel).
     """
 
     def __init__(self, channels: int, heads: int, *, new_order: bool):
@@ -232,12 +232,12 @@ class AttentionPool(nn.Module):
     """A feature map to one vector: the output of attention at a token that is the mean of all positions.
 
     Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv
-    2103.00020), section 2.4. Always in the new order of channels, whatever the network's blocks use.
+    2103.00020), section 2.4. Always in the new order of channels, also where the network's blocks are not.
 
     Args:
         size: Side of the feature map.
-        channels: Of the feature map.
-        head_channels: Of one head; divides ``channels``.
+        channels: Channels of the feature map.
+        head_channels: Channels of one head; divides ``channels``.
         out_channels: Length of the vector.
     """
 
@@ -258,7 +258,7 @@ class AttentionPool(nn.Module):
 
 
 class Conditioned(nn.Sequential):
-    """Layers in a row, of which the residual blocks are given the embedding."""
+    """Layers in sequence; the residual blocks among them also receive the embedding."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         """(b, c, h, w) and (b, embedding_channels) float32 to (b, c', h', w')."""

@@ -31,11 +31,11 @@ __all__ = ["Trunk", "UNet", "UNetSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class UNetSettings:
-    """What determines a UNet; JSON holds it as it is.
+    """Everything that determines a UNet, in types that JSON holds.
 
     Attributes:
         image_size: Side of the images, pixels.
-        in_channels: Of the images.
+        in_channels: Channels of the images.
         model_channels: Width at the first level, before its factor in ``channel_mult``.
         out_channels: 3 for epsilon alone, 6 with the learned variance; of a classifier, its classes.
         num_res_blocks: Residual blocks a level.
@@ -73,7 +73,7 @@ class UNetSettings:
         # From JSON they come as lists, which have no hash.
         object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
-        # Beyond anything that is trained: what a damaged or mistyped file asks for ends here, not in memory.
+        # Far beyond any trained network: a damaged or mistyped file is refused before memory is allocated.
         for name, most in _MOST.items():
             value = getattr(self, name)
             largest = max(value, default=0) if isinstance(value, tuple) else value
@@ -201,7 +201,7 @@ class Trunk(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the convolutions and so of the feature maps."""
+        """Type of the convolutions, and so of the feature maps."""
         return next(self.input_blocks.parameters()).dtype
 
     def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
@@ -229,7 +229,7 @@ class UNet(Trunk):
     State-dict keys, shapes and order are those of the published checkpoints.
 
     Args:
-        settings: What determines it.
+        settings: Everything that determines it.
     """
 
     def __init__(self, settings: UNetSettings):

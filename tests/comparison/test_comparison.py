@@ -23,21 +23,26 @@ import pytest
 from invoked import Result
 from numpy.typing import NDArray
 from PIL import Image
+from stand_ins import NO_STORE
+from stand_ins import InceptionPixels as Pixels
 
-import evalkit.features
+import evalkit.features.store
 from evalkit.cli.options import ExtractorSetup
-from evalkit.comparison import Subset, compare, features_of, statistics_of
+from evalkit.comparison import Subset, compare, features_of
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
-from evalkit.extractors.inception import Inception
-from evalkit.extractors.inception_weights import InceptionWeights, describe_weights
-from evalkit.extractors.pixels import Pixels
-from evalkit.features import Features, FeatureStore, extract
+from evalkit.extractors.inception import HEAD_MISSING, Inception
+from evalkit.extractors.weights import InceptionWeights, describe_weights
+from evalkit.features.adm_npz import statistics_of
+from evalkit.features.extraction import extract
+from evalkit.features.record import Features
 from evalkit.images import open_images
-from evalkit.metrics import PROTOCOLS, frechet_distance
+from evalkit.metrics.frechet import frechet_distance
+from evalkit.protocols import PROTOCOLS
 from evalkit.report.text import FORMATS, adm_lines, markdown, table
 from evalkit.results import Comparison, PublishedRow
+from evalkit.system.run import Run
 
-Run = Callable[..., Result]
+Invoke = Callable[..., Result]
 
 
 @pytest.fixture
@@ -59,11 +64,11 @@ def published_statistics(seed: int = 0) -> dict[str, NDArray[Any]]:
 
 
 def test_record(batches: tuple[Path, Path], tmp_path: Path) -> None:
-    comparison = compare(*batches, extractor=Pixels(), store=FeatureStore(tmp_path / "store"))
+    comparison = compare(*batches, extractor=Pixels(), run=Run(store=tmp_path / "store"))
     assert [score.name for score in comparison.scores] == [
-        "inception_score",
         "fid",
         "sfid",
+        "inception_score",
         "precision",
         "recall",
     ]
@@ -71,11 +76,11 @@ def test_record(batches: tuple[Path, Path], tmp_path: Path) -> None:
     assert comparison.reference.images == comparison.samples.images == 30
     assert comparison.reference.image_shape == (12, 10, 3)
     assert comparison.reference.digest == open_images(batches[0]).digest
-    assert comparison.extractor["fingerprint"] == Pixels().fingerprint
+    assert comparison.extractors["inception"]["fingerprint"] == Pixels().fingerprint
     assert {"evalkit", "torch", "numpy", "scipy", "python"} <= set(comparison.versions)
     assert {"fid", "features of samples", "precision and recall"} <= set(comparison.seconds)
     assert comparison.reference.features == "extracted"
-    again = compare(*batches, extractor=Pixels(), store=FeatureStore(tmp_path / "store"))
+    again = compare(*batches, extractor=Pixels(), run=Run(store=tmp_path / "store"))
     assert again.reference.features == "stored"
     assert again.scores == comparison.scores
     assert Comparison.from_json(comparison.to_json()) == comparison
@@ -85,17 +90,17 @@ def test_record(batches: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_scores_are_the_metrics_of_the_features(batches: tuple[Path, Path]) -> None:
     a, b = (Pixels()(np.load(path)["arr_0"])["pool"] for path in batches)
-    comparison = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
+    comparison = compare(*batches, protocol="exact", extractor=Pixels(), run=NO_STORE)
     assert comparison["fid"] == frechet_distance(a, b)
     assert comparison["fid"] > 0
 
 
 def test_arrays_features_and_files_give_the_same(batches: tuple[Path, Path], tmp_path: Path) -> None:
-    expected = compare(*batches, extractor=Pixels(), store=None).scores
+    expected = compare(*batches, extractor=Pixels(), run=NO_STORE).scores
     arrays = [np.load(path)["arr_0"] for path in batches]
-    assert compare(*arrays, extractor=Pixels(), store=None).scores == expected
+    assert compare(*arrays, extractor=Pixels(), run=NO_STORE).scores == expected
     features = [extract(open_images(array), Pixels()) for array in arrays]
-    assert compare(*features, store=None).scores == expected
+    assert compare(*features, run=NO_STORE).scores == expected
     files = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for one, path in zip(features, files, strict=True):
         one.save(path)
@@ -106,9 +111,9 @@ def test_arrays_features_and_files_give_the_same(batches: tuple[Path, Path], tmp
 
 
 def test_features_of_another_extractor_are_refused(batches: tuple[Path, Path], tmp_path: Path) -> None:
-    features_of(batches[0], extractor=Pixels("other"), store=None).save(tmp_path / "a.h5")
+    features_of(batches[0], extractor=Pixels("other"), run=NO_STORE).save(tmp_path / "a.h5")
     with pytest.raises(FeatureError, match=r"a\.h5 holds features of another extractor"):
-        compare(tmp_path / "a.h5", batches[1], extractor=Pixels(), store=None)
+        compare(tmp_path / "a.h5", batches[1], extractor=Pixels(), run=NO_STORE)
 
 
 def test_statistics_of_a_file_replace_those_of_its_images(tmp_path: Path) -> None:
@@ -116,41 +121,45 @@ def test_statistics_of_a_file_replace_those_of_its_images(tmp_path: Path) -> Non
     np.savez(tmp_path / "ref.npz", **statistics)  # type: ignore[arg-type]
     np.savez(tmp_path / "same.npz", **statistics)  # type: ignore[arg-type]
     np.savez(tmp_path / "other.npz", **published_statistics(1))  # type: ignore[arg-type]
-    same = compare(tmp_path / "ref.npz", tmp_path / "same.npz", extractor=Pixels(), store=None)
+    same = compare(tmp_path / "ref.npz", tmp_path / "same.npz", extractor=Pixels(), run=NO_STORE)
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert same.reference.statistics == "file"
     assert set(same.missing) == {"inception_score", "precision", "recall"}
-    assert "not only their statistics" in same.missing["precision"]
-    with pytest.raises(KeyError, match="not only their statistics"):
+    assert "is statistics alone; this needs the images" in same.missing["precision"]
+    with pytest.raises(KeyError, match="is statistics alone"):
         _ = same["precision"]
     assert any("was given as samples and carries mu" in warning for warning in same.warnings)
-    other = compare(tmp_path / "ref.npz", tmp_path / "other.npz", extractor=Pixels(), store=None)
+    other = compare(tmp_path / "ref.npz", tmp_path / "other.npz", extractor=Pixels(), run=NO_STORE)
     assert other["fid"] > 100
 
 
 def test_statistics_written_are_those_read(batches: tuple[Path, Path]) -> None:
-    features = features_of(batches[0], extractor=Pixels(), store=None)
+    features = features_of(batches[0], extractor=Pixels(), run=NO_STORE)
     arrays = statistics_of(features)
-    assert features.pool is not None
-    np.testing.assert_allclose(arrays["sigma"], np.cov(features.pool, rowvar=False), rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(arrays["mu"], features.pool.mean(axis=0, dtype=np.float64), rtol=1e-14)
+    assert features.arrays["pool"] is not None
+    np.testing.assert_allclose(
+        arrays["sigma"], np.cov(features.arrays["pool"], rowvar=False), rtol=1e-10, atol=1e-14
+    )
+    np.testing.assert_allclose(
+        arrays["mu"], features.arrays["pool"].mean(axis=0, dtype=np.float64), rtol=1e-14
+    )
     assert arrays["mu_s"].shape == (12,)
 
 
 def test_warnings(images: NDArray[np.uint8], tmp_path: Path) -> None:
     skewed = np.concatenate([np.zeros(50, np.int64), np.arange(10)])
     np.savez(tmp_path / "skewed.npz", arr_0=images, arr_1=skewed)
-    comparison = compare(images[:30], tmp_path / "skewed.npz", extractor=Pixels(), store=None)
+    comparison = compare(images[:30], tmp_path / "skewed.npz", extractor=Pixels(), run=NO_STORE)
     text = "\n".join(comparison.warnings)
     assert "published numbers use 50,000" in text
     assert "labels of" in text
     assert "far from uniform: 10 classes of 1 to 51" in text
     assert "singular covariances, in <array> (30 images): FID" in text
-    comparison = compare(images, np.float32(images[:, :, :8]), extractor=Pixels(), store=None)
+    comparison = compare(images, np.float32(images[:, :, :8]), extractor=Pixels(), run=NO_STORE)
     text = "\n".join(comparison.warnings)
     assert "Image sizes differ: 10x12 and 8x12" in text
     assert "float" in text
-    comparison = compare(images, images, extractor=Pixels(), store=None)
+    comparison = compare(images, images, extractor=Pixels(), run=NO_STORE)
     assert any("are the same images" in warning for warning in comparison.warnings)
     assert comparison["fid"] == pytest.approx(0, abs=1e-9)
     assert comparison["precision"] == comparison["recall"] == 1
@@ -159,8 +168,11 @@ def test_warnings(images: NDArray[np.uint8], tmp_path: Path) -> None:
 def test_missing_head_is_said_with_the_remedy(
     images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pixels, "logits", lambda self, pool: None)
-    comparison = compare(images[:30], images[30:], extractor=Pixels(), store=None)
+    def no_head(self: Pixels, output: str, rows: object) -> None:
+        raise UndefinedMetricError(HEAD_MISSING)
+
+    monkeypatch.setattr(Pixels, "derive", no_head)
+    comparison = compare(images[:30], images[30:], extractor=Pixels(), run=NO_STORE)
     assert set(comparison.missing) == {"inception_score"}
     assert "evalkit weights --fetch" in table(comparison)
     assert adm_lines(comparison).startswith("Inception Score: unavailable (")
@@ -169,21 +181,23 @@ def test_missing_head_is_said_with_the_remedy(
 def test_progress_names_the_stages(batches: tuple[Path, Path]) -> None:
     stages: list[str] = []
     compare(
-        *batches, extractor=Pixels(), store=None, progress=lambda stage, done, total: stages.append(stage)
+        *batches,
+        extractor=Pixels(),
+        run=Run(store=None, progress=lambda stage, done, total: stages.append(stage)),
     )
     assert str(batches[0]) in stages[0]
 
 
 def test_undefined_is_an_error(images: NDArray[np.uint8]) -> None:
     with pytest.raises(UndefinedMetricError, match="holds one image"):
-        compare(images, images[:1], extractor=Pixels(), store=None)
+        compare(images, images[:1], extractor=Pixels(), run=NO_STORE)
     with pytest.raises(InputError, match=r"Unknown protocol 'clean'.*adm, exact"):
-        compare(images, images, protocol="clean", extractor=Pixels(), store=None)
+        compare(images, images, protocol="clean", extractor=Pixels(), run=NO_STORE)
 
 
 def test_protocols_report_their_parameters(batches: tuple[Path, Path]) -> None:
     for protocol in PROTOCOLS:
-        comparison = compare(*batches, protocol=protocol, extractor=Pixels(), store=None)
+        comparison = compare(*batches, protocol=protocol, extractor=Pixels(), run=NO_STORE)
         assert all(score.parameters for score in comparison.scores)
         assert comparison.protocol == protocol
 
@@ -200,7 +214,9 @@ def test_a_foreign_json_is_refused(text: str) -> None:
 
 
 @pytest.mark.usefixtures("pixels")
-def test_compare_prints_a_table_and_writes_json(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+def test_compare_prints_a_table_and_writes_json(
+    run: Invoke, batches: tuple[Path, Path], tmp_path: Path
+) -> None:
     result = run("compare", *batches, "--json", tmp_path / "out.json")
     assert result.code == 0
     assert result.err == ""
@@ -214,17 +230,18 @@ def test_compare_prints_a_table_and_writes_json(run: Run, batches: tuple[Path, P
 
 
 @pytest.mark.usefixtures("pixels")
-def test_adm_format_is_the_reference_evaluators(run: Run, batches: tuple[Path, Path]) -> None:
+def test_adm_format_is_the_reference_evaluators(run: Invoke, batches: tuple[Path, Path]) -> None:
     result = run("compare", *batches, "--format", "adm")
     lines = result.out.splitlines()
     assert result.err.startswith(f"warning: {batches[1]} holds 30 images")
     assert [line.split(":")[0] for line in lines] == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
-    comparison = compare(*batches, extractor=Pixels(), store=None)
-    assert [float(line.split(":")[1]) for line in lines] == [score.value for score in comparison.scores]
+    comparison = compare(*batches, extractor=Pixels(), run=NO_STORE)
+    names = ("inception_score", "fid", "sfid", "precision", "recall")
+    assert [float(line.split(":")[1]) for line in lines] == [comparison[name] for name in names]
 
 
 @pytest.mark.usefixtures("pixels")
-def test_features_and_stats_commands(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+def test_features_and_stats_commands(run: Invoke, batches: tuple[Path, Path], tmp_path: Path) -> None:
     expected = run("compare", *batches, "--format", "adm").out
     files = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for batch, file in zip(batches, files, strict=True):
@@ -239,7 +256,7 @@ def test_features_and_stats_commands(run: Run, batches: tuple[Path, Path], tmp_p
 
 
 @pytest.mark.usefixtures("pixels")
-def test_no_store_leaves_nothing(run: Run, batches: tuple[Path, Path], own_cache: Path) -> None:
+def test_no_store_leaves_nothing(run: Invoke, batches: tuple[Path, Path], own_cache: Path) -> None:
     assert run("compare", *batches, "--no-store").code == 0
     assert list(own_cache.rglob("*.h5")) == []
     assert run("compare", *batches).code == 0
@@ -338,7 +355,9 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
 
 @pytest.mark.usefixtures("pixels")
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_clear_line(run: Run, batches: tuple[Path, Path], tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_clear_line(
+    run: Invoke, batches: tuple[Path, Path], tmp_path: Path, case: str
+) -> None:
     make, words = BAD_INPUT[case]
     (tmp_path / "bad").mkdir()
     bad = make(tmp_path / "bad")
@@ -355,7 +374,7 @@ def test_bad_input_is_one_clear_line(run: Run, batches: tuple[Path, Path], tmp_p
 
 @pytest.mark.usefixtures("pixels")
 def test_unwritable_output_is_said_before_the_work(
-    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Invoke, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the work had begun")
@@ -374,7 +393,7 @@ def test_unwritable_output_is_said_before_the_work(
 
 @pytest.mark.usefixtures("pixels")
 def test_full_disk_while_writing_the_result(
-    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Invoke, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.h5"
     out.write_text("old")
@@ -392,7 +411,7 @@ def test_full_disk_while_writing_the_result(
     assert out.read_text() == "old"
 
 
-def test_damaged_weights_are_said(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+def test_damaged_weights_are_said(run: Invoke, batches: tuple[Path, Path], tmp_path: Path) -> None:
     bad = tmp_path / "weights.pth"
     bad.write_bytes(b"PK\x03\x04" + bytes(1000))
     result = run("compare", *batches, "--weights", bad)
@@ -414,7 +433,7 @@ def test_damaged_weights_are_said(run: Run, batches: tuple[Path, Path], tmp_path
         (("--nonsense",), "--nonsense"),
     ],
 )
-def test_bad_usage(run: Run, batches: tuple[Path, Path], arguments: tuple[str, ...], words: str) -> None:
+def test_bad_usage(run: Invoke, batches: tuple[Path, Path], arguments: tuple[str, ...], words: str) -> None:
     result = run("compare", *batches, *arguments)
     assert result.code == 2
     assert words in result.err
@@ -422,7 +441,7 @@ def test_bad_usage(run: Run, batches: tuple[Path, Path], arguments: tuple[str, .
 
 @pytest.mark.usefixtures("pixels")
 def test_interruption(
-    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Invoke, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -435,9 +454,9 @@ def test_interruption(
 
 
 def test_a_bug_keeps_its_traceback(
-    run: Run, monkeypatch: pytest.MonkeyPatch, batches: tuple[Path, Path]
+    run: Invoke, monkeypatch: pytest.MonkeyPatch, batches: tuple[Path, Path]
 ) -> None:
-    def bug(self: object) -> None:
+    def bug(self: object, network: str) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(ExtractorSetup, "extractor", bug)
@@ -469,17 +488,15 @@ def published_rows() -> tuple[PublishedRow, ...]:
 
 
 def test_published_rows_are_shown_and_kept(batches: tuple[Path, Path]) -> None:
-    plain = compare(*batches, extractor=Pixels(), store=None)
+    plain = compare(*batches, extractor=Pixels(), run=NO_STORE)
     comparison = replace(plain, published=published_rows())
     assert Comparison.from_json(comparison.to_json()) == comparison
-    measured = [
-        f"{comparison[name]:.2f}" for name in ("fid", "sfid", "inception_score", "precision", "recall")
-    ]
+    measured = [f"{comparison[name]:.2f}" for name in ("fid", "inception_score", "recall")]
     shown = [
-        ["model", "FID", "sFID", "IS", "Precision", "Recall", "table"],
+        ["model", "FID", "Inception", "Score", "Recall", "table"],  # what a published row has
         ["these", "samples", *measured],
-        ["GAN", "6.95", "-", "-", "-", "0.28", "5"],
-        ["ADM-G,", "scale", "1", "-", "-", "186.70", "-", "-", "6"],
+        ["GAN", "6.95", "-", "0.28", "5"],
+        ["ADM-G,", "scale", "1", "-", "186.70", "-", "6"],
     ]
     lines = [line.split() for line in table(comparison).splitlines()]
     first = lines.index(shown[0])
@@ -494,7 +511,7 @@ def test_published_rows_are_shown_and_kept(batches: tuple[Path, Path]) -> None:
 
 
 def test_published_rows_that_are_not_like_for_like(batches: tuple[Path, Path]) -> None:
-    comparison = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
+    comparison = compare(*batches, protocol="exact", extractor=Pixels(), run=NO_STORE)
     for format_ in (table, markdown):
         text = format_(replace(comparison, published=published_rows()))
         assert "arXiv:0000.00000. Not like for like, here: protocol exact." in text
@@ -505,7 +522,7 @@ def test_published_rows_that_are_not_like_for_like(batches: tuple[Path, Path]) -
 
 
 def test_a_comparison_from_before_published_rows_is_read(batches: tuple[Path, Path]) -> None:
-    comparison = compare(*batches, extractor=Pixels(), store=None)
+    comparison = compare(*batches, extractor=Pixels(), run=NO_STORE)
     values = json.loads(comparison.to_json())
     assert values.pop("published") == []
     assert Comparison.from_json(json.dumps(values)) == comparison
@@ -515,16 +532,16 @@ def test_a_comparison_from_before_published_rows_is_read(batches: tuple[Path, Pa
 
 
 def test_fid_and_sfid_alone_are_streamed(batches: tuple[Path, Path]) -> None:
-    whole = compare(*batches, extractor=Pixels(), store=None)
-    some = compare(*batches, metrics=["sfid", "fid"], extractor=Pixels(), store=None)
+    whole = compare(*batches, extractor=Pixels(), run=NO_STORE)
+    some = compare(*batches, metrics=["sfid", "fid"], extractor=Pixels(), run=NO_STORE)
     assert [score.name for score in some.scores] == ["fid", "sfid"]
     for score in some.scores:
         assert score.value == pytest.approx(whole[score.name], rel=1e-6)
         assert score.parameters["mean_dtype"] == "float64"
-    exact = compare(*batches, protocol="exact", extractor=Pixels(), store=None)
+    exact = compare(*batches, protocol="exact", extractor=Pixels(), run=NO_STORE)
     for name in ("fid", "sfid"):
         assert some[name] == pytest.approx(exact[name], rel=1e-9)
-    assert dict.fromkeys(("inception_score", "precision", "recall"), "not asked for") == some.missing
+    assert dict.fromkeys(("inception_score", "precision", "recall"), "not requested") == some.missing
     assert some.samples.images == 30
     assert (some.samples.statistics, some.samples.features) == ("images", "extracted")
     for origin in ("extracted", "stored"):
@@ -532,32 +549,42 @@ def test_fid_and_sfid_alone_are_streamed(batches: tuple[Path, Path]) -> None:
         assert stored.scores == some.scores
         assert stored.samples.features == origin
     assert some.warnings == whole.warnings
-    assert "not asked for" in table(some)
+    assert "not requested" in table(some)
     assert Comparison.from_json(some.to_json()) == some
 
 
 def test_few_images_are_not_streamed(images: NDArray[np.uint8], tmp_path: Path) -> None:
     """Their covariances are singular."""
     sides = images[:12], images[20:32]
-    whole = compare(*sides, extractor=Pixels(), store=None)
-    some = compare(*sides, metrics=["sfid", "fid"], extractor=Pixels(), store=None)
+    whole = compare(*sides, extractor=Pixels(), run=NO_STORE)
+    some = compare(*sides, metrics=["sfid", "fid"], extractor=Pixels(), run=NO_STORE)
     assert some.scores == tuple(score for score in whole.scores if score.name in ("fid", "sfid"))
-    more = compare(images[:13], sides[1], metrics=["fid"], extractor=Pixels(), store=None)
+    more = compare(images[:49], sides[1], metrics=["fid"], extractor=Pixels(), run=NO_STORE)
     assert more.scores[0].parameters["mean_dtype"] == "float64"
 
 
 def test_other_metrics_alone(batches: tuple[Path, Path]) -> None:
-    whole = compare(*batches, extractor=Pixels(), store=None)
-    some = compare(*batches, metrics=["recall", "fid"], extractor=Pixels(), store=None)
+    whole = compare(*batches, extractor=Pixels(), run=NO_STORE)
+    some = compare(*batches, metrics=["recall", "fid"], extractor=Pixels(), run=NO_STORE)
     assert some.scores == tuple(
         score for score in whole.scores if score.name in ("fid", "precision", "recall")
     )
 
 
-@pytest.mark.parametrize("names", [[], ["fid", "kid"], [""]])
-def test_unknown_metrics(batches: tuple[Path, Path], names: list[str]) -> None:
-    with pytest.raises(InputError, match=r"Unknown metrics .*inception_score, fid, sfid, precision, recall"):
-        compare(*batches, metrics=names, extractor=Pixels(), store=None)
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["fid", "mmd"], "Unknown metric 'mmd'.*fid, sfid, inception_score, precision, recall.*fd@pixels"),
+        ([""], "Unknown metric ''"),
+        ("mmd@pixels", "Unknown metric 'mmd@pixels'"),
+        ("fid@", "Unknown network '' in 'fid@'. Give one of inception.*fid@pixels"),
+        ("fd@nowhere", "Unknown network 'nowhere'"),
+        ("inception_score@pixels", "inception_score needs inception:logits, which pixels does not have"),
+    ],
+)
+def test_unknown_metrics(batches: tuple[Path, Path], names: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compare(*batches, metrics=names, extractor=Pixels(), run=NO_STORE)
 
 
 def test_statistics_of_the_file_leave_nothing_to_extract(
@@ -576,13 +603,15 @@ def test_statistics_of_the_file_leave_nothing_to_extract(
 
 def test_a_subset_is_what_it_says(images: NDArray[np.uint8], tmp_path: Path) -> None:
     reference, samples = images[:36], images[36:]
-    comparison = compare(reference, samples, subset=Subset(images=25, seed=5), extractor=Pixels(), store=None)
+    comparison = compare(
+        reference, samples, subset=Subset(images=25, seed=5), extractor=Pixels(), run=NO_STORE
+    )
     drawn = [
         np.sort(np.random.RandomState(5).permutation(36)[:25]),
         np.arange(24),  # fewer than 25: all
     ]
-    by_hand = compare(reference[drawn[0]], samples[drawn[1]], extractor=Pixels(), store=None)
-    whole = compare(reference, samples, protocol="exact", extractor=Pixels(), store=None)
+    by_hand = compare(reference[drawn[0]], samples[drawn[1]], extractor=Pixels(), run=NO_STORE)
+    whole = compare(reference, samples, protocol="exact", extractor=Pixels(), run=NO_STORE)
     for name in ("inception_score", "precision", "recall"):
         assert comparison[name] == by_hand[name]
     assert by_hand["recall"] != whole["recall"]
@@ -590,14 +619,20 @@ def test_a_subset_is_what_it_says(images: NDArray[np.uint8], tmp_path: Path) -> 
         assert comparison[name] == pytest.approx(whole[name], rel=1e-9)
     assert (comparison.reference.images, comparison.samples.images) == (36, 24)
     recorded = {score.name: dict(score.parameters) for score in comparison.scores}
-    assert recorded["precision"] == {"k": 3, "arithmetic": "float16", "subset": 25, "seed": 5}
+    assert recorded["precision"] == {
+        "output": "inception:pool",
+        "k": 3,
+        "arithmetic": "float16",
+        "subset": 25,
+        "seed": 5,
+    }
     assert "subset" not in recorded["fid"]
     for text in (table(comparison), markdown(comparison)):
         assert text.count("of 25 and 24 images, seed 5") == 3
     files = []
     for number, side in enumerate((reference, samples)):
         files.append(tmp_path / f"{number}.h5")
-        features_of(side, extractor=Pixels(), store=None).save(files[-1])
+        features_of(side, extractor=Pixels(), run=NO_STORE).save(files[-1])
     from_files = compare(*files, subset=Subset(images=25, seed=5), extractor=Pixels())
     assert from_files.scores == comparison.scores
 
@@ -609,13 +644,13 @@ def test_impossible_subsets(count: int, seed: int) -> None:
 
 
 def test_a_subset_of_too_few_images_has_no_recall(batches: tuple[Path, Path]) -> None:
-    comparison = compare(*batches, subset=Subset(images=3), extractor=Pixels(), store=None)
+    comparison = compare(*batches, subset=Subset(images=3), extractor=Pixels(), run=NO_STORE)
     assert set(comparison.missing) == {"precision", "recall"}
     assert "at least 4" in comparison.missing["recall"]
 
 
 @pytest.mark.usefixtures("pixels")
-def test_parts_are_compared_as_one_file(run: Run, batches: tuple[Path, Path], tmp_path: Path) -> None:
+def test_parts_are_compared_as_one_file(run: Invoke, batches: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     with np.load(batches[1]) as arrays:
         for number, part in enumerate(np.array_split(np.arange(30), [7, 8])):
@@ -635,10 +670,10 @@ def test_parts_are_compared_as_one_file(run: Run, batches: tuple[Path, Path], tm
 
 
 @pytest.mark.usefixtures("pixels")
-def test_metrics_and_subset_options(run: Run, batches: tuple[Path, Path]) -> None:
+def test_metrics_and_subset_options(run: Invoke, batches: tuple[Path, Path]) -> None:
     result = run("compare", *batches, "--metrics", "fid, sfid")
     assert result.code == 0
-    assert "not computed: not asked for" in result.out
+    assert "not computed: not requested" in result.out
     result = run("compare", *batches, "--subset", 20, "--seed", 3)
     assert "(of 20 images a side, seed 3)" in result.out
     for option, value in (("--metrics", "fid,is"), ("--subset", 0), ("--seed", "x")):
@@ -648,32 +683,35 @@ def test_metrics_and_subset_options(run: Run, batches: tuple[Path, Path]) -> Non
 
 
 def test_memory_is_said_before_the_work(
-    batches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, run: Run, pixels: Pixels
+    batches: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    run: Invoke,
+    pixels: Pixels,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said: list[str] = []
-
     def saying(**settings: Any) -> list[str]:
-        said.clear()
-        compare(*batches, extractor=Pixels(), store=None, say=said.append, **settings)
-        return said
+        caplog.clear()
+        with caplog.at_level("INFO", "evalkit"):
+            compare(*batches, extractor=SmallInception(), run=NO_STORE, **settings)
+        return caplog.messages
 
     assert saying() == []
     assert run("compare", *batches).err == ""
-    monkeypatch.setattr("evalkit.comparison.WORTH_SAYING", 1e6)
-    # 60 images of (2048 + 2023 + 1008) float32, and 8 bytes for each of 2048.
+    monkeypatch.setattr("evalkit.comparison.advice.WORTH_SAYING", 1e6)
+    # 60 images of (2048 + 2023 + 2048) float32, and 8 bytes for each of 2048.
     assert saying() == [
-        "Memory: 1.2 MB for the features of 60 images, and up to 1.0 MB more for precision and recall."
+        "Memory: 1.5 MB for the features of 60 images, and up to 1.0 MB more for precision and recall."
     ]
     assert saying(metrics=["inception_score"]) == []
     assert saying(metrics=["fid", "sfid"]) == []
     assert saying(subset=Subset(images=10)) == []
-    monkeypatch.setattr("evalkit.comparison.physical_memory", lambda: 2_000_000)
-    assert "This machine has 2.0 MB: take a subset (--subset 50000)" in saying()[0]
-    assert "--metrics fid,sfid" in run("compare", *batches).err
-    monkeypatch.setattr(Pixels, "__call__", lambda *_: pytest.fail("extracted"))
+    monkeypatch.setattr("evalkit.comparison.advice.physical_memory", lambda: 2_000_000)
+    assert "This machine has 2.0 MB: use a subset (--subset 50000)" in saying()[0]
+    assert "--metrics fid,sfid" in saying()[0]
+    monkeypatch.setattr(SmallInception, "__call__", lambda *_: pytest.fail("extracted"))
     with pytest.raises(pytest.fail.Exception):
         saying()
-    assert len(said) == 1
+    assert len(caplog.messages) == 1
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
@@ -688,7 +726,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
             sides = [open_images(tmp_path / f"{count}.npy") for _ in range(2)]
             tracemalloc.start()
             try:
-                compare(*sides, extractor=Pixels(), store=FeatureStore(tmp_path / "store"), **settings)
+                compare(*sides, extractor=Pixels(), run=Run(store=tmp_path / "store"), **settings)
                 peaks[f"{settings} {count}"] = tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
@@ -698,46 +736,46 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     assert subset_4 < subset + side / 20, peaks
 
 
-def test_a_reduced_precision_tells_its_drift(
+def test_a_reduced_precision_tells_what_it_moves(
     inception_weights: InceptionWeights, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     sides = images[:6], images[30:36]
     full, reduced = (Inception(inception_weights, device="cpu", precision=p) for p in ("float32", "bfloat16"))
-    store = FeatureStore(tmp_path / "store")
-    assert compare(*sides, extractor=full, store=store).drift == {}
+    store = tmp_path / "store"
+    assert compare(*sides, extractor=full, run=Run(store=store)).precision_check == {}
     # From the store, where both precisions have features; and extracted anew.
-    stored = compare(*sides, extractor=reduced, store=store)
-    assert stored.drift == compare(*sides, extractor=reduced, store=None).drift
-    assert stored.drift["images"] == [6, 6]
-    assert set(stored.drift) == {"images", "float32", "bfloat16"}
+    stored = compare(*sides, extractor=reduced, run=Run(store=store))
+    assert stored.precision_check == compare(*sides, extractor=reduced, run=NO_STORE).precision_check
+    assert stored.precision_check["images"] == [6, 6]
+    assert set(stored.precision_check) == {"images", "float32", "bfloat16"}
     for name in ("fid", "sfid", "precision", "recall"):
-        assert stored.drift["bfloat16"][name] == pytest.approx(stored[name], rel=1e-6)
-        exact = compare(*sides, extractor=full, store=store)
-        assert stored.drift["float32"][name] == pytest.approx(exact[name], rel=1e-6)
-    assert stored.drift["bfloat16"]["fid"] != stored.drift["float32"]["fid"]
+        assert stored.precision_check["bfloat16"][name] == pytest.approx(stored[name], rel=1e-6)
+        exact = compare(*sides, extractor=full, run=Run(store=store))
+        assert stored.precision_check["float32"][name] == pytest.approx(exact[name], rel=1e-6)
+    assert stored.precision_check["bfloat16"]["fid"] != stored.precision_check["float32"]["fid"]
 
 
 @pytest.mark.usefixtures("inception_weights")
-def test_features_and_statistics_in_a_reduced_precision_tell_their_drift(
-    images: NDArray[np.uint8], tmp_path: Path, run: Run
+def test_features_and_statistics_in_a_reduced_precision_tell_what_it_moves(
+    images: NDArray[np.uint8], tmp_path: Path, run: Invoke
 ) -> None:
     batch = tmp_path / "batch.npz"
     np.savez(batch, images[:4])
     reduced = ("--precision", "bfloat16", "--device", "cpu")
-    assert "drift" not in run("features", batch, "-o", tmp_path / "float32.h5", "--device", "cpu").out
+    assert (
+        "precision check" not in run("features", batch, "-o", tmp_path / "float32.h5", "--device", "cpu").out
+    )
     told = [
         run("features", batch, "-o", tmp_path / "bfloat16.h5", *reduced).out,
         run("stats", batch, "-o", tmp_path / "statistics.npz", *reduced).out,
         run("reference", "build", batch, "-o", tmp_path / "built.npz", "--size", 10, *reduced).out,
     ]
-    pattern = (
-        r"drift: against float32, bfloat16 moves pool features by (.*)% and spatial features by (.*)% on"
-    )
+    pattern = r"bfloat16 instead of float32 changes pool features by (.*)% and spatial features by (.*)% on"
     shares = [[float(share) for share in re.search(pattern, out).groups()] for out in told]  # type: ignore[union-attr]
     exact, moved = (Features.load(tmp_path / f"{precision}.h5") for precision in ("float32", "bfloat16"))
     for layer, share in zip(("pool", "spatial"), shares[0], strict=True):
-        difference = getattr(moved, layer) - getattr(exact, layer)
-        expected = np.linalg.norm(difference) / np.linalg.norm(getattr(exact, layer))
+        difference = moved.arrays[layer] - exact.arrays[layer]
+        expected = np.linalg.norm(difference) / np.linalg.norm(exact.arrays[layer])
         assert share == pytest.approx(100 * expected, abs=0.006)
         assert share > 0.05
     assert shares[1] == shares[0]
@@ -749,10 +787,10 @@ def test_samples_that_are_statistics_alone_need_images_for_the_rest(
 ) -> None:
     np.savez(tmp_path / "a.npz", images, **published_statistics(1))
     np.savez(tmp_path / "b.npz", **published_statistics(2))
-    comparison = compare(tmp_path / "a.npz", tmp_path / "b.npz", extractor=Pixels(), store=None)
+    comparison = compare(tmp_path / "a.npz", tmp_path / "b.npz", extractor=Pixels(), run=NO_STORE)
     assert [score.name for score in comparison.scores] == ["fid", "sfid"]
     assert "b.npz is statistics alone; this needs the images" in comparison.missing["inception_score"]
-    assert "b.npz has no pool features" in comparison.missing["recall"]
+    assert "b.npz is statistics alone" in comparison.missing["recall"]
 
 
 # What users write, have and hand over ---------------------------------------------------------------
@@ -760,7 +798,8 @@ def test_samples_that_are_statistics_alone_need_images_for_the_rest(
 
 def test_what_one_writes_first_is_understood(images: NDArray[np.uint8], tmp_path: Path) -> None:
     def names(**arguments: Any) -> list[str]:
-        comparison = compare(images[::2], images[1::2], extractor=Pixels(), **arguments)
+        how = Run(store=arguments.pop("store"))
+        comparison = compare(images[::2], images[1::2], extractor=Pixels(), run=how, **arguments)
         return [score.name for score in comparison.scores]
 
     assert names(store=None, metrics="fid") == ["fid"]
@@ -768,13 +807,17 @@ def test_what_one_writes_first_is_understood(images: NDArray[np.uint8], tmp_path
     assert names(store=str(tmp_path / "store"), metrics=("sfid",)) == ["sfid"]
     assert names(store=tmp_path / "store", metrics={"sfid"}) == ["sfid"]
     assert len(list((tmp_path / "store").rglob("*.h5"))) == 2
-    ten = compare(images[::2], images[1::2], extractor=Pixels(), store=None, subset=10)
+    ten = compare(images[::2], images[1::2], extractor=Pixels(), run=NO_STORE, subset=10)
     assert (
         ten.scores
-        == compare(images[::2], images[1::2], extractor=Pixels(), store=None, subset=Subset(images=10)).scores
+        == compare(
+            images[::2], images[1::2], extractor=Pixels(), run=NO_STORE, subset=Subset(images=10)
+        ).scores
     )
     np.savez(tmp_path / "x.npz", images)
-    assert len(features_of(tmp_path / "x.npz", extractor=Pixels(), store=str(tmp_path / "store"))) == 60
+    assert (
+        len(features_of(tmp_path / "x.npz", extractor=Pixels(), run=Run(store=str(tmp_path / "store")))) == 60
+    )
 
 
 @pytest.mark.parametrize(
@@ -782,14 +825,12 @@ def test_what_one_writes_first_is_understood(images: NDArray[np.uint8], tmp_path
     [
         ({"metrics": ["fid", 3]}, r"metrics=\['fid', 3\]: expected names"),
         ({"metrics": 3}, "metrics=3: expected names"),
-        ({"metrics": ""}, "Unknown metrics ''"),
-        ({"metrics": "fid;recall"}, "Unknown metrics 'fid;recall'"),
-        ({"metrics": []}, r"Unknown metrics \(none\)"),
+        ({"metrics": ""}, "Unknown metric ''"),
+        ({"metrics": "fid;recall"}, "Unknown metric 'fid;recall'"),
+        ({"metrics": []}, r"metrics=\[\]: expected names"),
         ({"subset": True}, "subset=True: expected a number of images"),
         ({"subset": 0}, "A subset of 0 images"),
         ({"subset": "10"}, "subset='10': expected a number"),
-        ({"store": ""}, "store='': expected a folder"),
-        ({"store": 3}, "store=3: expected a folder"),
         ({"protocol": None}, "Unknown protocol None"),
         ({"extractor": "inception"}, "extractor='inception': expected a network"),
         ({"value_range": "0..1"}, "there are none in <array>, <array>. Integers"),
@@ -798,19 +839,27 @@ def test_what_one_writes_first_is_understood(images: NDArray[np.uint8], tmp_path
 )
 def test_slips_are_explained(images: NDArray[np.uint8], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        compare(images, images, **({"extractor": Pixels(), "store": None} | arguments))
+        compare(images, images, **({"extractor": Pixels(), "run": NO_STORE} | arguments))
+
+
+def test_a_store_is_a_folder() -> None:
+    for store in ("", 3):
+        with pytest.raises(InputError, match=f"store={store!r}: expected a folder"):
+            Run(store=store)  # type: ignore[arg-type]
 
 
 def test_a_range_is_of_floats_alone(
-    batches: tuple[Path, Path], tmp_path: Path, run: Run, pixels: Pixels
+    batches: tuple[Path, Path], tmp_path: Path, run: Invoke, pixels: Pixels
 ) -> None:
-    expected = compare(*batches, extractor=Pixels(), store=None)
+    expected = compare(*batches, extractor=Pixels(), run=NO_STORE)
     scaled = np.load(batches[1])["arr_0"] / np.float32(127.5) - 1
     np.savez(tmp_path / "x.npz", scaled.clip(-1, 1))
-    found = compare(batches[0], tmp_path / "x.npz", value_range="-1..1", extractor=Pixels(), store=None)
+    found = compare(batches[0], tmp_path / "x.npz", value_range="-1..1", extractor=Pixels(), run=NO_STORE)
     assert found["fid"] == pytest.approx(expected["fid"], rel=1e-4)
-    store = FeatureStore(tmp_path / "store")
-    wrong = compare(batches[0], scaled * 0 + 200, value_range="0..255", extractor=Pixels(), store=store)
+    store = tmp_path / "store"
+    wrong = compare(
+        batches[0], scaled * 0 + 200, value_range="0..255", extractor=Pixels(), run=Run(store=store)
+    )
     assert wrong["fid"] != found["fid"]
     result = run("compare", batches[0], tmp_path / "x.npz", "--metrics", "fid", "--format", "json")
     assert result.code == 2
@@ -839,14 +888,14 @@ def test_a_range_is_of_floats_alone(
 def test_labels_that_are_seeds(images: NDArray[np.uint8], tmp_path: Path, dtype: Any) -> None:
     seeds = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, 60, dtype)
     np.savez(tmp_path / "x.npz", images, seeds)
-    comparison = compare(images[:30], tmp_path / "x.npz", extractor=Pixels(), store=None)
+    comparison = compare(images[:30], tmp_path / "x.npz", extractor=Pixels(), run=NO_STORE)
     assert any(
         "60 different numbers up to" in text and "seeds or ids" in text for text in comparison.warnings
     )
     np.savez(tmp_path / "y.npz", images, np.where(np.arange(60) % 2, -(2**63), 2**63 - 1))
     assert any(
         "seeds or ids" in text
-        for text in compare(images[:30], tmp_path / "y.npz", extractor=Pixels(), store=None).warnings
+        for text in compare(images[:30], tmp_path / "y.npz", extractor=Pixels(), run=NO_STORE).warnings
     )
 
 
@@ -859,26 +908,26 @@ def test_one_pair_of_statistics_gives_its_distance(tmp_path: Path, keep: str) ->
     np.savez(tmp_path / "other.npz", **published_statistics(1))  # type: ignore[arg-type]
     name, other = ("fid", "sfid") if keep == "mu" else ("sfid", "fid")
     right = compare(
-        tmp_path / "all.npz", tmp_path / "other.npz", metrics=name, extractor=Pixels(), store=None
+        tmp_path / "all.npz", tmp_path / "other.npz", metrics=name, extractor=Pixels(), run=NO_STORE
     )
-    found = compare(tmp_path / "pair.npz", tmp_path / "other.npz", extractor=Pixels(), store=None)
+    found = compare(tmp_path / "pair.npz", tmp_path / "other.npz", extractor=Pixels(), run=NO_STORE)
     assert found[name] == pytest.approx(right[name], rel=1e-9)
     assert other in found.missing
     assert any("alone" in text for text in found.warnings)
-    arrays = statistics_of(features_of(tmp_path / "pair.npz", extractor=Pixels(), store=None))
+    arrays = statistics_of(features_of(tmp_path / "pair.npz", extractor=Pixels(), run=NO_STORE))
     assert sorted(arrays) == sorted(pair)
 
 
 class SmallInception(Pixels):
     """Pixels under the widths of published statistics."""
 
-    dimensions = {"pool": 2048, "spatial": 2023}  # noqa: RUF012
+    outputs = {"pool": 2048, "spatial": 2023}  # noqa: RUF012
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         found = super().__call__(images)
         return {
             layer: np.resize(found[layer], (len(images), d)).astype(np.float32)
-            for layer, d in self.dimensions.items()
+            for layer, d in self.outputs.items()
         }
 
 
@@ -889,8 +938,8 @@ def test_a_pair_and_images_share_the_work(
     statistics = published_statistics()
     np.savez(tmp_path / "x.npz", images, mu=statistics["mu"], sigma=statistics["sigma"])
     extractor = SmallInception()
-    found = compare(tmp_path / "x.npz", images[:40], metrics=metrics, extractor=extractor, store=None)
-    without = compare(images, images[:40], extractor=extractor, store=None)
+    found = compare(tmp_path / "x.npz", images[:40], metrics=metrics, extractor=extractor, run=NO_STORE)
+    without = compare(images, images[:40], extractor=extractor, run=NO_STORE)
     assert found["sfid"] == pytest.approx(without["sfid"], rel=1e-6)
     assert found["fid"] != without["fid"]
     assert any("FID uses these, sFID uses its images" in text for text in found.warnings)
@@ -902,8 +951,9 @@ PRINTING = """
 import sys
 from evalkit.cli.root import main
 from evalkit.cli.options import ExtractorSetup
-from evalkit.extractors.pixels import Pixels
-ExtractorSetup.extractor = lambda self: Pixels()
+from evalkit.extractors.pixels import Pixels; Pixels.network = 'inception'
+from evalkit.system.run import Run
+ExtractorSetup.extractor = lambda self, network: Pixels()
 main()
 """
 
@@ -920,7 +970,7 @@ def test_a_full_disk_behind_standard_output_loses_no_record(
     with Path("/dev/full").open("w") as full:
         done = printing("compare", *batches, "--json", tmp_path / "x.json", stdout=full)
     assert done.returncode == 2
-    assert b"Standard output cannot be written: No space left" in done.stderr
+    assert b"Cannot write to standard output: No space left" in done.stderr
     assert b"Traceback" not in done.stderr
     assert Comparison.from_json((tmp_path / "x.json").read_text())["fid"] > 0
 
@@ -935,7 +985,7 @@ def test_a_reader_that_has_gone_is_no_error(batches: tuple[Path, Path], tmp_path
 
 
 def test_a_record_that_cannot_be_written_does_not_lose_the_scores(
-    run: Run, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: Pixels
+    run: Invoke, batches: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: Pixels
 ) -> None:
     def removed(comparison: Comparison) -> str:
         raise OSError(28, "No space left on device")
@@ -976,7 +1026,7 @@ def test_terminals_that_are_not_utf8(
     assert Comparison.from_json((tmp_path / "x.json").read_text()).samples.name == str(path)
 
 
-def test_usage_errors_are_short(run: Run) -> None:
+def test_usage_errors_are_short(run: Invoke) -> None:
     result = run("compare", "a", "b", "--protocol", "x" * 5000)
     assert result.code == 2
     assert len(result.err) < 1000
@@ -1003,7 +1053,7 @@ def test_two_comparisons_in_threads_on_one_store(images: NDArray[np.uint8], tmp_
             return found
 
     writing = threading.Barrier(2)
-    replace_atomically = evalkit.features.replace_atomically
+    replace_atomically = evalkit.features.store.replace_atomically
 
     @contextmanager
     def together(path: Path) -> Iterator[Path]:
@@ -1015,15 +1065,21 @@ def test_two_comparisons_in_threads_on_one_store(images: NDArray[np.uint8], tmp_
 
     def one(shift: int) -> float:
         other = np.roll(images[:30], shift, axis=1)
-        return compare(images, other, metrics="fid", extractor=Meeting(), store=tmp_path / "store")["fid"]
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
-        patch.setattr(evalkit.features, "replace_atomically", together)
-        found = list(pool.map(one, (1, 2)))
-    expected = [
-        compare(images, np.roll(images[:30], shift, axis=1), metrics="fid", extractor=Pixels(), store=None)[
+        return compare(images, other, metrics="fid", extractor=Meeting(), run=Run(store=tmp_path / "store"))[
             "fid"
         ]
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(evalkit.features.store, "replace_atomically", together)
+        found = list(pool.map(one, (1, 2)))
+    expected = [
+        compare(
+            images,
+            np.roll(images[:30], shift, axis=1),
+            metrics="fid",
+            extractor=Pixels(),
+            run=NO_STORE,
+        )["fid"]
         for shift in (1, 2)
     ]
     assert found == expected
@@ -1034,13 +1090,14 @@ MEETING = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-import evalkit.features
+import evalkit.features.store
 from evalkit.comparison import compare
-from evalkit.extractors.pixels import Pixels
+from evalkit.extractors.pixels import Pixels; Pixels.network = 'inception'
+from evalkit.system.run import Run
 
 folder, me, other, pid = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
 os.getpid = lambda: pid  # as in two containers
-replace_atomically = evalkit.features.replace_atomically
+replace_atomically = evalkit.features.store.replace_atomically
 
 class Together:
     def __init__(self, path):
@@ -1054,9 +1111,9 @@ class Together:
     def __exit__(self, *error):
         return self.inner.__exit__(*error)
 
-evalkit.features.replace_atomically = Together
+evalkit.features.store.replace_atomically = Together
 images = np.load(folder / "x.npz")["arr_0"]
-print(compare(images, images[:30], metrics="fid", extractor=Pixels(), store=folder / "store")["fid"])
+print(compare(images, images[:30], metrics="fid", extractor=Pixels(), run=Run(store=folder / "store"))["fid"])
 """
 
 
@@ -1076,7 +1133,7 @@ def test_two_comparisons_in_processes_on_one_store(
     ]
     found = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], found
-    expected = compare(images, images[:30], metrics="fid", extractor=Pixels(), store=None)["fid"]
+    expected = compare(images, images[:30], metrics="fid", extractor=Pixels(), run=NO_STORE)["fid"]
     assert [float(out) for out, _ in found] == [expected, expected]
     assert list((tmp_path / "store").rglob("*.partial")) == []
 
@@ -1085,14 +1142,16 @@ FORKED = """
 import os, sys
 import numpy as np, torch
 from evalkit.comparison import compare
-from evalkit.extractors.inception import Inception, resize_tf1
-from evalkit.extractors.pixels import Pixels
+from evalkit.extractors.pixels import Pixels; Pixels.network = 'inception'
+from evalkit.system.run import Run
+from evalkit.extractors.preprocess import resize_tf1
 
 def work():
     images = np.load(sys.argv[1])["arr_0"]
     x = torch.from_numpy(np.tile(images, (4, 1, 1, 1))).float()
     resized = resize_tf1(x, 299)[-1, -1, -1].tolist()  # far more than one thread is given
-    return compare(images, images[:30], protocol="exact", extractor=Pixels(), store=None)["recall"], resized
+    found = compare(images, images[:30], protocol="exact", extractor=Pixels(), run=Run(store=None))
+    return found["recall"], resized
 
 torch.set_num_threads(2)
 torch.ones(10_000_000).exp_()
@@ -1116,7 +1175,7 @@ def test_a_process_that_is_forked_after_a_comparison(images: NDArray[np.uint8], 
             "-c",
             FORKED.replace(
                 "    x = ",
-                "    compare(images, images[:30], extractor=Pixels(), store=None, metrics='fid')\n    x = ",
+                "    compare(images, images[:30], extractor=Pixels(), run=Run(store=None))\n    x = ",
             ),
             str(tmp_path / "x.npz"),
         ],
@@ -1131,7 +1190,7 @@ def test_a_process_that_is_forked_after_a_comparison(images: NDArray[np.uint8], 
 
 
 def test_a_user_without_a_home(
-    run: Run, batches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, own_cache: Path, pixels: Pixels
+    run: Invoke, batches: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, own_cache: Path, pixels: Pixels
 ) -> None:
     def homeless(*_: object) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from optional import optional
 
 from evalkit.errors import InputError
-from evalkit.extractors import inception
-from evalkit.extractors.inception import Inception, resize_tf1, resolve_device
+from evalkit.extractors.inception import Inception
 from evalkit.extractors.inception_graph import InceptionGraph
-from evalkit.extractors.inception_weights import InceptionWeights, load_weights
+from evalkit.extractors.inception_network import Network
+from evalkit.extractors.preprocess import resize_tf1
+from evalkit.extractors.weights import InceptionWeights, load_weights
 from evalkit.verify import SIZES, pictures, state_dict
 
 
@@ -56,7 +57,7 @@ def test_logits_are_tensorflows(graph_file: Path) -> None:
     network = Inception(load_weights(graph_file), device="cpu")
     pool = network(pictures(32, 32, 3))["pool"]
     with InceptionGraph(graph_file) as graph:
-        ours, theirs = network.logits(pool), graph.logits(pool)
+        ours, theirs = network.derive("logits", pool), graph.derive("logits", pool)
     assert ours is not None
     assert theirs is not None
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
@@ -84,7 +85,7 @@ def test_resize_is_tensorflows(size: int) -> None:
     tensorflow = optional("tensorflow", "tensorflow")
     images = noise(size, max(1, size // 2), 1).astype(np.float32)
     expected = tensorflow.compat.v1.image.resize_bilinear(images, (299, 299), align_corners=False).numpy()
-    np.testing.assert_allclose(resize_tf1(torch.from_numpy(images)).numpy(), expected, rtol=0, atol=5e-5)
+    np.testing.assert_allclose(resize_tf1(torch.from_numpy(images), 299).numpy(), expected, rtol=0, atol=5e-5)
 
 
 def test_resize_by_hand() -> None:
@@ -94,15 +95,16 @@ def test_resize_by_hand() -> None:
     assert row.tolist() == [0, 50, 100, 100]
 
 
-def test_fused_convolutions_give_the_same_bits_as_plain_ones(
-    inception_weights: InceptionWeights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = noise(40, 40, 2)
-    fused = Inception(inception_weights, device="cpu")
-    monkeypatch.setattr(inception, "_has_fused_convolution", lambda dtype: False)
-    plain = Inception(inception_weights, device="cpu")
-    for layer, values in fused(images).items():
-        np.testing.assert_allclose(values, plain(images)[layer], rtol=0, atol=2e-5)
+@torch.inference_mode()
+def test_fused_convolutions_give_the_same_bits_as_plain_ones(inception_weights: InceptionWeights) -> None:
+    images = resize_tf1(torch.from_numpy(noise(40, 40, 2)).float(), 299)
+    x = ((images - 128) / 128).permute(0, 3, 1, 2)
+    fused, plain = (
+        Network(inception_weights.convolutions, torch.device("cpu"), torch.float32, fused=choice)
+        for choice in (None, False)
+    )
+    for values, expected in zip(fused(x), plain(x), strict=True):
+        np.testing.assert_allclose(values.numpy(), expected.numpy(), rtol=0, atol=2e-5)
 
 
 def test_batch_size_does_not_matter(network: Inception, inception_weights: InceptionWeights) -> None:
@@ -110,7 +112,7 @@ def test_batch_size_does_not_matter(network: Inception, inception_weights: Incep
     together = network(images)
     small = Inception(inception_weights, device="cpu", batch_size=2)(images)
     for layer, values in together.items():
-        assert values.shape == (5, network.dimensions[layer])
+        assert values.shape == (5, network.outputs[layer])
         assert values.dtype == np.float32
         np.testing.assert_allclose(small[layer], values, rtol=0, atol=2e-5)
 
@@ -144,23 +146,15 @@ def test_out_of_memory_halves_the_batch(
         return forward(images)
 
     monkeypatch.setattr(network, "_forward", short_of_memory)
-    with pytest.warns(UserWarning, match="going on with 2 images"):
+    with pytest.warns(UserWarning, match="continuing with 2 images per batch"):
         assert network(noise(16, 16, 5))["pool"].shape == (5, 2048)
-
-
-def test_tf32_stays_off_for_float32_and_settings_are_restored() -> None:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    with inception._float32_arithmetic(tf32=False):
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"precision": "int8"}, "Unknown precision 'int8'.*float32"),
-        ({"precision": "tf32"}, "tf32 exists on CUDA"),
+        ({"precision": "tf32"}, "tf32 needs a CUDA device, and this is cpu"),
         ({"batch_size": 0}, "Batch size 0"),
         ({"device": "warp"}, "Unknown device 'warp'"),
         ({"device": "xla"}, "not supported"),
@@ -169,13 +163,6 @@ def test_tf32_stays_off_for_float32_and_settings_are_restored() -> None:
 def test_bad_options(inception_weights: InceptionWeights, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Inception(inception_weights, **{"device": "cpu"} | options)  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_absent_device_is_said() -> None:
-    assert resolve_device("auto").type == "cpu"
-    with pytest.raises(InputError, match=r"'cuda:1' is not present.*--device auto"):
-        resolve_device("cuda:1")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

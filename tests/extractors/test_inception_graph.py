@@ -17,7 +17,7 @@ from inception_graphdef import build_graph, standin_head
 
 from evalkit.errors import InputError, MissingDependencyError, WeightsError
 from evalkit.extractors.inception_graph import InceptionGraph
-from evalkit.extractors.inception_weights import CONVOLUTIONS, InceptionWeights, load_weights
+from evalkit.extractors.weights import CONVOLUTIONS, InceptionWeights, load_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -135,7 +135,7 @@ def test_batches_are_joined_in_order(
 ) -> None:
     assert extractor.batch_size == 2  # so that the three images were run as 2 + 1
     alone = extractor(images[2:])
-    for layer, dimensions in extractor.dimensions.items():
+    for layer, dimensions in extractor.outputs.items():
         assert features[layer].shape == (3, dimensions)
         np.testing.assert_allclose(features[layer][2:], alone[layer], rtol=0, atol=2e-5)
 
@@ -143,7 +143,7 @@ def test_batches_are_joined_in_order(
 def test_logits_are_pool_times_head_without_bias(
     extractor: InceptionGraph, features: dict[str, Array]
 ) -> None:
-    logits = extractor.logits(features["pool"])
+    logits = extractor.derive("logits", features["pool"])
     assert logits is not None
     assert logits.dtype == np.float32
     expected = features["pool"].astype(np.float64) @ standin_head().astype(np.float64)

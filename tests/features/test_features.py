@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,22 +18,19 @@ import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from stand_ins import NO_STORE
+from stand_ins import InceptionPixels as Pixels
 
-from evalkit import features as features_module
 from evalkit.errors import FeatureError, InputError, OutputError
-from evalkit.extractors.pixels import Pixels
-from evalkit.features import (
-    Features,
-    FeatureStore,
-    check_same_extractor,
-    extract,
-    fill,
-    first_features,
-    is_features_file,
-)
-from evalkit.images import open_images
-from evalkit.metrics import Statistics
+from evalkit.features import extraction
+from evalkit.features import store as store_module
+from evalkit.features.extraction import Extraction, Wanted, extract, first_features
+from evalkit.features.moments import Gaussian
+from evalkit.features.record import Features, check_same_extractor, is_features_file
+from evalkit.features.store import StoredBatch
+from evalkit.images import ImageSource, open_images
 from evalkit.system.files import STALE_SECONDS, check_writable, remove_stale_partials, replace_atomically
+from evalkit.system.run import Run
 
 
 class Counting(Pixels):
@@ -48,55 +46,61 @@ class Counting(Pixels):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "store")
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def folder_of(store: Path, images: ImageSource, extractor: Pixels) -> Path:
+    return StoredBatch(store, images, extractor).folder
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "SHARD", 16)
+    monkeypatch.setattr(store_module, "SHARD", 16)
 
 
 def test_first_features_come_from_the_store_and_are_not_kept_there(
-    store: FeatureStore, images: NDArray[np.uint8]
+    store: Path, images: NDArray[np.uint8]
 ) -> None:
     extractor, source = Counting(), open_images(images)
     expected = extract(open_images(images[:10]), Pixels())
     for _ in range(2):
-        found = first_features(source, extractor, 10, store=store)
+        found = first_features(source, extractor, 10, run=Run(store=store))
         assert len(found) == 10
         for layer in ("pool", "spatial", "logits"):
-            np.testing.assert_array_equal(getattr(found, layer), getattr(expected, layer))
+            np.testing.assert_array_equal(found.arrays[layer], expected.arrays[layer])
     assert extractor.seen == 20
-    assert not store.root.exists()
-    extract(source, extractor, store=store)
+    assert not store.exists()
+    extract(source, extractor, run=Run(store=store))
     seen = extractor.seen
-    np.testing.assert_array_equal(first_features(source, extractor, 10, store=store).pool, expected.pool)
+    np.testing.assert_array_equal(
+        first_features(source, extractor, 10, run=Run(store=store)).arrays["pool"], expected.arrays["pool"]
+    )
     assert extractor.seen == seen
     # More than the first part has, more than there are, and a damaged part.
-    assert len(first_features(source, extractor, 20, store=store)) == 20
-    assert len(first_features(source, extractor, 1000)) == len(images)
-    for file in store.folder(source, extractor).glob("*.h5"):
+    assert len(first_features(source, extractor, 20, run=Run(store=store))) == 20
+    assert len(first_features(source, extractor, 1000, run=NO_STORE)) == len(images)
+    for file in folder_of(store, source, extractor).glob("*.h5"):
         file.write_bytes(b"damaged")
-    np.testing.assert_array_equal(first_features(source, extractor, 10, store=store).pool, expected.pool)
+    np.testing.assert_array_equal(
+        first_features(source, extractor, 10, run=Run(store=store)).arrays["pool"], expected.arrays["pool"]
+    )
 
 
-def test_second_time_comes_from_the_store(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+def test_second_time_comes_from_the_store(store: Path, images: NDArray[np.uint8]) -> None:
     extractor = Counting()
     plain = extract(open_images(images), extractor)
-    first = extract(open_images(images), extractor, store=store)
+    first = extract(open_images(images), extractor, run=Run(store=store))
     assert extractor.seen == 120
-    again = extract(open_images(images), extractor, store=store)
+    again = extract(open_images(images), extractor, run=Run(store=store))
     assert extractor.seen == 120
     for layer in ("pool", "spatial"):
-        assert np.array_equal(getattr(plain, layer), getattr(first, layer))
-        assert np.array_equal(getattr(plain, layer), getattr(again, layer))
+        assert np.array_equal(plain.arrays[layer], first.arrays[layer])
+        assert np.array_equal(plain.arrays[layer], again.arrays[layer])
 
 
-def test_a_changed_pixel_order_or_setting_is_never_stale(
-    store: FeatureStore, images: NDArray[np.uint8]
-) -> None:
-    extract(open_images(images), Pixels(), store=store)
+def test_a_changed_pixel_order_or_setting_is_never_stale(store: Path, images: NDArray[np.uint8]) -> None:
+    extract(open_images(images), Pixels(), run=Run(store=store))
     changed = images.copy()
     changed[37, 3, 2, 1] ^= 1
     for array, extractor in (
@@ -105,19 +109,19 @@ def test_a_changed_pixel_order_or_setting_is_never_stale(
         (images[:-1], Counting()),
         (images, Counting("other weights")),
     ):
-        got = extract(open_images(np.ascontiguousarray(array)), extractor, store=store)
+        got = extract(open_images(np.ascontiguousarray(array)), extractor, run=Run(store=store))
         assert extractor.seen == len(array)
-        assert np.array_equal(got.pool, Pixels()(array)["pool"])
+        assert np.array_equal(got.arrays["pool"], Pixels()(array)["pool"])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 1000])
 def test_batch_size_and_shards_are_independent(
-    store: FeatureStore, images: NDArray[np.uint8], batch_size: int, monkeypatch: pytest.MonkeyPatch
+    store: Path, images: NDArray[np.uint8], batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pixels, "batch_size", batch_size)
-    got = extract(open_images(images), Pixels(), store=store)
-    assert np.array_equal(got.pool, Pixels()(images)["pool"])
-    folder = store.folder(open_images(images), Pixels())
+    got = extract(open_images(images), Pixels(), run=Run(store=store))
+    assert np.array_equal(got.arrays["pool"], Pixels()(images)["pool"])
+    folder = folder_of(store, open_images(images), Pixels())
     assert sorted(path.name for path in folder.iterdir()) == [
         "00000000-00000016.h5",
         "00000016-00000032.h5",
@@ -126,11 +130,9 @@ def test_batch_size_and_shards_are_independent(
     ]
 
 
-def test_missing_and_damaged_shards_alone_are_extracted_again(
-    store: FeatureStore, images: NDArray[np.uint8]
-) -> None:
-    expected = extract(open_images(images), Pixels(), store=store).pool
-    shards = sorted(store.folder(open_images(images), Pixels()).iterdir())
+def test_missing_and_damaged_shards_alone_are_extracted_again(store: Path, images: NDArray[np.uint8]) -> None:
+    expected = extract(open_images(images), Pixels(), run=Run(store=store)).arrays["pool"]
+    shards = sorted(folder_of(store, open_images(images), Pixels()).iterdir())
     shards[0].unlink()
     with shards[2].open("r+b") as file:  # one flipped byte amid the numbers
         file.seek(shards[2].stat().st_size - 200)
@@ -139,11 +141,12 @@ def test_missing_and_damaged_shards_alone_are_extracted_again(
         file.write(bytes([byte[0] ^ 0x40]))
     shards[3].write_bytes(b"")
     extractor = Counting()
-    assert np.array_equal(extract(open_images(images), extractor, store=store).pool, expected)
+    got = extract(open_images(images), extractor, run=Run(store=store))
+    assert np.array_equal(got.arrays["pool"], expected)
     assert extractor.seen == 16 + 16 + 12
 
 
-def test_interrupted_run_goes_on(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+def test_interrupted_run_goes_on(store: Path, images: NDArray[np.uint8]) -> None:
     class Interrupted(Counting):
         batch_size = 8
 
@@ -153,11 +156,11 @@ def test_interrupted_run_goes_on(store: FeatureStore, images: NDArray[np.uint8])
             return super().__call__(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        extract(open_images(images), Interrupted(), store=store)
+        extract(open_images(images), Interrupted(), run=Run(store=store))
     extractor = Counting()
-    got = extract(open_images(images), extractor, store=store)
+    got = extract(open_images(images), extractor, run=Run(store=store))
     assert extractor.seen == 60 - 32
-    assert np.array_equal(got.pool, Pixels()(images)["pool"])
+    assert np.array_equal(got.arrays["pool"], Pixels()(images)["pool"])
 
 
 KILLED = """
@@ -166,15 +169,15 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import deaths
-from evalkit import features
-from evalkit.extractors.pixels import Pixels
+from evalkit.features import extraction, store as features
+from evalkit.extractors.pixels import Pixels; Pixels.network = 'inception'
 from evalkit.images import open_images
+from evalkit.system.run import Run
 torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
 features.SHARD, Pixels.batch_size = 4, 2
 
 def extract(store):
-    store = features.FeatureStore(Path(store))
-    return lambda: features.extract(open_images(sys.argv[2]), Pixels(), store=store)
+    return lambda: extraction.extract(open_images(sys.argv[2]), Pixels(), run=Run(store=store))
 
 calls, chance, done = deaths.calls_of(extract(sys.argv[4])), random.Random(0), []
 for _ in range(5):
@@ -186,11 +189,11 @@ print(json.dumps(done))
 
 
 def test_kill_at_any_moment_leaves_a_store_that_works(
-    tmp_path: Path, store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features_module, "SHARD", 4)
+    monkeypatch.setattr(store_module, "SHARD", 4)
     np.savez(tmp_path / "a.npz", arr_0=np.concatenate([images] * 10))
-    arguments = Path(__file__).parents[1] / "support", tmp_path / "a.npz", store.root, tmp_path / "once"
+    arguments = Path(__file__).parents[1] / "support", tmp_path / "a.npz", store, tmp_path / "once"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *map(str, arguments)],
         capture_output=True,
@@ -203,24 +206,24 @@ def test_kill_at_any_moment_leaves_a_store_that_works(
     assert 12 <= done[0] < done[-1] < 150
     extractor = Counting()
     source = open_images(tmp_path / "a.npz")
-    got = extract(source, extractor, store=store)
+    got = extract(source, extractor, run=Run(store=store))
     assert extractor.seen == 600 - 4 * done[-1]
-    assert np.array_equal(got.pool, Pixels()(np.concatenate([images] * 10))["pool"])
+    assert np.array_equal(got.arrays["pool"], Pixels()(np.concatenate([images] * 10))["pool"])
 
 
 def test_images_that_go_bad_late_keep_what_was_extracted(
-    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pixels, "batch_size", 8)
     values = np.full((40, 8, 8, 3), 90, np.float32)
     values[33, 1, 1, 1] = np.nan
     with pytest.raises(InputError, match="33"):
-        extract(open_images(values), Pixels(), store=store)
-    assert len(list(store.folder(open_images(values), Pixels()).iterdir())) == 2
+        extract(open_images(values), Pixels(), run=Run(store=store))
+    assert len(list(folder_of(store, open_images(values), Pixels()).iterdir())) == 2
 
 
 def test_full_disk_is_said_and_leaves_no_half_file(
-    store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    store: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = h5py.File
     made: list[Path] = []
@@ -234,39 +237,38 @@ def test_full_disk_is_said_and_leaves_no_half_file(
 
     monkeypatch.setattr(h5py, "File", full)
     with pytest.raises(OutputError, match=r"no space left.*EVALKIT_CACHE.*--no-store.*again"):
-        extract(open_images(images), Pixels(), store=store)
+        extract(open_images(images), Pixels(), run=Run(store=store))
     monkeypatch.undo()
-    monkeypatch.setattr(features_module, "SHARD", 16)
-    assert len(list(store.folder(open_images(images), Pixels()).iterdir())) == 2
+    monkeypatch.setattr(store_module, "SHARD", 16)
+    assert len(list(folder_of(store, open_images(images), Pixels()).iterdir())) == 2
     extractor = Counting()
-    extract(open_images(images), extractor, store=store)
+    extract(open_images(images), extractor, run=Run(store=store))
     assert extractor.seen == 60 - 32
 
 
 def test_too_little_space_is_said_before_the_work(
-    store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    store: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     extractor = Counting()
     with pytest.raises(OutputError, match=r"needs 0.00 GB.*--no-store"):
-        extract(open_images(images), extractor, store=store)
+        extract(open_images(images), extractor, run=Run(store=store))
     assert extractor.seen == 0
 
 
 def test_unwritable_store_is_said(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OutputError, match="EVALKIT_CACHE"):
-        extract(open_images(images), Pixels(), store=FeatureStore(tmp_path / "file"))
+        extract(open_images(images), Pixels(), run=Run(store=tmp_path / "file"))
 
 
-def test_progress_counts_every_image_once(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+def test_progress_counts_every_image_once(store: Path, images: NDArray[np.uint8]) -> None:
     calls: list[tuple[int, int]] = []
     extract(
         open_images(images),
         Pixels(),
-        store=store,
-        progress=lambda _, done, total: calls.append((done, total)),
+        run=Run(store=store, progress=lambda _, done, total: calls.append((done, total))),
     )
     assert calls[0] == (0, 60)
     assert calls[-1] == (60, 60)
@@ -274,8 +276,7 @@ def test_progress_counts_every_image_once(store: FeatureStore, images: NDArray[n
     extract(
         open_images(images),
         Pixels(),
-        store=store,
-        progress=lambda _, done, total: calls.append((done, total)),
+        run=Run(store=store, progress=lambda _, done, total: calls.append((done, total))),
     )
     assert calls == [(60, 60)]
 
@@ -287,11 +288,11 @@ def test_features_file_round_trip(tmp_path: Path, images: NDArray[np.uint8]) -> 
     full = Features(
         name="a",
         digest=features.digest,
+        network="inception",
         extractor="pixels",
         fingerprint=features.fingerprint,
-        pool=features.pool,
-        spatial=features.spatial,
-        statistics={"pool": Statistics(mu=np.zeros(48), sigma=sigma)},
+        arrays=features.arrays,
+        gaussians={"pool": Gaussian(mean=np.zeros(48), covariance=sigma, n=100)},
         image_shape=(12, 10, 3),
         labels=np.arange(60),
     )
@@ -305,9 +306,9 @@ def test_features_file_round_trip(tmp_path: Path, images: NDArray[np.uint8]) -> 
         full.fingerprint,
         (12, 10, 3),
     )
-    assert np.array_equal(back.pool, full.pool)
+    assert np.array_equal(back.arrays["pool"], full.arrays["pool"])
     assert np.array_equal(back.labels, full.labels)
-    assert np.array_equal(back.statistics["pool"].sigma, sigma)
+    assert np.array_equal(back.gaussians["pool"].covariance, sigma)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -401,18 +402,16 @@ class Noting(Counting):
         return super().__call__(images)
 
 
-def test_forward_passes_do_not_depend_on_what_was_there(
-    store: FeatureStore, images: NDArray[np.uint8]
-) -> None:
+def test_forward_passes_do_not_depend_on_what_was_there(store: Path, images: NDArray[np.uint8]) -> None:
     """No pass goes over the end of a shard, so a shard has the same passes in every run."""
     whole = Noting()
-    extract(open_images(images), whole, store=store)
+    extract(open_images(images), whole, run=Run(store=store))
     assert whole.passes == [8, 8, 8, 8, 8, 8, 8, 4]
-    shards = sorted(store.folder(open_images(images), whole).iterdir())
+    shards = sorted(folder_of(store, open_images(images), whole).iterdir())
     for shard in (shards[1], shards[3]):
         shard.unlink()
     again = Noting()
-    extract(open_images(images), again, store=store)
+    extract(open_images(images), again, run=Run(store=store))
     assert again.passes == [8, 8, 8, 4]
     alone = Noting()
     extract(open_images(images), alone)
@@ -421,65 +420,74 @@ def test_forward_passes_do_not_depend_on_what_was_there(
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_moments_and_rows_in_one_pass(
-    store: FeatureStore, images: NDArray[np.uint8], stored: bool, monkeypatch: pytest.MonkeyPatch
+    store: Path, images: NDArray[np.uint8], stored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features_module, "GROUP", 2)
+    monkeypatch.setattr(extraction, "GROUP", 2)
     extractor, rows = Counting(), np.array([0, 15, 16, 40, 59])
     got = extract(
         open_images(images),
         extractor,
-        layers=("pool", "logits"),
+        outputs=("pool", "logits"),
         rows=rows,
         moments=("pool", "spatial"),
-        store=store if stored else None,
+        run=Run(store=store if stored else None),
     )
     assert extractor.seen == len(got) == 60
     whole = Pixels()(images)
-    assert got.spatial is None
-    assert np.array_equal(got.pool, whole["pool"][rows])
-    assert np.array_equal(got.logits, Pixels().logits(whole["pool"][rows]))
+    assert "spatial" not in got.arrays
+    assert np.array_equal(got.arrays["pool"], whole["pool"][rows])
+    assert np.array_equal(got.arrays["logits"], Pixels().derive("logits", whole["pool"][rows]))
     for layer in ("pool", "spatial"):
-        statistics, expected = got.statistics[layer], whole[layer].astype(np.float64)
-        np.testing.assert_allclose(statistics.mu, expected.mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(statistics.sigma, np.cov(expected, rowvar=False), rtol=1e-9, atol=1e-15)
+        statistics, expected = got.gaussians[layer], whole[layer].astype(np.float64)
+        np.testing.assert_allclose(statistics.mean, expected.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(
+            statistics.covariance, np.cov(expected, rowvar=False), rtol=1e-9, atol=1e-15
+        )
 
 
 def test_moments_are_the_same_bits_from_the_store_and_without(
-    store: FeatureStore, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    store: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features_module, "GROUP", 2)
+    monkeypatch.setattr(extraction, "GROUP", 2)
     found = [
-        extract(open_images(images), Pixels(), layers=(), moments=("pool",), store=where).statistics["pool"]
+        extract(open_images(images), Pixels(), outputs=(), moments=("pool",), run=Run(store=where)).gaussians[
+            "pool"
+        ]
         for where in (None, store, store)
     ]
     for other in found[1:]:
-        assert np.array_equal(found[0].mu, other.mu)
-        assert np.array_equal(found[0].sigma, other.sigma)
+        assert np.array_equal(found[0].mean, other.mean)
+        assert np.array_equal(found[0].covariance, other.covariance)
 
 
-def test_only_what_is_needed_is_extracted(store: FeatureStore, images: NDArray[np.uint8]) -> None:
+def test_only_what_is_needed_is_extracted(store: Path, images: NDArray[np.uint8]) -> None:
     extractor = Counting()
-    assert extract(open_images(images), extractor, layers=(), store=store).pool is None
+    assert not extract(open_images(images), extractor, outputs=(), run=Run(store=store)).arrays
     assert extractor.seen == 0
-    fill(open_images(images), extractor, store=store)
+    wanted = Wanted(extractor=extractor, arrays=["pool"])
+    Extraction(open_images(images), [wanted], run=Run(store=store)).extract_missing()
     assert extractor.seen == 60
-    extract(open_images(images), extractor, moments=("pool",), store=store)
+    extract(open_images(images), extractor, moments=("pool",), run=Run(store=store))
     assert extractor.seen == 60
 
 
-def test_damage_is_mended_while_moments_are_summed_up(store: FeatureStore, images: NDArray[np.uint8]) -> None:
-    settings: dict[str, Any] = {"layers": (), "moments": ("pool",), "store": store}
-    expected = extract(open_images(images), Pixels(), **settings).statistics["pool"].sigma
-    shards = sorted(store.folder(open_images(images), Pixels()).iterdir())
+def test_damage_is_mended_while_moments_are_summed_up(store: Path, images: NDArray[np.uint8]) -> None:
+    settings: dict[str, Any] = {"outputs": (), "moments": ("pool",)}
+    first = extract(open_images(images), Pixels(), **settings, run=Run(store=store))
+    expected = first.gaussians["pool"].covariance
+    shards = sorted(folder_of(store, open_images(images), Pixels()).iterdir())
     shards[1].write_bytes(b"no HDF5")
     with h5py.File(shards[2], "r+") as file:
         del file["pool"]
         file["pool"] = np.zeros((3, 48), np.float32)  # of another shape
     extractor, calls = Counting(), []
     got = extract(
-        open_images(images), extractor, **settings, progress=lambda _, *numbers: calls.append(numbers)
+        open_images(images),
+        extractor,
+        **settings,
+        run=Run(store=store, progress=lambda _, *numbers: calls.append(numbers)),
     )
-    assert np.array_equal(got.statistics["pool"].sigma, expected)
+    assert np.array_equal(got.gaussians["pool"].covariance, expected)
     assert extractor.seen == 32
     assert all(done <= total == 60 for done, total in calls)
 
@@ -493,14 +501,14 @@ def test_a_feature_that_is_not_finite_is_named(images: NDArray[np.uint8]) -> Non
             return features
 
     with pytest.raises(FeatureError, match="<array>, pool, counted from image 32: the features of image 3"):
-        extract(open_images(images), Broken(), layers=(), moments=("pool",))
+        extract(open_images(images), Broken(), outputs=(), moments=("pool",))
 
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_moments_take_the_same_memory_for_any_number_of_images(
-    tmp_path: Path, store: FeatureStore, stored: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Path, stored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features_module, "SHARD", 512)
+    monkeypatch.setattr(store_module, "SHARD", 512)
     parts = np.random.default_rng(0).integers(0, 256, (5, 2000, 4, 4, 3), dtype=np.uint8)
     for number in range(20):
         np.save(tmp_path / f"{number:02}.npy", parts[number % 5] ^ np.uint8(number))
@@ -513,10 +521,10 @@ def test_moments_take_the_same_memory_for_any_number_of_images(
             got = extract(
                 source,
                 Pixels(),
-                layers=("pool",),
+                outputs=("pool",),
                 rows=np.arange(0, len(source), len(source) // 50),
                 moments=("pool", "spatial"),
-                store=store if stored else None,
+                run=Run(store=store if stored else None),
             )
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:

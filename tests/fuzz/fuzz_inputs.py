@@ -226,7 +226,7 @@ def features(folder: Path, variant: int) -> tuple[Path, Path]:
 
 def write_features(path: Path, pool: NDArray[Any]) -> Path:
     from evalkit.extractors.pixels import Pixels as Extractor
-    from evalkit.features import Features
+    from evalkit.features.record import Features
 
     Features(
         name="x",
@@ -325,7 +325,7 @@ def results(folder: Path, variant: int) -> tuple[Path, Path]:
 
 
 def _comparison(value: float) -> Any:
-    from evalkit.results import Batch, Comparison, PublishedRow, Score
+    from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec
 
     side = Batch(
         name="a.npz",
@@ -335,16 +335,18 @@ def _comparison(value: float) -> Any:
         statistics="images",
         features="extracted",
     )
+    names = ("inception_score", "fid", "sfid", "precision", "recall")
     return Comparison(
+        specs=tuple(ScoreSpec(name=name, title=name, higher_is_better=False) for name in names),
         scores=tuple(
-            Score(name=name, value=value + index, better="lower", spread=0.1, parameters={"k": 3})
-            for index, name in enumerate(("inception_score", "fid", "sfid", "precision", "recall"))
+            Score(name=name, value=value + index, std=0.1, parameters={"k": 3})
+            for index, name in enumerate(names)
         ),
         missing={},
         protocol="adm",
         reference=side,
         samples=side,
-        extractor={"name": "pixels", "fingerprint": "0" * 64},
+        extractors={"inception": {"name": "pixels", "fingerprint": "0" * 64}},
         warnings=("few images",),
         published=(
             PublishedRow(dataset="d", model="m", scores={"fid": 2.0}, images=50_000, paper="p", table=1),
@@ -566,7 +568,7 @@ KINDS = (
 )
 
 
-# Files that a command leaves and reads again: the command makes them, and then goes on.
+# Files that a command leaves and reads again: the command makes them, and then resumes.
 
 
 @dataclass(frozen=True)
@@ -578,7 +580,7 @@ class Left:
         begin: The command that leaves it.
         go_on: The command that reads it.
         file: Where it is, in the output's folder.
-        remove: What is deleted before, so that there is something to go on with.
+        remove: What is deleted before, so that there is something to resume.
         result: What the command makes in the end: the same bytes as undamaged. None: not looked at.
         special: Mutations that know this kind.
     """

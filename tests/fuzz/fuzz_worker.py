@@ -27,7 +27,10 @@ LOADED = (
     "evalkit.comparison",
     "evalkit.report.plot",
     "evalkit.report.text",
-    "generation.cli",
+    "generation.cli.checkpoint",
+    "generation.cli.sample",
+    "generation.cli.sweep",
+    "generation.cli.train",
     "generation.sample",
     "generation.sweep",
     "generation.train",
@@ -44,25 +47,26 @@ LOADED = (
 
 
 def stand_ins() -> None:
-    """Pixels instead of Inception features, all of an 8x8 image; short sheets; a small published network."""
+    """Pixels instead of Inception features, all of an 8x8 image; short grids; a small published network."""
     import torch
     from fuzz_inputs import TINY
+    from stand_ins import InceptionPixels as Pixels
 
     from evalkit.cli.options import ExtractorSetup
-    from evalkit.extractors.pixels import Pixels
     from generation import presets, train
 
     class AllPixels(Pixels):
         """No byte of a small image goes unseen."""
 
-        dimensions = {"pool": 192, "spatial": 12}  # noqa: RUF012 - as the class it stands for
+        network = "inception"
+        outputs = {"pool": 192, "spatial": 12}  # noqa: RUF012 - as the class it stands for
 
         def __call__(self, images: Any) -> Any:
             return {"pool": self._grid(images, 8), "spatial": self._grid(images, 2)}
 
     extractor = AllPixels("all")
-    ExtractorSetup.extractor = lambda self: extractor  # type: ignore[method-assign,assignment,return-value]
-    train.SHEET_STEPS = 2
+    ExtractorSetup.extractor = lambda self, network=None: extractor  # type: ignore[method-assign,assignment,return-value]
+    train.GRID_STEPS = 2
     models = {"tiny": TINY, **presets.MODELS}
     for module in ("generation.presets", "generation.checkpoints"):
         importlib.import_module(module).MODELS = models

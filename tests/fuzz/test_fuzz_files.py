@@ -1,6 +1,6 @@
 """Whatever happens to a file, evalkit reads it right or refuses it: mutations of sound files of every kind.
 
-``fuzz_harness`` says which rules hold, ``fuzz_inputs`` which numbers are right. Seeds are fixed. To go on::
+``fuzz_harness`` says which rules hold, ``fuzz_inputs`` which numbers are right. Seeds are fixed. For more::
 
     EVALKIT_FUZZ_SEED=5000 EVALKIT_FUZZ_EXAMPLES=200 python -m pytest tests/fuzz -m "not slow"
 
@@ -53,7 +53,7 @@ def check(setup: Setup, kind: Kind, seed: int) -> list[str]:
 
 
 def check_left(setup: Setup, left: Left, seed: int) -> list[str]:
-    """What is wrong where a command goes on from a damaged file."""
+    """What is wrong where a command resumes from a damaged file."""
     random = Random(f"{left.name} {seed}")
     sound = setup.left(left)
     setup.clear()

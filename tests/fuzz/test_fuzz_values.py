@@ -353,7 +353,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sample --model {weights} --device cpu --out {run} --count 2 --respacing 2": {
         "--count": whole,
         "--seed": whole,
-        "--eta": reals,
+        "--sampler-option": st.sampled_from(["eta=", "thresholding="]).flatmap(
+            lambda name: (reals | texts).map(lambda value: f"{name}{value}")
+        )
+        | texts,
         "--scale": reals,
         "--respacing": st.sampled_from(
             ["", "0", "-1", "1", "2", "ddim2", "ddim0", "ddim", "1,1", "1,,1", "ddim1001", "x"]
@@ -364,9 +367,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--guidance-steps": st.sampled_from(["0:1", "1:0", ":", "0:99999", "²:٣", f"0:{'9' * 5000}"]) | texts,
         "--batch-size": whole | texts,
         "--shard-size": whole,
-        "--mode": texts,
+        "--precision": texts,
         "--preset": texts,
-        "--thresholding": texts,
     },
     "reference build {ref} -o {out}/x.npz --size 8 --statistics none": {
         "--size": st.sampled_from(

@@ -23,11 +23,9 @@ from torch import Tensor
 
 from evalkit.errors import DownloadError, InputError, OutputError
 from evalkit.system.download import published_urls
-from generation import checkpoints
+from generation import published
 from generation.checkpoints import (
-    cached,
     convert,
-    fetch,
     identify,
     inspect,
     load_network,
@@ -36,6 +34,7 @@ from generation.checkpoints import (
 )
 from generation.networks.unet import UNetSettings
 from generation.presets import MODELS, ModelPreset
+from generation.published import cached, fetch
 
 TINY = ModelPreset(
     name="tiny",
@@ -172,7 +171,7 @@ def test_convert_to_half(tiny: Path, tmp_path: Path) -> None:
 def test_what_a_file_says_of_itself_is_not_overruled(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
     convert(tiny, out, TINY)
-    with pytest.raises(InputError, match="says that it is tiny, but 64x64_diffusion was asked for"):
+    with pytest.raises(InputError, match="says that it is tiny, but 64x64_diffusion was requested"):
         load_network(out, MODELS["64x64_diffusion"])
     with pytest.raises(InputError, match=r"does not say what it is.*no published checkpoint"):
         load_network(tiny)
@@ -410,13 +409,13 @@ def test_save_failure_leaves_what_was_there(tiny: Path, tmp_path: Path) -> None:
 def test_fetch(tiny: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVALKIT_OFFLINE", "0")
     preset = replace(TINY, parameters=sum(value.numel() for value in random_state(TINY).values()))
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     with serving(tiny.read_bytes()) as (server, address):
-        monkeypatch.setattr(checkpoints, "published_urls", lambda file: (f"{address}/{file}",))
+        monkeypatch.setattr(published, "published_urls", lambda file: (f"{address}/{file}",))
         path = fetch(preset, progress=lambda *state: told.append(state))
         assert path == cached(preset) == own_cache / "checkpoints" / "tiny.pt"
         assert load_network(path, preset).digest == load_network(tiny, TINY).digest
-        assert told[-1] == (tiny.stat().st_size,) * 2
+        assert told[-1] == ("tiny.pt", tiny.stat().st_size, tiny.stat().st_size)
         assert server.paths == ["/tiny.pt"]
         fetch(preset)
         assert len(server.paths) == 1

@@ -11,10 +11,11 @@ import pytest
 from invoked import Result
 from optional import optional
 from PIL import Image
+from stand_ins import NO_STORE
+from stand_ins import InceptionPixels as Pixels
 
 from evalkit.cli.options import ExtractorSetup
 from evalkit.comparison import compare
-from evalkit.extractors.pixels import Pixels
 from evalkit.images import open_images
 from evalkit.results import Sweep
 from generation import demo as module
@@ -22,7 +23,7 @@ from generation.demo import SETTINGS, demo, digits, digits_model, write_digits
 from generation.recipe import SHIPPED
 
 optional("sklearn", "demo")
-Run = Callable[..., Result]
+Invoke = Callable[..., Result]
 
 
 def test_the_two_halves_are_real_digits(tmp_path: Path) -> None:
@@ -37,8 +38,8 @@ def test_the_two_halves_are_real_digits(tmp_path: Path) -> None:
     assert np.bincount(labels).min() > 170
     # Zeros are closer to zeros than to ones, even to a network of coarse pixels.
     zeros, ones = images[labels == 0], images[labels == 1]
-    near = compare(zeros[:80], zeros[80:160], extractor=Pixels(), store=None)
-    far = compare(zeros[:80], ones[:80], extractor=Pixels(), store=None)
+    near = compare(zeros[:80], zeros[80:160], extractor=Pixels(), run=NO_STORE)
+    far = compare(zeros[:80], ones[:80], extractor=Pixels(), run=NO_STORE)
     assert near["fid"] < far["fid"] / 5
 
 
@@ -47,12 +48,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sweep]:
     """The demo with few samples, and pixels for features."""
     out = tmp_path_factory.mktemp("demo") / "out"
     settings = replace(SETTINGS, count=60, respacing="ddim10")
-    return out, demo(out, extractor=Pixels(), settings=settings, say=lambda text: None)
+    return out, demo(out, extractor=Pixels(), settings=settings)
 
 
 def test_what_it_leaves(swept: tuple[Path, Sweep]) -> None:
     out, result = swept
-    assert [scale for scale, _ in result.points] == list(module.SCALES)
+    assert [point.scale for point in result.points] == list(module.SCALES)
     assert (out / "results.csv").read_text() == result.to_csv()
     for name in ("samples.png", "curves.png"):
         with Image.open(out / name) as picture:
@@ -91,8 +92,8 @@ def test_the_shipped_model_says_what_it_is() -> None:
     assert size < 8e6
 
 
-def test_command(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+def test_command(tmp_path: Path, run: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self, network="inception": Pixels())
     monkeypatch.setattr(module, "SETTINGS", replace(SETTINGS, count=20, respacing="ddim5"))
     monkeypatch.setattr(module, "SCALES", (0.0, 4.0))
     result = run("demo", "--out", tmp_path / "demo")

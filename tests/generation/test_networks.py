@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from evalkit.errors import InputError
 from generation.batch import Networks
 from generation.checkpoints import Loaded
-from generation.networks import modes
+from generation.networks import precision as precisions
 from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.layers import AttentionBlock, AttentionPool, GroupNorm, attend, timestep_embedding
-from generation.networks.modes import MODES, arithmetic, prepare
+from generation.networks.precision import PRECISIONS, arithmetic, prepare
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
 from generation.presets import MODELS
@@ -230,22 +230,22 @@ def test_bad_input() -> None:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_modes_on_the_cpu(name: str) -> None:
+def test_precisions_on_the_cpu(name: str) -> None:
     """Each against the golden output: float32 to its rounding, the others to theirs."""
     bounds = {"reference": (0.0, 1e-5), "reference-fp16": (3e-4, 5e-3), "fast": (2e-3, 3e-2)}
     if name == "classifier_attention_pool":
         bounds["reference-fp16"] = bounds["reference"]
     if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
         bounds["fast"] = bounds["reference"]
-    for mode, (least, most) in bounds.items():
+    for precision, (least, most) in bounds.items():
         network, arrays = golden(name)
         expected = arrays.pop("output")
-        prepared = prepare(network, mode, "cpu")
-        with arithmetic(mode), torch.no_grad():
+        prepared = prepare(network, precision, "cpu")
+        with arithmetic(precision), torch.no_grad():
             output = prepared(**arrays)
             assert torch.equal(prepared(**arrays), output)
         assert output.dtype == torch.float32
-        assert least <= relative_error(output, expected) < most, (mode, prepared.description)
+        assert least <= relative_error(output, expected) < most, (precision, prepared.description)
 
 
 def test_only_the_convolutions_of_the_blocks_are_rounded() -> None:
@@ -257,22 +257,22 @@ def test_only_the_convolutions_of_the_blocks_are_rounded() -> None:
         ("fast", unet): torch.float16,
         ("fast", classifier): torch.bfloat16,
     }
-    for (mode, network), dtype in types.items():
-        parameters = dict(prepare(copy.deepcopy(network), mode, "meta").network.named_parameters())
+    for (precision, network), dtype in types.items():
+        parameters = dict(prepare(copy.deepcopy(network), precision, "meta").network.named_parameters())
         convolutions = {name.rpartition(".")[0] for name, value in parameters.items() if value.ndim > 2}
         for name, value in parameters.items():
             inside = name.startswith(("input_blocks.", "middle_block.", "output_blocks."))
             rounded = inside and name.rpartition(".")[0] in convolutions
-            assert value.dtype == (dtype if rounded else torch.float32), (mode, name)
+            assert value.dtype == (dtype if rounded else torch.float32), (precision, name)
 
 
 def test_a_model_published_in_float32_never_runs_in_float16() -> None:
-    for mode, dtype in (("reference-fp16", torch.float32), ("fast", torch.bfloat16)):
-        prepared = prepare(golden("unet_class_cond_legacy_attention")[0], mode, "meta", "float32")
+    for precision, dtype in (("reference-fp16", torch.float32), ("fast", torch.bfloat16)):
+        prepared = prepare(golden("unet_class_cond_legacy_attention")[0], precision, "meta", "float32")
         assert prepared.network.dtype == dtype
         preset = replace(MODELS["512x512_diffusion"], network=UNetSettings(**SMALL))
         loaded = Loaded(network=preset.build(), preset=preset, digest="", path=Path("x"))
-        networks = Networks.prepare(loaded, mode=mode, device=torch.device("meta"))
+        networks = Networks.prepare(loaded, precision=precision, device=torch.device("meta"))
         assert networks.predict.network.dtype == dtype
 
 
@@ -306,21 +306,21 @@ def test_arithmetic_is_put_back() -> None:
         return torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
 
     before = flags()
-    for mode in MODES:
-        with contextlib.suppress(KeyError), arithmetic(mode):
-            assert flags() == (mode == "fast", mode == "fast", True)
+    for precision in PRECISIONS:
+        with contextlib.suppress(KeyError), arithmetic(precision):
+            assert flags() == (precision == "fast", precision == "fast", True)
             raise KeyError
         assert flags() == before
 
 
-def test_bad_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     network = UNet(UNetSettings(**SMALL))
     with pytest.raises(InputError, match=r"'turbo'.*reference-fp16"):
         prepare(network, "turbo", "cpu")
     with pytest.raises(InputError, match="'turbo'"), arithmetic("turbo"):
         pass
-    monkeypatch.setattr(modes, "_has_triton", lambda: False)
-    with pytest.raises(InputError, match=r"Triton.*--mode reference-fp16"):
+    monkeypatch.setattr(precisions, "_has_triton", lambda: False)
+    with pytest.raises(InputError, match=r"Triton.*--precision reference-fp16"):
         prepare(network, "fast", "cuda")
 
 

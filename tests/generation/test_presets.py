@@ -13,6 +13,7 @@ from generation.networks.classifier import Classifier
 from generation.networks.unet import UNet
 from generation.networks.upsampler import Upsampler
 from generation.presets import MODELS, SAMPLING, ModelPreset, find_model, find_sampling
+from generation.schedule import make_schedule
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -130,3 +131,10 @@ def test_names() -> None:
         find_model("65x65_diffusion")
     with pytest.raises(InputError, match=r"no sampling preset 'imagenet'.*imagenet256-guided"):
         find_sampling("imagenet")
+
+
+def test_presets_have_a_schedule() -> None:
+    for preset in SAMPLING.values():
+        model = MODELS[preset.diffusion]
+        schedule = make_schedule(model.noise_schedule, model.diffusion_steps, preset.respacing)
+        assert len(schedule) == int(preset.respacing.removeprefix("ddim"))

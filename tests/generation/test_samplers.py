@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +13,15 @@ import torch
 from goldens import GOLDEN, load
 from torch import Tensor, nn
 
+from generation.denoisers import BoundNetwork, EpsDenoiser
 from generation.guidance import ClassifierGuidance, classifier_gradient
 from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.unet import UNet, UNetSettings
-from generation.samplers import ddim, ddpm, dpm_solver_pp_2m, dynamic_threshold, to_uint8
+from generation.pixels import to_uint8
+from generation.samplers.base import Sampler
+from generation.samplers.ddim import DDIM
+from generation.samplers.ddpm import DDPM
+from generation.samplers.dpm_solver_pp_2m import DPMSolverPP2M, dynamic_threshold
 from generation.schedule import Schedule, make_schedule
 
 LOOPS = sorted(path.stem for path in GOLDEN.glob("loop_*.npz"))
@@ -44,22 +48,21 @@ def test_every_step_equals_the_reference(loop: str, unet: nn.Module, classifier:
         config = json.loads(str(file["config_json"]))
     schedule = make_schedule(config["noise_schedule"], 1000, config["respacing"])
     guide = ClassifierGuidance(classifier=classifier, y=golden["y"], scale=config["scale"])
-    sampler = ddpm if config["kind"] == "ddpm" else partial(ddim, eta=config["eta"])
+    sampler: Sampler = DDPM() if config["kind"] == "ddpm" else DDIM(eta=config["eta"])
     last = len(schedule) - 1
     errors, seen = [], []
 
-    def watch(step: int, x: Tensor, x_0: Tensor) -> None:
+    def callback(step: int, x: Tensor, x_0: Tensor) -> None:
         seen.append(x)
         for ours, theirs in ((x, golden["xs"][last - step]), (x_0, golden["pred_xstart"][last - step])):
             errors.append(float((ours - theirs).norm() / theirs.norm()))
 
     result = sampler(
-        bound(unet, golden["y"]),
+        EpsDenoiser(bound(unet, golden["y"]), schedule),
         golden["x_T"],
-        schedule,
         lambda step: golden["noises"][last - step],
         guide=guide,
-        watch=watch,
+        callback=callback,
     )
     assert len(errors) == 2 * len(schedule)
     assert max(errors) < 1e-5
@@ -71,16 +74,16 @@ def test_every_step_equals_the_reference(loop: str, unet: nn.Module, classifier:
 MEAN, DEVIATION = 0.1, 0.15
 
 
-def gaussian_eps(schedule: Schedule, mean: float = MEAN) -> Any:
+def gaussian_eps(schedule: Schedule, mean: float = MEAN) -> BoundNetwork:
     table = {
         int(t): (a, 1 - a) for t, a in zip(schedule.timesteps, schedule.alphas_cumprod, strict=True)
     }  # abar and sigma^2
 
-    def denoiser(x: Tensor, t: int) -> Tensor:
+    def network(x: Tensor, t: int) -> Tensor:
         abar, variance = table[t]
         return math.sqrt(variance) * (x - math.sqrt(abar) * mean) / (abar * DEVIATION**2 + variance)
 
-    return denoiser
+    return network
 
 
 def flow(schedule: Schedule, x: Tensor, step: int, mean: float = MEAN) -> Tensor:
@@ -98,19 +101,24 @@ def error_against_flow(sampler: Any, steps: int) -> float:
     schedule = Schedule(betas=1 - abar / np.append(1, abar[:-1]), timesteps=np.arange(steps + 1))
     start = torch.linspace(-3, 3, 64, dtype=torch.float64).view(1, 1, 8, 8)
     seen: dict[int, Tensor] = {}
-    sampler(gaussian_eps(schedule), start, schedule, None, watch=lambda step, x, _: seen.setdefault(step, x))
+    sampler(
+        EpsDenoiser(gaussian_eps(schedule), schedule),
+        start,
+        None,
+        callback=lambda step, x, _: seen.setdefault(step, x),
+    )
     # After step 1 and not 0: the final jump to x_0 has the same error whatever the steps.
     return float((seen[1] - flow(schedule, start, 0)).abs().max())
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp_2m, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(DDIM(), 1), (DPMSolverPP2M(), 2)])
 def test_order_of_convergence(sampler: Any, order: int) -> None:
     errors = [error_against_flow(sampler, steps) for steps in (40, 80, 160, 320)]
     orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert orders == pytest.approx([order] * 3, abs=0.2)
 
 
-@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp_2m])
+@pytest.mark.parametrize("sampler", [DDIM(), DPMSolverPP2M()])
 def test_guidance_by_the_exact_gradient_leads_to_the_class(sampler: Any) -> None:
     """log p(y | x_t) of two Gaussian classes: guided by its gradient, sampling ends in the class."""
     schedule, other = make_schedule("linear", 1000, "200"), -0.2
@@ -122,7 +130,13 @@ def test_guidance_by_the_exact_gradient_leads_to_the_class(sampler: Any) -> None
         return (predict(x, t) - predict_class(x, t)) / float(sigma[t])
 
     seen: dict[int, Tensor] = {}
-    sampler(predict, start, schedule, None, guide=guide, watch=lambda step, x, _: seen.setdefault(step, x))
+    sampler(
+        EpsDenoiser(predict, schedule),
+        start,
+        None,
+        guide=guide,
+        callback=lambda step, x, _: seen.setdefault(step, x),
+    )
     expected = flow(schedule, start, 0, mean=other)
     torch.testing.assert_close(seen[1], expected, rtol=0, atol=2e-2)
     assert (flow(schedule, start, 0) - expected).abs().min() > 0.2
@@ -136,14 +150,13 @@ def test_ancestral_sampling_has_the_variance_that_it_should(learned: bool) -> No
     start = torch.randn(2, 1, 500, 500, generator=generator, dtype=torch.float64)
     predict = gaussian_eps(schedule)
 
-    def denoiser(x: Tensor, t: int) -> Tensor:
+    def network(x: Tensor, t: int) -> Tensor:
         eps = predict(x, t)
         return torch.cat([eps, torch.full_like(eps, 0.5)], dim=1) if learned else eps
 
-    result = ddpm(
-        denoiser,
+    result = DDPM()(
+        EpsDenoiser(network, schedule),
         start,
-        schedule,
         lambda step: torch.randn(start.shape, generator=generator, dtype=start.dtype),
     )
     mean, variance = 0.0, 1.0
@@ -165,16 +178,14 @@ def test_ancestral_sampling_has_the_variance_that_it_should(learned: bool) -> No
 def test_static_threshold_clips_and_dynamic_rescales() -> None:
     schedule = make_schedule("linear", 1000, "5")
     start = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    wild = lambda x, t: -3 * torch.ones_like(x)  # noqa: E731 - predictions of x_0 far out of range
-    assert dpm_solver_pp_2m(wild, start, schedule, None).abs().max() <= 1
+    wild = EpsDenoiser(lambda x, t: -3 * torch.ones_like(x), schedule)  # predictions of x_0 far out of range
+    assert DPMSolverPP2M()(wild, start, None).abs().max() <= 1
     seen: list[Tensor] = []
-    dpm_solver_pp_2m(
+    DPMSolverPP2M(thresholding="dynamic")(
         wild,
         start,
-        schedule,
         None,
-        thresholding="dynamic",
-        watch=lambda step, x, x_0: seen.append(x_0),
+        callback=lambda step, x, x_0: seen.append(x_0),
     )
     assert all(float(x_0.abs().max()) <= 1 for x_0 in seen)
     # Rescaled, not piled up at the bound.
@@ -235,7 +246,7 @@ def test_classifier_does_not_run_where_it_has_no_effect() -> None:
     ]:
         seen.clear()
         guide = ClassifierGuidance(classifier=classifier, y=y, scale=scale, timesteps=timesteps)
-        ddim(lambda x, t: torch.zeros_like(x), x, schedule, None, guide=guide)
+        DDIM()(EpsDenoiser(lambda x, t: torch.zeros_like(x), schedule), x, None, guide=guide)
         assert seen == expected
 
 

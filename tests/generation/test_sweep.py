@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import torch
 from invoked import Result
 from optional import optional
 from PIL import Image
+from stand_ins import InceptionPixels as Pixels
 
 from evalkit.cli.options import ExtractorSetup
 from evalkit.comparison import compare
 from evalkit.errors import InputError
-from evalkit.extractors.pixels import Pixels
 from evalkit.images import open_images
 from evalkit.results import Sweep
 from generation import sample as sampling
@@ -31,18 +32,11 @@ from generation.checkpoints import load_network
 from generation.settings import Settings
 from generation.sweep import sweep
 
-Run = Callable[..., Result]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Invoke = Callable[..., Result]
 SETTINGS = Settings(count=20, respacing="3", shard_size=8)
 SCALES = (4.0, 0.0, 30.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks are faster so, and processes that are started give the same bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +45,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     return Networks.prepare(
         load_network(small_networks.write(folder, "unet", "diffusion")),
         load_network(small_networks.write(folder, "classifier", "classifier", seed=1)),
-        mode="reference",
+        precision="reference",
         device=torch.device("cpu"),
     )
 
@@ -73,8 +67,8 @@ def reference(tmp_path: Path) -> Path:
     return tmp_path / "ref.npz"
 
 
-def silent(networks: Networks, reference: Path, out: Path, **options: Any) -> Sweep:
-    defaults: dict[str, Any] = {"extractor": Pixels(), "say": lambda text: None}
+def swept(networks: Networks, reference: Path, out: Path, **options: Any) -> Sweep:
+    defaults: dict[str, Any] = {"extractor": Pixels()}
     settings, scales = options.pop("settings", SETTINGS), options.pop("scales", SCALES)
     result = sweep(settings, scales, networks, reference, out, **(defaults | options))
     assert result is not None
@@ -86,10 +80,11 @@ def samples(out: Path, scale: float) -> Path:
 
 
 def test_every_scale_is_sampled_and_compared(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    result = silent(networks, reference, tmp_path / "s", protocol="exact")
-    assert [scale for scale, _ in result.points] == [0, 4, 30]
+    result = swept(networks, reference, tmp_path / "s", protocol="exact")
+    assert [point.scale for point in result.points] == [0, 4, 30]
     assert result.name == "unet"
-    for scale, found in result.points:
+    for point in result.points:
+        scale, found = point.scale, point.comparison
         alone = compare(reference, samples(tmp_path / "s", scale), protocol="exact", extractor=Pixels())
         assert found.scores == alone.scores
     assert Sweep.from_json((tmp_path / "s" / "results.json").read_text()) == result
@@ -97,7 +92,7 @@ def test_every_scale_is_sampled_and_compared(networks: Networks, reference: Path
 
 
 def test_noise_and_classes_are_paired(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    silent(networks, reference, tmp_path / "s", scales=(0.0, 1e-6, 4.0))
+    swept(networks, reference, tmp_path / "s", scales=(0.0, 1e-6, 4.0))
     plain, barely, much = (open_images(samples(tmp_path / "s", scale)) for scale in (0.0, 1e-6, 4.0))
     assert plain.labels is not None
     np.testing.assert_array_equal(plain.labels, barely.labels)
@@ -107,16 +102,16 @@ def test_noise_and_classes_are_paired(networks: Networks, reference: Path, tmp_p
     assert np.abs(a - c).max() > 1
 
 
-def test_the_sheet_has_a_row_a_scale(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    silent(networks, reference, tmp_path / "s")
+def test_the_grid_has_a_row_a_scale(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    swept(networks, reference, tmp_path / "s")
     with Image.open(tmp_path / "s" / "samples.png") as picture:
         pixels = np.asarray(picture)
     cell = 8 * 5 + 2
     assert pixels.shape[0] == 3 * cell
-    sheet = pixels[:, pixels.shape[1] - 16 * cell :]
+    grid = pixels[:, pixels.shape[1] - 16 * cell :]
     for row, scale in enumerate((0.0, 4.0, 30.0)):
         first = next(open_images(samples(tmp_path / "s", scale)).batches(1))[0]
-        found = sheet[row * cell + 1 : row * cell + 41 : 5, 1:41:5]
+        found = grid[row * cell + 1 : row * cell + 41 : 5, 1:41:5]
         np.testing.assert_array_equal(found, first)
     assert (pixels[:, : pixels.shape[1] - 16 * cell] < 128).any()  # the scales, written beside
 
@@ -132,53 +127,65 @@ def test_nothing_is_made_twice(
     monkeypatch.setattr(
         Pixels, "__call__", lambda self, images: seen.append(len(images)) or extract(self, images)
     )
-    first = silent(networks, reference, tmp_path / "s")
+    first = swept(networks, reference, tmp_path / "s")
     assert (len(made), sum(seen)) == (9, 30 + 3 * 20)
-    assert silent(networks, reference, tmp_path / "s") == first
+    assert swept(networks, reference, tmp_path / "s") == first
     assert (len(made), sum(seen)) == (9, 30 + 3 * 20)
     # Another scale needs its own samples only, another protocol not even features.
-    silent(networks, reference, tmp_path / "s", scales=(*SCALES, 1.0))
+    swept(networks, reference, tmp_path / "s", scales=(*SCALES, 1.0))
     assert (len(made), sum(seen)) == (12, 30 + 4 * 20)
-    exact = silent(networks, reference, tmp_path / "s", protocol="exact")
+    exact = swept(networks, reference, tmp_path / "s", protocol="exact")
     assert (len(made), sum(seen)) == (12, 30 + 4 * 20)
-    assert exact.points[0][1].protocol == "exact"
+    assert exact.points[0].comparison.protocol == "exact"
 
 
 def test_another_reference_is_compared_anew(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    before = silent(networks, reference, tmp_path / "s")
+    before = swept(networks, reference, tmp_path / "s")
     np.savez(reference, np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
-    after = silent(networks, reference, tmp_path / "s")
+    after = swept(networks, reference, tmp_path / "s")
     assert before.values("fid") != after.values("fid")
 
 
 def test_a_damaged_record_is_made_again(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    first = silent(networks, reference, tmp_path / "s")
+    first = swept(networks, reference, tmp_path / "s")
     (tmp_path / "s" / "scale-4.0" / "comparison.json").write_text("{")
-    assert silent(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
+    assert swept(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
 
 
-def test_what_is_replaced_or_left_out_is_told(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    first = silent(networks, reference, tmp_path / "s", say=said.append)
-    silent(networks, reference, tmp_path / "s", say=said.append)
-    assert not [line for line in said if "takes the place" in line or "also has results" in line]
+def test_what_is_replaced_or_left_out_is_told(
+    networks: Networks, reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="generation")
+    first = swept(networks, reference, tmp_path / "s")
+    swept(networks, reference, tmp_path / "s")
+    assert not [line for line in caplog.messages if "replaces it" in line or "also has results" in line]
     other = tmp_path / "other.npz"
     np.savez(other, np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
-    silent(networks, other, tmp_path / "s", scales=SCALES[:1], say=said.append)
+    swept(networks, other, tmp_path / "s", scales=SCALES[:1])
     kept = " ".join(f"{scale:g}" for scale in sorted(SCALES[1:])).replace(" ", ", ")
-    assert any(f"also has results of scale {kept}. They stay" in line for line in said)
+    assert any(f"also has results of scale {kept}. They stay" in line for line in caplog.messages)
     folder = tmp_path / "s" / f"scale-{SCALES[0]!r}"
-    assert f"{folder} was compared with {reference}; this takes the place of it." in said
-    assert silent(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
+    assert f"{folder} was compared with {reference} before; this replaces it." in caplog.messages
+    assert swept(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
 
 
 def test_other_settings_are_refused(networks: Networks, reference: Path, tmp_path: Path) -> None:
-    silent(networks, reference, tmp_path / "s")
+    swept(networks, reference, tmp_path / "s")
     other = Settings(count=20, respacing="4", shard_size=8)
     with pytest.raises(InputError, match='respacing was "3" and is now "4"'):
-        silent(networks, reference, tmp_path / "s", settings=other)
+        swept(networks, reference, tmp_path / "s", settings=other)
     with pytest.raises(InputError, match='respacing was "3" and is now "4"'):
-        silent(networks, reference, tmp_path / "s", settings=other, scales=(7.0,))
+        swept(networks, reference, tmp_path / "s", settings=other, scales=(7.0,))
+
+
+def test_a_sweep_of_another_version_is_refused(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    swept(networks, reference, tmp_path / "s")
+    record = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert record["settings"]["sampler"] == {"name": "ddpm"}
+    record["settings"] = {"sampler": "ddpm", "eta": 0.0}
+    (tmp_path / "s" / "results.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="another version of evalkit began"):
+        swept(networks, reference, tmp_path / "s")
 
 
 @pytest.mark.parametrize(
@@ -189,13 +196,13 @@ def test_an_unconditional_model_has_no_classes_at_scale_0(
     unconditional: dict[str, Path],
     reference: Path,
     tmp_path: Path,
-    run: Run,
+    run: Invoke,
     monkeypatch: pytest.MonkeyPatch,
     scales: str,
     classes: str | None,
     labels: bool,
 ) -> None:
-    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self, network="inception": Pixels())
     options: dict[str, Any] = {"--scales": scales, "-n": 20, "--respacing": 3, "--reference": reference}
     options |= unconditional if labels else {"--model": unconditional["--model"]}
     options |= {"--classes": classes} if classes else {}
@@ -214,7 +221,7 @@ def test_an_unconditional_model_has_no_classes_at_scale_0(
 @pytest.mark.parametrize("scales", [(), (1.0, 1.0), (float("nan"),), (float("inf"), 1.0)])
 def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match=r"[Ss]cale"):
-        silent(networks, reference, tmp_path / "s", scales=scales)
+        swept(networks, reference, tmp_path / "s", scales=scales)
     assert not (tmp_path / "s").exists()
 
 
@@ -223,16 +230,15 @@ def test_a_helping_worker_only_samples(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    options: dict[str, Any] = {"extractor": Pixels(), "say": lambda text: None}
-    assert sweep(SETTINGS, SCALES, networks, reference, tmp_path / "s", **options) is None
+    assert sweep(SETTINGS, SCALES, networks, reference, tmp_path / "s", extractor=Pixels()) is None
     assert all(samples(tmp_path / "s", scale).exists() for scale in SCALES)
     assert not list((tmp_path / "s").rglob("*.json")) or not (tmp_path / "s" / "results.json").exists()
 
 
 def test_command_killed_and_repeated(
-    reference: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    reference: Path, tmp_path: Path, run: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self, network="inception": Pixels())
     model = small_networks.write(tmp_path, "unet", "diffusion")
     classifier = small_networks.write(tmp_path, "classifier", "classifier", seed=1)
     arguments = [
@@ -250,7 +256,8 @@ def test_command_killed_and_repeated(
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.addaudithook(kill)\n"
         "from evalkit.cli.options import ExtractorSetup\nfrom evalkit.extractors.pixels import Pixels\n"
-        "ExtractorSetup.extractor = lambda self: Pixels()\nfrom evalkit.cli.root import main\nmain()"
+        "Pixels.network = 'inception'\nExtractorSetup.extractor = lambda self, network=None: Pixels()\n"
+        "from evalkit.cli.root import main\nmain()"
     )
     killed = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments), "--out", str(tmp_path / "s")],
@@ -285,7 +292,10 @@ def test_command_killed_and_repeated(
     ("changes", "message"),
     [
         *(({option: ""}, option) for option in ("--scales", "--reference", "--name", "--protocol")),
-        *(({option: ""}, option) for option in ("--precision", "--weights", "--classes", "--out")),
+        *(
+            ({option: ""}, option)
+            for option in ("--precision", "--extractor-precision", "--weights", "--classes", "--out")
+        ),
         ({"--scales": "0,high"}, "--scales '0,high' are not numbers"),
         ({"--reference": "nowhere.npz"}, "nowhere.npz: there is no such file"),
         ({"--classifier": None}, "Guidance needs a classifier"),
@@ -296,12 +306,12 @@ def test_command_killed_and_repeated(
 def test_bad_input(
     reference: Path,
     tmp_path: Path,
-    run: Run,
+    run: Invoke,
     monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, str | None],
     message: str,
 ) -> None:
-    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self: Pixels())
+    monkeypatch.setattr(ExtractorSetup, "extractor", lambda self, network="inception": Pixels())
     options: dict[str, Any] = {
         "--model": small_networks.write(tmp_path, "unet", "diffusion"),
         "--classifier": small_networks.write(tmp_path, "classifier", "classifier", seed=1),

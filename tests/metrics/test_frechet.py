@@ -1,14 +1,11 @@
-from functools import partial
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from scipy import linalg
+from stand_ins import NO_STORE, batch
 
 from evalkit.errors import FeatureError, UndefinedMetricError
-from evalkit.metrics import FrechetDistance, Moments, Statistics, frechet_distance, is_rank_deficient
-
-batch = partial(SimpleNamespace, name="batch", pool=None, spatial=None, logits=None, statistics={})
+from evalkit.features.moments import Gaussian, Moments
+from evalkit.metrics.frechet import FID, SFID, frechet_distance, is_rank_deficient
 
 
 def features(n, d=24, seed=0, offset=0.0):
@@ -17,14 +14,14 @@ def features(n, d=24, seed=0, offset=0.0):
 
 
 def statistics(x):
-    return Statistics(x.mean(axis=0, dtype=np.float64), np.cov(x, rowvar=False))
+    return Gaussian(x.mean(axis=0, dtype=np.float64), np.cov(x, rowvar=False))
 
 
 def by_matrix_square_root(a, b):
     """The textbook formula, in float64."""
     p, q = statistics(a), statistics(b)
-    root = linalg.sqrtm(p.sigma @ q.sigma)
-    return np.sum((p.mu - q.mu) ** 2) + np.trace(p.sigma + q.sigma - 2 * root.real)
+    root = linalg.sqrtm(p.covariance @ q.covariance)
+    return np.sum((p.mean - q.mean) ** 2) + np.trace(p.covariance + q.covariance - 2 * root.real)
 
 
 def test_moments_equal_numpy():
@@ -102,8 +99,8 @@ def test_distance_of_commuting_gaussians_is_known():
     rng = np.random.default_rng(0)
     basis = linalg.qr(rng.normal(size=(16, 16)))[0]
     p, q, shift = rng.uniform(1e-6, 4, 16), rng.uniform(1e-6, 4, 16), rng.normal(size=16)
-    a = Statistics(np.zeros(16), basis @ np.diag(p) @ basis.T)
-    b = Statistics(shift, basis @ np.diag(q) @ basis.T)
+    a = Gaussian(np.zeros(16), basis @ np.diag(p) @ basis.T)
+    b = Gaussian(shift, basis @ np.diag(q) @ basis.T)
     expected = shift @ shift + np.sum((np.sqrt(p) - np.sqrt(q)) ** 2)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
@@ -168,17 +165,17 @@ def test_mixed_dimensions_are_refused():
 )
 def test_bad_statistics_are_refused(mu, sigma, message):
     with pytest.raises(FeatureError, match=message):
-        Statistics(mu, sigma)
+        Gaussian(mu, sigma)
 
 
 def test_a_sigma_with_negative_eigenvalues_is_refused():
     with pytest.raises(FeatureError, match="eigenvalue -1"):
-        frechet_distance(Statistics(np.zeros(2), np.diag([1.0, -1.0])), Statistics(np.zeros(2), np.eye(2)))
+        frechet_distance(Gaussian(np.zeros(2), np.diag([1.0, -1.0])), Gaussian(np.zeros(2), np.eye(2)))
 
 
 def test_float32_sigmas_are_accepted():
     a, b = features(300), features(300, seed=1)
-    rounded = Statistics(a.mean(axis=0), np.cov(a, rowvar=False).astype(np.float32))
+    rounded = Gaussian(a.mean(axis=0), np.cov(a, rowvar=False).astype(np.float32))
     assert frechet_distance(rounded, b) == pytest.approx(frechet_distance(a, b), rel=1e-4)
 
 
@@ -189,18 +186,17 @@ def test_rank_deficiency_is_told_from_the_shape():
 
 def test_carried_statistics_replace_the_features():
     a, b = features(60), features(50, seed=1)
-    carried = batch(pool=a, statistics={"pool": statistics(b)})
-    (score,) = FrechetDistance("pool")(carried, batch(pool=b))
+    carried = batch(pool=a, gaussians={"pool": statistics(b)})
+    (score,) = FID(carried, batch(pool=b), NO_STORE)
     assert score.name == "fid"
-    assert score.better == "lower"
+    assert not FID.scores[0].higher_is_better
     assert score.value < 1e-6
 
 
 def test_sfid_uses_the_spatial_features():
     a, b = features(60), features(50, seed=1)
-    metric = FrechetDistance("spatial")
-    (score,) = metric(batch(spatial=a), batch(spatial=b))
-    assert metric.names == (score.name,) == ("sfid",)
+    (score,) = SFID(batch(spatial=a), batch(spatial=b), NO_STORE)
+    assert (SFID.scores[0].name,) == (score.name,) == ("sfid",)
     assert score.value == frechet_distance(a, b)
     with pytest.raises(UndefinedMetricError, match="no spatial features"):
-        metric(batch(pool=a), batch(spatial=b))
+        SFID(batch(pool=a), batch(spatial=b), NO_STORE)

@@ -1,14 +1,10 @@
-from functools import partial
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from stand_ins import NO_STORE, batch
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
-from evalkit.metrics import InceptionScore, inception_score
-
-batch = partial(SimpleNamespace, name="batch", pool=None, spatial=None, logits=None, statistics={})
+from evalkit.metrics.inception_score import InceptionScore, inception_score
 
 
 def logits(n, classes=20, seed=0, scale=3.0):
@@ -61,7 +57,7 @@ def test_identical_images_score_one():
     assert inception_score(np.tile(logits(1), (50, 1))).mean == pytest.approx(1, abs=1e-6)
 
 
-def test_a_single_split_has_no_spread():
+def test_a_single_split_has_no_standard_deviation():
     assert inception_score(logits(50)).std is None
 
 
@@ -76,10 +72,10 @@ def test_bad_input_is_refused():
 
 def test_metric_looks_at_the_samples_only():
     metric = InceptionScore(split_size=40)
-    (score,) = metric(batch(), batch(logits=logits(100)))
+    (score,) = metric(batch(), batch(logits=logits(100)), NO_STORE)
     expected = inception_score(logits(100), 40)
-    assert metric.names == (score.name,) == ("inception_score",)
-    assert (score.value, score.spread) == (expected.mean, expected.std)
+    assert (metric.scores[0].name,) == (score.name,) == ("inception_score",)
+    assert (score.value, score.std) == (expected.mean, expected.std)
     assert score.parameters == {"split_size": 40, "dtype": "float32"}
-    with pytest.raises(UndefinedMetricError, match="classifier head"):
-        metric(batch(logits=logits(100)), batch())
+    with pytest.raises(UndefinedMetricError, match="has no logits features"):
+        metric(batch(logits=logits(100)), batch(), NO_STORE)

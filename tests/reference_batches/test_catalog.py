@@ -17,7 +17,7 @@ from evalkit.errors import InputError
 from reference_batches.catalog import closest, entries, find, published_rows
 from reference_batches.fetch import cache_path
 
-Run = Callable[..., Result]
+Invoke = Callable[..., Result]
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "adm_published.json").read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def test_entries_are_frozen() -> None:
         find("imagenet64").images = 3  # type: ignore[misc]
 
 
-def test_list(run: Run) -> None:
+def test_list(run: Invoke) -> None:
     result = run("reference", "list")
     lines = {line.split()[0]: line for line in result.out.splitlines()}
     assert list(lines) == ["name", *entries()]
@@ -154,7 +154,7 @@ def test_list(run: Run) -> None:
     assert run("reference", "list", "--dataset", "cifar10").code == 2
 
 
-def test_list_as_json(run: Run) -> None:
+def test_list_as_json(run: Invoke) -> None:
     content = json.loads(run("reference", "list", "--json").out)
     assert [batch["name"] for batch in content] == list(entries())
     batch = next(batch for batch in content if batch["name"] == "admnet_guided_imagenet128")

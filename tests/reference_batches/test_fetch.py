@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,16 +20,16 @@ from file_server import Server, serving
 from invoked import Result
 from numpy.typing import NDArray
 from patience import SECONDS, until
+from stand_ins import InceptionPixels as Pixels
 
-import evalkit.images
+import evalkit.images.npz
 import evalkit.system.download
 from evalkit.errors import DownloadError, InputError
-from evalkit.extractors.pixels import Pixels
 from evalkit.results import Comparison
 from reference_batches import catalog
 from reference_batches.fetch import cache_path, fetch, named
 
-Run = Callable[..., Result]
+Invoke = Callable[..., Result]
 
 CATALOG = """
 paper = "A paper, arXiv:0000.00000"
@@ -108,22 +109,24 @@ def record(file: Path) -> dict[str, Any]:
 # Fetching ------------------------------------------------------------------------------------------
 
 
-def test_fetched_once_and_recorded(server: Server, samples: bytes, own_cache: Path) -> None:
-    said: list[str] = []
-    steps: list[tuple[int, int]] = []
-    path = fetch("model_tiny", announce=said.append, progress=lambda *step: steps.append(step))
+def test_fetched_once_and_recorded(
+    server: Server, samples: bytes, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reference_batches")
+    steps: list[tuple[str, int, int]] = []
+    path = fetch("model_tiny", progress=lambda *step: steps.append(step))
     assert path == own_cache / "reference_batches" / "model_tiny.npz"
     assert path.read_bytes() == samples
     assert server.paths == ["/ref_batches/small/tiny/model_tiny.npz"]
-    assert steps[-1] == (len(samples), len(samples))
+    assert steps[-1] == ("model_tiny.npz", len(samples), len(samples))
     assert record(path)["sha256"] == hashlib.sha256(samples).hexdigest()
     assert record(path)["bytes"] == len(samples)
-    about, checking = said
+    about, checking = caplog.messages
     assert about.startswith("model_tiny: about 2.4e-06 GB from http://127.0.0.1")
     assert about.endswith(f"/model_tiny.npz to {path}")
     assert "checking every image" in checking
-    assert fetch("model_tiny", announce=said.append) == path
-    assert (len(said), len(server.paths)) == (2, 1)
+    assert fetch("model_tiny") == path
+    assert (len(caplog.messages), len(server.paths)) == (2, 1)
 
 
 def test_a_reference_has_statistics(server: Server, reference: bytes) -> None:
@@ -152,7 +155,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         "expected .* without statistics; found .* with statistics",
     ),
     "statistics alone": (lambda: npz(**statistics()), "found 0 images without labels, with statistics"),
-    "a web page": (lambda: b"<html>sign in</html>", "no known container"),
+    "a web page": (lambda: b"<html>sign in</html>", "not that of a known container"),
 }
 
 
@@ -205,16 +208,19 @@ def test_the_digest_of_the_first_fetch_holds(server: Server, samples: bytes) -> 
 
 
 def test_offline_a_file_put_there_by_hand_serves(
-    server: Server, samples: bytes, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    samples: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "reference_batches")
     monkeypatch.setenv("EVALKIT_OFFLINE", "1")
     path = cache_path(catalog.find("model_tiny"))
-    said: list[str] = []
     with pytest.raises(
         DownloadError, match=f"Get http.*/model_tiny.npz by other means and save it as {path}"
     ):
-        fetch("model_tiny", announce=said.append)
-    assert said == []
+        fetch("model_tiny")
+    assert caplog.messages == []
     path.parent.mkdir(parents=True)
     path.write_bytes(samples)
     assert fetch("model_tiny") == path
@@ -223,7 +229,7 @@ def test_offline_a_file_put_there_by_hand_serves(
 
 
 @pytest.mark.usefixtures("server")
-def test_fetch_command(run: Run, samples: bytes, tmp_path: Path) -> None:
+def test_fetch_command(run: Invoke, samples: bytes, tmp_path: Path) -> None:
     result = run("reference", "fetch", "model_tiny", "--out", tmp_path / "mine.npz")
     assert (result.code, result.out) == (0, f"{tmp_path / 'mine.npz'}\n")
     assert result.err.startswith("model_tiny: about ")
@@ -283,7 +289,7 @@ def test_an_existing_path_is_no_name(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("pixels")
-def test_neither_path_nor_name(run: Run, server: Server, samples: bytes, text: str, words: str) -> None:
+def test_neither_path_nor_name(run: Invoke, server: Server, samples: bytes, text: str, words: str) -> None:
     Path("mine.npz").write_bytes(samples)
     for command in (
         ["compare", text, "mine.npz"],
@@ -299,7 +305,7 @@ def test_neither_path_nor_name(run: Run, server: Server, samples: bytes, text: s
 
 
 @pytest.mark.usefixtures("pixels")
-def test_nothing_is_fetched_for_a_damaged_file(run: Run, server: Server) -> None:
+def test_nothing_is_fetched_for_a_damaged_file(run: Invoke, server: Server) -> None:
     Path("bad.npz").write_bytes(b"PK\x03\x04")
     for arguments in (("tiny", "bad.npz"), ("bad.npz", "model_tiny")):
         result = run("compare", *arguments)
@@ -310,11 +316,11 @@ def test_nothing_is_fetched_for_a_damaged_file(run: Run, server: Server) -> None
 
 @pytest.mark.usefixtures("pixels")
 def test_compare_with_a_published_reference(
-    run: Run, server: Server, samples: bytes, monkeypatch: pytest.MonkeyPatch
+    run: Invoke, server: Server, samples: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Statistics of as many features as pixels have, rather than minutes with those of the network.
     shapes = {"mu": (48,), "sigma": (48, 48), "mu_s": (12,), "sigma_s": (12, 12)}
-    monkeypatch.setattr(evalkit.images, "_STATISTICS", shapes)
+    monkeypatch.setattr(evalkit.images.npz, "STATISTICS", shapes)
     statistics = {"mu": np.zeros(48), "sigma": np.eye(48), "mu_s": np.zeros(12), "sigma_s": np.eye(12)}
     server.content = npz(arr_0=pictures(20), arr_1=np.arange(20) % 10, **statistics)
     Path("mine.npz").write_bytes(samples)
@@ -333,7 +339,7 @@ def test_compare_with_a_published_reference(
 
 
 @pytest.mark.usefixtures("pixels")
-def test_samples_by_name(run: Run, server: Server, samples: bytes) -> None:
+def test_samples_by_name(run: Invoke, server: Server, samples: bytes) -> None:
     Path("mine.npz").write_bytes(npz(arr_0=pictures(20)))
     result = run("compare", "mine.npz", "model_tiny", "--format", "adm")
     assert result.code == 0

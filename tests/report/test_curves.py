@@ -16,14 +16,16 @@ from optional import optional
 from PIL import Image
 
 from evalkit.errors import InputError
+from evalkit.protocols import protocol_named
 from evalkit.report import plot
-from evalkit.results import Batch, Comparison, Score, Sweep
+from evalkit.results import Batch, Comparison, Point, Score, Sweep
 from reference_batches.catalog import published_rows
 
-Run = Callable[..., Result]
+Invoke = Callable[..., Result]
 BATCH = Batch(
     name="x.npz", images=800, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
 )
+SPECS = tuple(spec for metric in protocol_named("adm").metrics for spec in metric.scores)
 HEADLESS = {"inception_score": "the weights have no classifier head"}
 
 
@@ -34,12 +36,13 @@ def write_curves(*arguments: Any) -> None:
 
 def comparison(**scores: float) -> Comparison:
     return Comparison(
-        scores=tuple(Score(name=name, value=value, better="lower") for name, value in scores.items()),
+        specs=SPECS,
+        scores=tuple(Score(name=name, value=value) for name, value in scores.items()),
         missing={} if "inception_score" in scores else HEADLESS,
         protocol="exact",
         reference=BATCH,
         samples=BATCH,
-        extractor={"name": "pixels", "fingerprint": "0"},
+        extractors={"inception": {"name": "pixels", "fingerprint": "0"}},
     )
 
 
@@ -47,7 +50,10 @@ def comparison(**scores: float) -> Comparison:
 def headless() -> Sweep:
     rows = [(0, 28.4, 0.4, 0.87), (1, 26.6, 0.49, 0.83), (4, 25.8, 0.52, 0.73)]
     points = [
-        (float(scale), comparison(fid=fid, sfid=2 * fid, precision=precision, recall=recall))
+        Point(
+            scale=float(scale),
+            comparison=comparison(fid=fid, sfid=2 * fid, precision=precision, recall=recall),
+        )
         for scale, fid, precision, recall in rows
     ]
     return Sweep(name="digits", points=tuple(points), settings={"seed": 0})
@@ -56,9 +62,9 @@ def headless() -> Sweep:
 @pytest.fixture
 def scored() -> Sweep:
     points = [
-        (
-            scale,
-            comparison(
+        Point(
+            scale=scale,
+            comparison=comparison(
                 fid=5 + (scale - 1) ** 2,
                 sfid=6.0,
                 inception_score=100 + 50 * scale,
@@ -164,20 +170,22 @@ def test_too_many_or_none(headless: Sweep, tmp_path: Path, count: int) -> None:
 
 @pytest.mark.usefixtures("text_in_svg")
 def test_different_references_are_said(headless: Sweep, scored: Sweep, tmp_path: Path) -> None:
-    other = replace(headless.points[0][1], reference=replace(BATCH, digest="1"))
-    write_curves(tmp_path / "a.svg", [scored, Sweep(name="other", points=((0.0, other),))])
+    other = replace(headless.points[0].comparison, reference=replace(BATCH, digest="1"))
+    write_curves(
+        tmp_path / "a.svg", [scored, Sweep(name="other", points=(Point(scale=0.0, comparison=other),))]
+    )
     assert "measured against different" in " ".join(texts(tmp_path / "a.svg"))
     write_curves(tmp_path / "b.svg", [scored, headless])
     assert "measured against different" not in " ".join(texts(tmp_path / "b.svg"))
 
 
 def test_one_scale_and_equal_values_can_be_drawn(tmp_path: Path) -> None:
-    point = (1.5, comparison(fid=1.0, sfid=1.0, precision=1.0, recall=1.0))
+    point = Point(scale=1.5, comparison=comparison(fid=1.0, sfid=1.0, precision=1.0, recall=1.0))
     write_curves(tmp_path / "a.png", [Sweep(name="x", points=(point,))])
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
-def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Run) -> None:
+def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Invoke) -> None:
     optional("matplotlib", "plot")
     for name, sweep in (("a", headless), ("b", scored)):
         (tmp_path / name).mkdir()
@@ -204,7 +212,7 @@ def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Run) -> No
         (["{tmp}/a.json", "-o", "{tmp}/no/c.png"], "there is no folder"),
     ],
 )
-def test_bad_input(headless: Sweep, tmp_path: Path, run: Run, arguments: list[str], message: str) -> None:
+def test_bad_input(headless: Sweep, tmp_path: Path, run: Invoke, arguments: list[str], message: str) -> None:
     (tmp_path / "a.json").write_text(headless.to_json())
     (tmp_path / "other.json").write_text("{}")
     (tmp_path / "bytes.json").write_bytes(b"PK\xff\xfe")

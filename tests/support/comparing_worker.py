@@ -24,16 +24,17 @@ import torch
 from numpy.typing import NDArray
 from patience import until
 from shared_clock import SharedClock
+from stand_ins import InceptionPixels as Pixels
 
 import evalkit.report.text  # noqa: F401 - loaded once, for all
 import reference_batches.fetch  # noqa: F401 - loaded once, for all
-from evalkit import features
 from evalkit.cli import root as cli
 from evalkit.cli.options import ExtractorSetup
 from evalkit.errors import EvalkitError
-from evalkit.extractors.pixels import Pixels
-from evalkit.metrics import neighbours
+from evalkit.features import extraction, store
+from evalkit.metrics import screening
 from evalkit.system import distributed
+from evalkit.system.processes import rank, world_size
 
 BATCH_SECONDS = 0.01
 
@@ -58,21 +59,21 @@ class Watched(Pixels):
     calls = 0
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        rank, size = distributed.world()
+        me, size = rank(), world_size()
         log = Path(os.environ["LOG"])
         self.calls += 1
         if "TOGETHER" in os.environ and self.calls == 1:
-            (log / f"begun-{rank}").touch()
+            (log / f"begun-{me}").touch()
             while len(list(log.glob("begun-*"))) < size:
                 clock.sleep(0.01)
         troubled, call, how = os.environ.get("TROUBLE", "-1 0 none").split()
-        if str(rank) == troubled and how == "slow":
+        if str(me) == troubled and how == "slow":
             clock.sleep(0.2 if int(call) <= self.calls < int(call) + 12 else 0)
-        elif str(rank) == troubled and how == "late" and 0 <= self.calls - int(call) < 2:
+        elif str(me) == troubled and how == "late" and 0 <= self.calls - int(call) < 2:
             clock.sleep(1)  # a part that takes longer than a stalled process may, and then is not finished
-        elif how == "late" and (str(rank), self.calls) == (troubled, int(call) + 2):
+        elif how == "late" and (str(me), self.calls) == (troubled, int(call) + 2):
             trouble("hang")
-        elif (str(rank), str(self.calls)) == (troubled, call):
+        elif (str(me), str(self.calls)) == (troubled, call):
             (log / "trouble.partial").write_text(str(os.getpid()))
             (log / "trouble.partial").rename(log / "trouble")
             trouble(how)
@@ -80,7 +81,7 @@ class Watched(Pixels):
             # Or this one might do all the work before the other one gets as far.
             until((log / "trouble").exists)
             until(lambda: is_dead(int((log / "trouble").read_text())))
-        with (log / f"extracted-{rank}").open("a") as file:
+        with (log / f"extracted-{me}").open("a") as file:
             file.write(f"{len(images)}\n")
         clock.sleep(BATCH_SECONDS)
         return super().__call__(images)
@@ -142,14 +143,14 @@ def ended(pid: int) -> int | None:
 
 
 def main() -> None:
-    features.SHARD = 64
-    features.GROUP = 3
-    neighbours._CPU_TILE = (16, 32)
+    store.SHARD = 64
+    extraction.GROUP = 3
+    screening.CPU_TILE = (16, 32)
     distributed.WATCH_SECONDS = 0.0
     distributed.BEAT_SECONDS = 0.1
     distributed.MEET_SECONDS = 1.0
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    ExtractorSetup.extractor = lambda self: Watched()  # type: ignore[method-assign]
+    ExtractorSetup.extractor = lambda self, network=None: Watched()  # type: ignore[method-assign]
     if sys.argv[1:]:
         cli.main()
     for line in sys.stdin:

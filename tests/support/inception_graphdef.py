@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.extractors.inception_weights import CONVOLUTIONS
+from evalkit.extractors.weights import CONVOLUTIONS
 
 __all__ = ["build_graph", "standin_head"]
 

@@ -1,4 +1,4 @@
-"""Workers of a sampling run as processes, killed at will: `python sampling_workers.py SCENARIO FOLDER`.
+"""Workers of a sampling run as processes that are killed: `python sampling_workers.py SCENARIO FOLDER`.
 
 One process loads the networks and forks the workers, each of which would otherwise take seconds to start.
 Prints a JSON object: what happened, and the sha256 of each final file.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -33,17 +34,17 @@ sampling.POLL_SECONDS = 0.02
 def work(
     folder: Path, networks: Networks, name: str, prepare: Callable[[], None] = lambda: None, **options: Any
 ) -> deaths.Work:
-    """What one does."""
+    """The work of one worker."""
 
     def sample() -> None:
         prepare()
-        sampling.run(SETTINGS, networks, folder / name, batch_size=2, **{"say": lambda _: None, **options})
+        sampling.run(SETTINGS, networks, folder / name, batch_size=2, **options)
 
     return sample
 
 
 def worker(folder: Path, networks: Networks, name: str, *prepare: Callable[[], None], **options: Any) -> int:
-    """Start one; returns its process id."""
+    """Start a worker; returns its process id."""
     return deaths.start(work(folder, networks, name, *prepare, **options))
 
 
@@ -54,7 +55,7 @@ def ended(pid: int) -> int | None:
 
 
 def stop_at(module: Any, name: str, count: int, how: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-    """Makes the call ``count`` of a function kill or halt its process, when it has done its work."""
+    """Make call number ``count`` of a function kill or halt its process after it has returned."""
 
     def prepare() -> None:
         original, calls = getattr(module, name), [0]
@@ -72,7 +73,7 @@ def stop_at(module: Any, name: str, count: int, how: signal.Signals = signal.SIG
 
 
 def noting_shards(log: Path) -> Callable[[], None]:
-    """Makes a worker note every shard that it makes."""
+    """Make a worker write the number of every shard that it makes to a file."""
 
     def prepare() -> None:
         original = sampling._Worker.make
@@ -88,7 +89,7 @@ def noting_shards(log: Path) -> Callable[[], None]:
 
 
 def killed_at_random(folder: Path, networks: Networks) -> dict[str, Any]:
-    """Again and again, until a worker lives to the end."""
+    """Kill a worker again and again, until one finishes."""
     calls = deaths.calls_of(work(folder, networks, "counted"))
     kills, code = deaths.again_and_again(work(folder, networks, "killed"), calls)
     return {"kills": kills, "code": code}
@@ -118,7 +119,7 @@ def killed_at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
 
 
 def two(folder: Path, networks: Networks) -> dict[str, Any]:
-    """Two at once; and two of which one halts over its second shard, until it is killed."""
+    """Two workers at once; and two of which one halts after its second shard, until it is killed."""
     log, waits = folder / "shards.log", folder / "waits.log"
     pids = [worker(folder, networks, "two", noting_shards(log)) for _ in range(2)]
     codes = [wait(pid) for pid in pids]
@@ -126,8 +127,13 @@ def two(folder: Path, networks: Networks) -> dict[str, Any]:
     halted = worker(folder, networks, "bereft", stop_at(sampling._Worker, "make", 2, signal.SIGSTOP))
     os.waitpid(halted, os.WUNTRACED)
     log.unlink()
-    said = {"say": lambda text: waits.open("a").write(f"{text}\n")}
-    bereft = worker(folder, networks, "bereft", noting_shards(log), **said)
+
+    def prepare() -> None:
+        noting_shards(log)()
+        logging.getLogger("generation").setLevel(logging.INFO)
+        logging.getLogger("generation").addHandler(logging.FileHandler(waits))
+
+    bereft = worker(folder, networks, "bereft", prepare)
     until(lambda: waits.exists() and "waiting for them" in waits.read_text())
     waited = ended(bereft) is None
     left = sorted(set(made) - set(map(int, log.read_text().split())))
@@ -142,7 +148,7 @@ def main() -> None:
     networks = Networks.prepare(
         load_network(folder / "unet.safetensors"),
         load_network(folder / "classifier.safetensors"),
-        mode="reference",
+        precision="reference",
         device=torch.device("cpu"),
     )
     found = globals()[scenario](folder, networks)

@@ -1,9 +1,21 @@
-"""What a peer imports and these tests and benchmarks do not use."""
+"""Stand-ins: for what a peer imports and never uses, and for the Inception network."""
 
 from __future__ import annotations
 
 import types
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.extractors import extractor_class
+from evalkit.extractors.pixels import Pixels
+from evalkit.features.moments import Gaussian
+from evalkit.features.record import BatchFeatures, Features
+from evalkit.system.run import Run
+
+NO_STORE = Run(store=None)
 
 
 class _Anything(types.ModuleType):
@@ -25,3 +37,48 @@ def torchvision_modules() -> dict[str, types.ModuleType]:
         parent, _, child = name.rpartition(".")
         setattr(modules[parent], child, modules[name])
     return modules
+
+
+def batch(*, gaussians: Mapping[str, Gaussian] | None = None, **arrays: NDArray[np.float32]) -> BatchFeatures:
+    """A batch with these outputs of the Inception network."""
+    return BatchFeatures.of(
+        Features(
+            name="batch",
+            digest="",
+            network="inception",
+            extractor="made up",
+            fingerprint="",
+            arrays=arrays,
+            gaussians=gaussians or {},
+        )
+    )
+
+
+class InceptionPixels(Pixels):
+    """Pixels in the place of the Inception network: every path of a comparison, in no time."""
+
+    network: ClassVar[str] = "inception"
+
+
+def stand_in(network: str, precision: str = "float32") -> Pixels:
+    """An extractor in the place of any network, with its outputs: instant, without weights.
+
+    In another precision than float32 its features are a little off.
+    """
+    row = extractor_class(network)
+
+    class StandIn(Pixels):
+        outputs: ClassVar[Mapping[str, int]] = dict.fromkeys(row.outputs, 12)
+        derived: ClassVar[Mapping[str, str]] = row.derived
+
+        def at_precision(self, precision: str) -> Pixels:
+            return stand_in(network, precision)
+
+        def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+            found = super().__call__(images)["spatial"]
+            return dict.fromkeys(self.outputs, found * np.float32(1.01 if precision != "float32" else 1))
+
+    StandIn.network = network
+    extractor = StandIn(precision)
+    extractor.precision = precision  # type: ignore[attr-defined]
+    return extractor

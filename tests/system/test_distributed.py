@@ -23,17 +23,24 @@ from numpy.typing import NDArray
 from optional import optional
 from patience import SECONDS, until
 from shared_clock import SharedClock
+from stand_ins import NO_STORE
+from stand_ins import InceptionPixels as Pixels
 
-from evalkit import features as features_module
-from evalkit.comparison import Subset, compare, features_of, statistics_of
+from evalkit.comparison import Subset, compare, features_of
 from evalkit.errors import InputError, OutputError, WorkerError
-from evalkit.extractors.inception import resolve_device
-from evalkit.extractors.pixels import Pixels
-from evalkit.features import Features, FeatureStore
+from evalkit.features import extraction
+from evalkit.features import store as store_module
+from evalkit.features.adm_npz import statistics_of
+from evalkit.features.record import Features
+from evalkit.features.store import StoredBatch
 from evalkit.images import open_images
-from evalkit.metrics import precision_recall
+from evalkit.metrics.precision_recall import precision_recall
 from evalkit.report.text import adm_lines
-from evalkit.system.distributed import Team, _candidates, world
+from evalkit.system.devices import resolve_device
+from evalkit.system.distributed import Team, _candidates
+from evalkit.system.engine import Inline
+from evalkit.system.processes import world_size
+from evalkit.system.run import Run
 
 WORKER = Path(__file__).parents[1] / "support" / "comparing_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -176,8 +183,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
 @pytest.fixture
 def job(server: Job, monkeypatch: pytest.MonkeyPatch) -> Job:
     server.clear()
-    monkeypatch.setattr(features_module, "SHARD", 64)
-    monkeypatch.setattr(features_module, "GROUP", 3)
+    monkeypatch.setattr(store_module, "SHARD", 64)
+    monkeypatch.setattr(extraction, "GROUP", 3)
     return server
 
 
@@ -200,7 +207,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def alone(job: Job, monkeypatch: pytest.MonkeyPatch) -> Alone:
     """What this process alone makes of it."""
-    comparison = compare(*job.files, extractor=Pixels(), store=FeatureStore(job.cache / "features"))
+    comparison = compare(*job.files, extractor=Pixels(), run=Run(store=job.cache / "features"))
     stored = job.stored()
     job.clear()
     return Alone(f"{adm_lines(comparison)}\n", json.loads(comparison.to_json())["scores"], stored)
@@ -232,7 +239,9 @@ def test_three_processes_give_what_one_process_gives(job: Job, alone: Alone) -> 
 
 
 def test_statistics_of_two_are_the_bits_of_one(job: Job) -> None:
-    summed = features_of(job.files[0], layers=(), moments=("pool", "spatial"), extractor=Pixels(), store=None)
+    summed = features_of(
+        job.files[0], outputs=(), moments=("pool", "spatial"), extractor=Pixels(), run=NO_STORE
+    )
     expected = statistics_of(summed)
     zero, one = job.run(2, "stats", "ref.npz", "-o", "stats.npz", TOGETHER=1)
     assert (zero.code, zero.err) == (0, "")
@@ -253,19 +262,19 @@ def test_statistics_of_two_are_the_bits_of_one(job: Job) -> None:
     ],
 )
 def test_streamed_scores_of_two_are_those_of_one(job: Job, options: Any, settings: Any) -> None:
-    expected = compare(*job.files, extractor=Pixels(), store=None, **settings)
+    expected = compare(*job.files, extractor=Pixels(), run=NO_STORE, **settings)
     results = job.run(2, *COMPARE, *options, TOGETHER=1)
     assert [(result.code, result.err) for result in results] == [(0, "")] * 2
     assert job.scores() == json.loads(expected.to_json())["scores"]
 
 
 def test_a_features_file_of_two_is_that_of_one(job: Job) -> None:
-    expected = features_of(job.files[1], extractor=Pixels(), store=None)
+    expected = features_of(job.files[1], extractor=Pixels(), run=NO_STORE)
     results = job.run(2, "features", "samples.npz", "-o", "f.h5", TOGETHER=1)
     assert [(result.code, result.err) for result in results] == [(0, "")] * 2
     written = Features.load(job.folder / "f.h5")
-    assert np.array_equal(written.pool, expected.pool)
-    assert np.array_equal(written.spatial, expected.spatial)
+    assert np.array_equal(written.arrays["pool"], expected.arrays["pool"])
+    assert np.array_equal(written.arrays["spatial"], expected.arrays["spatial"])
 
 
 @pytest.mark.parametrize("arithmetic", ["exact", "float16"])
@@ -274,27 +283,30 @@ def test_precision_and_recall_in_pieces(monkeypatch: pytest.MonkeyPatch, arithme
     generator = np.random.default_rng(1)
     r, s = (generator.standard_normal((900, 24)).astype(np.float32) for _ in range(2))
     expected = precision_recall(r, s, arithmetic=arithmetic)
-    monkeypatch.setattr("evalkit.metrics.neighbours._CPU_TILE", (160, 240))
+    monkeypatch.setattr("evalkit.metrics.screening.CPU_TILE", (160, 240))
     counts, calls = {}, []
 
-    def backwards(name: str, count: int, work: Any) -> Sequence[NDArray[Any]]:
-        counts[name] = count
-        return [work(index) for index in range(count)[::-1]][::-1]
+    class Backwards(Inline):
+        def map(self, name: str, count: int, work: Any) -> Any:
+            counts[name] = count
+            return [work(index) for index in range(count)[::-1]][::-1]
 
     report = lambda done, total: calls.append((done, total))  # noqa: E731
-    assert precision_recall(r, s, arithmetic=arithmetic, progress=report, spread=backwards) == expected
+    assert precision_recall(r, s, arithmetic=arithmetic, progress=report, engine=Backwards()) == expected
     assert list(counts.values()) == [6, 6, 6]
     assert calls[-1] == (2700, 2700)
     calls.clear()
     kept = {}
 
-    def elsewhere(name: str, count: int, work: Any) -> Sequence[NDArray[Any]]:
+    class Elsewhere(Inline):
         """Another process did every other piece."""
-        kept[name] = kept.get(name) or [work(index) for index in range(count)]
-        return kept[name]
 
-    precision_recall(r, s, arithmetic=arithmetic, spread=elsewhere)
-    assert precision_recall(r, s, arithmetic=arithmetic, progress=report, spread=elsewhere) == expected
+        def map(self, name: str, count: int, work: Any) -> Any:
+            kept[name] = kept.get(name) or [work(index) for index in range(count)]
+            return kept[name]
+
+    precision_recall(r, s, arithmetic=arithmetic, engine=Elsewhere())
+    assert precision_recall(r, s, arithmetic=arithmetic, progress=report, engine=Elsewhere()) == expected
     assert calls == [(900, 2700), (1800, 2700), (2700, 2700)]
 
 
@@ -305,7 +317,7 @@ def goes_on(job: Job, alone: Alone) -> None:
     """The next run takes what is stored, and gives the same."""
     sizes = [int(path.name[9:17]) - int(path.name[:8]) for path in job.cache.glob("features/*/*.h5")]
     extractor = Counting()
-    comparison = compare(*job.files, extractor=extractor, store=FeatureStore(job.cache / "features"))
+    comparison = compare(*job.files, extractor=extractor, run=Run(store=job.cache / "features"))
     assert 0 < extractor.seen == 2 * IMAGES - sum(sizes) < 2 * IMAGES
     assert json.loads(comparison.to_json())["scores"] == alone.scores
 
@@ -316,7 +328,7 @@ def test_a_killed_worker_ends_the_job_and_the_next_goes_on(job: Job, alone: Alon
     assert torchrun.returncode != 0
     assert out == ""
     pid = (job.log / "trouble").read_text()
-    assert f"Error: Rank 1 (pid {pid} on {socket.gethostname()}) died without a word" in err
+    assert f"Error: Rank 1 (pid {pid} on {socket.gethostname()}) died without reporting an error" in err
     assert "run the same command again" in err
     goes_on(job, alone)
 
@@ -328,7 +340,7 @@ def test_a_death_is_noticed_without_torchrun(job: Job, alone: Alone, dead: int, 
     assert results[dead].code == -signal.SIGKILL
     assert results[left][:2] == (2, "")
     assert f"Rank {dead} (pid " in results[left].err
-    assert "died without a word" in results[left].err
+    assert "died without reporting an error" in results[left].err
     goes_on(job, alone)
 
 
@@ -366,14 +378,14 @@ def test_a_worker_that_waits_for_a_slow_one_is_patient(job: Job, alone: Alone) -
 
 
 def test_another_job_that_hangs_over_the_same_work(job: Job) -> None:
-    folder = FeatureStore(job.cache / "features").folder(open_images(job.files[1]), Pixels())
+    folder = StoredBatch(job.cache / "features", open_images(job.files[1]), Pixels()).folder
     folder.mkdir(parents=True)
     with (folder / "claims.lock").open("ab") as file:
         fcntl.lockf(file, fcntl.LOCK_EX, 1, 5)
         zero, one = job.run(2, TOGETHER=1, EVALKIT_STALL_SECONDS=1.5)
     assert (zero.code, one.code) == (2, 2)
     assert "1 of its files" in zero.err + one.err
-    assert "another job is at the same work and hangs" in zero.err + one.err
+    assert "another job with the same work hangs" in zero.err + one.err
     (result, _) = job.run(2)
     assert (result.code, result.err) == (0, "")
 
@@ -428,7 +440,7 @@ def test_a_bad_environment(monkeypatch: pytest.MonkeyPatch, rank: str, size: str
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(InputError, match="RANK="):
-        world()
+        world_size()
 
 
 @contextmanager
@@ -477,7 +489,7 @@ def test_a_rank_that_is_taken(job: Job, monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         os.kill(pids[0], signal.SIGKILL)
         job.end(0, pids[0])
-        assert "died without a word" in job.end(1, pids[1]).err
+        assert "died without reporting an error" in job.end(1, pids[1]).err
 
 
 def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,12 +507,14 @@ def test_each_process_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_from_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: Job) -> None:
     paths = job.files
-    store = FeatureStore(tmp_path / "store")
-    expected = compare(*paths, extractor=Pixels(), store=None).scores
+    store = tmp_path / "store"
+    expected = compare(*paths, extractor=Pixels(), run=NO_STORE).scores
     with team(monkeypatch, tmp_path / "jobs") as joined:
-        assert compare(*paths, extractor=Pixels(), store=store, team=joined).scores == expected
-        with pytest.raises(InputError, match="store"):
-            compare(*paths, extractor=Pixels(), store=None, team=joined)
+        assert compare(*paths, extractor=Pixels(), run=Run(store=store, engine=joined)).scores == expected
+    several = Inline()
+    several.size = 2
+    with pytest.raises(InputError, match="share features through the store"):
+        compare(*paths, extractor=Pixels(), run=Run(store=None, engine=several))
 
 
 # Two hosts --------------------------------------------------------------------------------------------
@@ -570,7 +584,7 @@ def test_two_hosts(job: Job, alone: Alone, trouble: str | None) -> None:
     else:
         assert all(process.returncode for process in started)
         assert "Error: Rank 1 (pid " in err
-        assert "on host-b) died without a word" in err
+        assert "on host-b) died without reporting an error" in err
         goes_on(job, alone)
 
 

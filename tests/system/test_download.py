@@ -76,11 +76,11 @@ def time_out_in_silence(server: Server, timeout: float, monkeypatch: pytest.Monk
 def test_a_file_arrives_whole(tmp_path: Path, waits: list[float]) -> None:
     file, steps = tmp_path / "new" / "folder" / "file.npz", []
     with serving(CONTENT) as (server, url):
-        done = download([url], file, progress=lambda have, size: steps.append((have, size)))
+        done = download([url], file, progress=lambda *step: steps.append(step))
     assert (done.path, done.bytes, done.sha256) == (file, len(CONTENT), SHA256)
     assert file.read_bytes() == CONTENT
     assert steps == sorted(steps)
-    assert steps[-1] == (len(CONTENT), len(CONTENT))
+    assert steps[-1] == ("file.npz", len(CONTENT), len(CONTENT))
     assert left_behind(file) == []
     assert (server.ranges, waits) == ([None], [])
 
@@ -430,7 +430,7 @@ def test_room_is_checked_before_the_first_byte(file: Path, monkeypatch: pytest.M
         with pytest.raises(DownloadError):
             download([url], file, attempts=1)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=59_999))
-        with pytest.raises(OutputError, match=r"file\.npz needs 0\.00 GB and .* has 0\.00 GB free"):
+        with pytest.raises(OutputError, match=r"file\.npz needs 0\.00 GB, and .* has 0\.00 GB free"):
             download([url], file)
         assert file.with_name("file.npz.part").stat().st_size == 40_000
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60_000))
@@ -475,22 +475,22 @@ def test_offline(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def turned_away(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every lock that was asked for: whether another held it, so that who asked must wait."""
-    turned_away: list[bool] = []
+def had_to_wait(monkeypatch: pytest.MonkeyPatch) -> dict[int, bool]:
+    """For every thread that asked for the lock: whether another one held it at first."""
+    had_to_wait: dict[int, bool] = {}
     flock = fcntl.flock
 
     def noting(file: Any, how: int) -> None:
         try:
-            flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            turned_away.append(True)
             flock(file, how)
-        else:
-            turned_away.append(False)
+        except BlockingIOError:
+            had_to_wait.setdefault(threading.get_ident(), True)
+            raise
+        if how != fcntl.LOCK_UN:
+            had_to_wait.setdefault(threading.get_ident(), False)
 
-    monkeypatch.setattr("evalkit.system.download.fcntl.flock", noting)
-    return turned_away
+    monkeypatch.setattr(fcntl, "flock", noting)
+    return had_to_wait
 
 
 def test_killed_midway_and_run_again(file: Path) -> None:
@@ -512,7 +512,7 @@ def test_killed_midway_and_run_again(file: Path) -> None:
     assert left_behind(file) == []
 
 
-def test_two_at_once_download_once(file: Path, turned_away: list[bool]) -> None:
+def test_two_at_once_download_once(file: Path, had_to_wait: dict[int, bool]) -> None:
     with serving(CONTENT) as (server, url):
         server.gate = threading.Event()
         digests: list[str] = []
@@ -521,8 +521,8 @@ def test_two_at_once_download_once(file: Path, turned_away: list[bool]) -> None:
         ]
         for thread in threads:
             thread.start()
-        until(lambda: len(server.ranges) > 0 and len(turned_away) >= 3)
-        assert sorted(turned_away[:3]) == [False, True, True]
+        until(lambda: len(server.ranges) > 0 and len(had_to_wait) >= 3)
+        assert sorted(had_to_wait.values()) == [False, True, True]
         server.gate.set()
         for thread in threads:
             thread.join()
@@ -534,7 +534,7 @@ def test_two_at_once_download_once(file: Path, turned_away: list[bool]) -> None:
 
 @pytest.mark.parametrize(("status", "asked"), [(None, "bytes=1000-"), (404, None)])
 def test_the_second_goes_on_where_the_first_failed(
-    file: Path, status: int | None, asked: str | None, turned_away: list[bool]
+    file: Path, status: int | None, asked: str | None, had_to_wait: dict[int, bool]
 ) -> None:
     with serving(CONTENT) as (server, url):
         server.gate = threading.Event()
@@ -551,8 +551,8 @@ def test_the_second_goes_on_where_the_first_failed(
         threads = [threading.Thread(target=one) for _ in range(2)]
         for thread in threads:
             thread.start()
-        until(lambda: len(server.ranges) > 0 and len(turned_away) >= 2)
-        assert sorted(turned_away[:2]) == [False, True]
+        until(lambda: len(server.ranges) > 0 and len(had_to_wait) >= 2)
+        assert sorted(had_to_wait.values()) == [False, True]
         server.gate.set()
         for thread in threads:
             thread.join()

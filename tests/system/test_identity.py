@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from stand_ins import NO_STORE
+from stand_ins import InceptionPixels as Pixels
 
 import evalkit.system.identity
 from evalkit.comparison import compare
 from evalkit.errors import InputError
-from evalkit.extractors.pixels import Pixels
-from evalkit.features import FeatureStore, extract
+from evalkit.features.extraction import extract
 from evalkit.images import ImageSource, open_images
 from evalkit.images.files import ImageFiles
+from evalkit.system.run import Run
 
 OLD = 1_600_000_000
 
@@ -69,22 +71,24 @@ def flipped(path: Path, out: Path, *, repair: bool) -> Path:
 
 
 def test_a_damaged_copy_of_a_stored_file_is_refused(tmp_path: Path, images: NDArray[np.uint8]) -> None:
-    store = FeatureStore(tmp_path / "store")
+    store = tmp_path / "store"
     np.savez(tmp_path / "sound.npz", images)
-    sound = compare(images[::2], tmp_path / "sound.npz", extractor=Pixels(), store=store)
+    sound = compare(images[::2], tmp_path / "sound.npz", extractor=Pixels(), run=Run(store=store))
     damaged = flipped(tmp_path / "sound.npz", tmp_path / "damaged.npz", repair=False)
     with pytest.raises(InputError, match=r"damaged\.npz: cannot be read \(BadZipFile: Bad CRC-32"):
-        compare(images[::2], damaged, extractor=Pixels(), store=store)
+        compare(images[::2], damaged, extractor=Pixels(), run=Run(store=store))
     # With sound checksums it is just another batch.
     other = compare(
         images[::2],
         flipped(tmp_path / "sound.npz", tmp_path / "other.npz", repair=True),
         extractor=Pixels(),
-        store=store,
+        run=Run(store=store),
     )
     assert other.samples.features == "extracted"
     assert other["fid"] != sound["fid"]
-    expected = compare(images[::2], np.load(tmp_path / "other.npz")["arr_0"], extractor=Pixels(), store=None)
+    expected = compare(
+        images[::2], np.load(tmp_path / "other.npz")["arr_0"], extractor=Pixels(), run=NO_STORE
+    )
     assert other["fid"] == expected["fid"]
 
 
@@ -98,10 +102,10 @@ def test_a_forged_directory_gets_no_features(tmp_path: Path, images: NDArray[np.
     struct.pack_into("<I", data, 14, wanted)
     struct.pack_into("<I", data, data.index(b"PK\1\2") + 16, wanted)
     (tmp_path / "forged.npz").write_bytes(data)
-    store = FeatureStore(tmp_path / "store")
-    extract(open_images(tmp_path / "victim.npz"), Pixels(), store=store)
+    store = tmp_path / "store"
+    extract(open_images(tmp_path / "victim.npz"), Pixels(), run=Run(store=store))
     with pytest.raises(InputError, match="Bad CRC-32"):
-        extract(open_images(tmp_path / "forged.npz"), Pixels(), store=store)
+        extract(open_images(tmp_path / "forged.npz"), Pixels(), run=Run(store=store))
 
 
 def test_one_content_has_one_digest_in_all_containers_of_arrays(
@@ -200,7 +204,7 @@ def home_of_nobody() -> Path:
 def test_a_file_that_changes_meanwhile_is_noticed(
     tmp_path: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    path, store = tmp_path / "x.npz", FeatureStore(tmp_path / "store")
+    path, store = tmp_path / "x.npz", tmp_path / "store"
     np.savez(path, images)
     other = tmp_path / "y.npz"
     np.savez(other, images[::-1].copy())
@@ -213,7 +217,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(
 
     monkeypatch.setattr(*((ImageSource, "_examine") if when == "hashed" else (Pixels, "__call__")), replaced)
     with pytest.raises(InputError, match=r"x\.npz changed while it was read"):
-        extract(open_images(path), Pixels(), store=store)
+        extract(open_images(path), Pixels(), run=Run(store=store))
     assert list((tmp_path / "store").rglob("*.h5")) == []
 
 
@@ -241,17 +245,17 @@ def test_an_npy_that_is_written_through_a_map(tmp_path: Path, images: NDArray[np
 
 @pytest.mark.usefixtures("settled")
 def test_a_source_that_is_open_is_not_another_file(tmp_path: Path, images: NDArray[np.uint8]) -> None:
-    path, store = tmp_path / "x.npz", FeatureStore(tmp_path / "store")
+    path, store = tmp_path / "x.npz", tmp_path / "store"
     np.savez(path, images)
     source = open_images(path)
-    compare(source, images, extractor=Pixels(), store=store)
+    compare(source, images, extractor=Pixels(), run=Run(store=store))
     np.savez(path, images[::-1].copy())
     with pytest.raises(InputError, match=r"x\.npz changed while it was read"):
-        compare(source, images, extractor=Pixels(), store=store)
+        compare(source, images, extractor=Pixels(), run=Run(store=store))
 
 
 def test_a_folder_that_changes_leaves_nothing_in_the_store(tmp_path: Path) -> None:
-    folder, store = tmp_path / "x", FeatureStore(tmp_path / "store")
+    folder, store = tmp_path / "x", tmp_path / "store"
     folder.mkdir()
     for index in range(6):
         Image.new("RGB", (8, 8), (40 * index + 20, 0, 0)).save(folder / f"{index}.png")
@@ -259,5 +263,5 @@ def test_a_folder_that_changes_leaves_nothing_in_the_store(tmp_path: Path) -> No
     source.identify()
     Image.new("RGB", (8, 8), (5, 5, 5)).save(folder / "3.png")
     with pytest.raises(InputError, match="changed while it was read"):
-        extract(source, Pixels(), store=store)
+        extract(source, Pixels(), run=Run(store=store))
     assert list((tmp_path / "store").rglob("*.h5")) == []

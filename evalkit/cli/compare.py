@@ -1,0 +1,252 @@
+"""The verbs that measure: compare, features, stats, curves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evalkit.cli.options import (
+    ExtractorSetup,
+    echo_notes,
+    echo_precision_check,
+    extractor_options,
+    no_store_option,
+    open_batches,
+    value_range_option,
+)
+from evalkit.errors import InputError, OutputError
+from evalkit.protocols import PROTOCOLS
+
+__all__ = ["compare", "curves", "features", "stats"]
+
+
+@click.command()
+@click.argument("reference")
+@click.argument("samples")
+@click.option(
+    "--protocol",
+    type=click.Choice(list(PROTOCOLS)),
+    default="adm",
+    show_default=True,
+    help="adm: the reference evaluator's arithmetic, float16 distances included; exact: no rounding.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "adm", "markdown", "json"]),
+    default="table",
+    show_default=True,
+    help="adm prints the reference evaluator's five lines.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the full record as JSON.",
+)
+@click.option(
+    "--metrics",
+    metavar="LIST",
+    help="Metrics to compute, separated by commas: those of the protocol (fid, sfid, inception_score, "
+    "precision, recall), and others such as fd@pixels, a Fréchet distance on another network. With fid and "
+    "sfid alone, memory does not grow with the number of images.",
+)
+@click.option(
+    "--subset",
+    metavar="N",
+    type=int,
+    help="Compute Inception Score, precision and recall on N random images of each side. FID and sFID use "
+    "all images, in constant memory.",
+)
+@click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
+@value_range_option
+@extractor_options
+@no_store_option
+def compare(
+    reference: str,
+    samples: str,
+    protocol: str,
+    format_: str,
+    json_file: Path | None,
+    metrics: str | None,
+    subset: int | None,
+    seed: int,
+    value_range: str | None,
+    **options: Any,
+) -> None:
+    """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
+
+    Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
+    images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, or the
+    name of a published batch (see `evalkit reference list`), which is fetched when first needed.
+
+    Under torchrun, the processes share the work.
+
+    \b
+    Example:
+      evalkit compare imagenet256 samples_50000x256x256x3.npz
+      evalkit compare ref.npz 'samples/*.npz' --subset 50000
+      torchrun --nproc-per-node 8 -m evalkit compare ref.npz samples.npz
+    """
+    from evalkit.system.files import check_writable, replace_atomically
+
+    setup = ExtractorSetup(**options)
+    if json_file:
+        check_writable(json_file, reference, samples)
+    from evalkit.comparison import Subset, compare
+    from evalkit.comparison.plan import choose_metrics
+    from evalkit.report.text import FORMATS, remarks
+
+    choice = choose_metrics(protocol, metrics)
+    with setup.run() as run:
+        # Before the networks are set up: a mistyped name should not cost a download.
+        sides, published = open_batches(reference, samples, value_range=value_range)
+        comparison = compare(
+            *sides,
+            protocol=protocol,
+            metrics=metrics,
+            subset=Subset(images=subset, seed=seed) if subset is not None else None,
+            extractor=[setup.extractor(network) for network in choice.networks],
+            run=run,
+        )
+        comparison = replace(comparison, published=published)
+        if run.is_main_process:
+            failure = None
+            try:  # before printing, which may fail
+                if json_file:
+                    with replace_atomically(json_file) as partial:
+                        partial.write_text(comparison.to_json())
+            except OutputError as error:
+                failure = error  # after printing, so that the scores are not lost
+            click.echo(FORMATS[format_](comparison))
+            for remark in remarks(comparison) if format_ == "adm" else ():
+                click.echo(remark, err=True)  # the five lines have no place for it
+            if failure:
+                raise failure
+
+
+@click.command()
+@click.argument("images")
+@click.option(
+    "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="HDF5 file to write."
+)
+@click.option(
+    "--network", default="inception", show_default=True, help="Network to use, such as inception or pixels."
+)
+@value_range_option
+@extractor_options
+@no_store_option
+def features(images: str, out: Path, network: str, value_range: str | None, **options: Any) -> None:
+    """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
+
+    \b
+    Example:
+      evalkit features ref.npz -o ref_features.h5
+    """
+    from evalkit.system.files import check_writable
+
+    setup = ExtractorSetup(**options)
+    check_writable(out, images)
+    from evalkit.comparison import features_of
+
+    with setup.run() as run:
+        (side,), _ = open_batches(images, value_range=value_range)
+        extractor = setup.extractor(network)
+        extracted = features_of(side, outputs=[*extractor.outputs], extractor=extractor, run=run)
+        if run.is_main_process:
+            extracted.save(out)
+            click.echo(f"{out}: features of {len(extracted):,} images of {images}")
+            echo_notes(side)
+            echo_precision_check(side, extractor, run)
+
+
+@click.command()
+@click.argument("images")
+@click.option(
+    "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
+)
+@value_range_option
+@extractor_options
+@no_store_option
+def stats(images: str, out: Path, value_range: str | None, **options: Any) -> None:
+    """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
+
+    Memory does not grow with the number of images.
+
+    \b
+    Example:
+      evalkit stats train_images/ -o train_statistics.npz
+      evalkit stats 'parts/*.npz' -o train_statistics.npz
+    """
+    from evalkit.system.files import check_writable, replace_atomically
+
+    setup = ExtractorSetup(**options)
+    check_writable(out, images)
+    import json
+
+    import numpy as np
+
+    from evalkit.comparison import features_of
+    from evalkit.comparison.sources import file_outputs
+    from evalkit.features.adm_npz import OUTPUTS, statistics_of, statistics_record
+
+    with setup.run() as run:
+        (side,), _ = open_batches(images, value_range=value_range)
+        extractor = setup.extractor()
+        summed = features_of(side, outputs=(), moments=OUTPUTS.values(), extractor=extractor, run=run)
+        if run.is_main_process:
+            arrays = statistics_of(summed)
+            if not file_outputs(side):
+                arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
+            with replace_atomically(out) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            click.echo(f"{out}: statistics of {len(summed):,} images of {images}")
+            echo_notes(side)
+            echo_precision_check(side, extractor, run)
+
+
+@click.command()
+@click.argument("sweeps", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="png, svg or pdf file to write.",
+)
+@click.option(
+    "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
+)
+def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
+    """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
+
+    A sweep is a folder that `evalkit sweep` has filled, or the results.json in it.
+
+    \b
+    Example:
+      evalkit curves runs/s -o curves.png --published imagenet256
+    """
+    from evalkit.system.files import check_writable
+
+    check_writable(out, *sweeps)
+    from evalkit.report.plot import write_curves
+    from evalkit.results import Sweep
+
+    found = []
+    for path in sweeps:
+        file = path / "results.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(f"{file}: there is no such file. Give a folder that `evalkit sweep` has filled.")
+        try:
+            found.append(Sweep.from_json(file.read_bytes()))
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+    from reference_batches.catalog import published_rows
+
+    write_curves(out, found, published_rows(published) if published is not None else ())
+    click.echo(f"wrote {out}")

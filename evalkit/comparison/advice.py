@@ -1,0 +1,184 @@
+"""What a reader should know beside the numbers: memory before the work, warnings after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from evalkit.comparison.plan import Choice, Plan
+from evalkit.comparison.sources import Opened, Side, file_outputs
+from evalkit.errors import UndefinedMetricError
+from evalkit.features.adm_npz import NETWORK, written_record
+from evalkit.features.record import BatchFeatures, Features
+from evalkit.images import ImageSource, are_ids
+from evalkit.metrics.frechet import is_rank_deficient
+from evalkit.results import Batch
+from evalkit.system.files import physical_memory
+
+__all__ = ["check_enough_images", "memory_needed", "warnings_of", "widths_of"]
+
+WORTH_SAYING = 5e8
+"""Bytes of memory from which on they are announced."""
+
+
+def check_enough_images(source: Opened, published: int) -> None:
+    """Raise an UndefinedMetricError for a batch of one image without statistics."""
+    if len(source) == 1 and not file_outputs(source):
+        raise UndefinedMetricError(
+            f"{source.name} holds one image; no metric of a batch is defined for it. Give at least 4 images, "
+            f"and {published:,} for published numbers."
+        )
+
+
+def widths_of(sides: Sequence[Side]) -> dict[str, int]:
+    """Width of each output, as far as it is known before the work."""
+    found: dict[str, int] = {}
+    for side in sides:
+        for network, extractor in side.extractors.items():
+            direct = extractor.outputs
+            found |= {f"{network}:{output}": d for output, d in direct.items()}
+            # Of the order of its base, for the estimate.
+            found |= {f"{network}:{output}": direct[base] for output, base in extractor.derived.items()}
+        if isinstance(side.source, Features):
+            network = side.source.network
+            found |= {f"{network}:{key}": rows.shape[1] for key, rows in side.source.arrays.items()}
+    return found
+
+
+def memory_needed(sides: Sequence[Side], plan: Plan) -> str | None:
+    """What the rows and the metrics will need, in words; None where that is little."""
+    images = sum(side.kept for side in sides)
+    widths = widths_of(sides)
+    rows = 4 * images * sum(widths.get(output, 0) for output in plan.own_rows)
+    work = {
+        " and ".join(spec.name for spec in metric.scores): images
+        * getattr(metric, "working_bytes", 0)
+        * sum(widths.get(output, 0) for output in metric.needs)
+        for metric in plan.metrics
+    }
+    hungriest = max(work, key=lambda name: work[name], default="")
+    more = work.get(hungriest, 0)
+    if rows + more < WORTH_SAYING:
+        return None
+    text = f"Memory: {_bytes(rows)} for the features of {images:,} images"
+    if more:
+        text += f", and up to {_bytes(more)} more for {hungriest}"
+    there = physical_memory()
+    if there is not None and rows + more > there:
+        text += (
+            f". This machine has {_bytes(there)}: use a subset (--subset 50000), or only FID and sFID "
+            "(--metrics fid,sfid), which need no such memory"
+        )
+    return f"{text}."
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def warnings_of(
+    choice: Choice,
+    sources: Sequence[Opened],
+    features: Sequence[BatchFeatures],
+    batches: Sequence[Batch],
+) -> Iterator[str]:
+    """Where a number means less than it seems, one sentence each."""
+    reference, samples = batches
+    if samples.statistics == "file":
+        yield (
+            f"{samples.name} was given as samples and carries mu and sigma: FID and sFID use these, not its "
+            "images, as the reference evaluator does. If it is a reference batch, its FID is near 0."
+        )
+    if reference.digest == samples.digest and reference.images:
+        yield "Reference and samples are the same images: precision and recall are 1 by construction."
+    published = choice.protocol.published_images
+    if 0 < samples.images < published:
+        biased = [metric.scores[0].title for metric in choice.metrics if "gaussian" in metric.needs.values()]
+        why = f" Fewer images raise {' and '.join(biased)}: compare" if biased else " Compare"
+        yield (
+            f"{samples.name} holds {samples.images:,} images; published numbers use {published:,}.{why} "
+            "only with numbers of the same N."
+        )
+    yield from _singular(choice, features, batches)
+    sizes = [batch.image_shape for batch in batches]
+    if all(sizes) and sizes[0] != sizes[1]:
+        yield (
+            f"Image sizes differ: {_size(reference)} and {_size(samples)}. Both are resized for the network; "
+            "published references have the size of the samples."
+        )
+    for source, side in zip(sources, features, strict=True):
+        made_by = written_record(source).get("fingerprint")
+        in_use = side.networks[NETWORK].fingerprint if NETWORK in side.networks else None
+        if file_outputs(source) and made_by is not None and in_use not in (None, made_by):
+            yield (
+                f"The statistics in {side.name} are of another extractor than the one in use (weights, "
+                "precision or backend differ): FID and sFID mix the two."
+            )
+        yield from _label_warning(next(iter(side.networks.values())))
+    for source in sources:
+        if isinstance(source, ImageSource):
+            yield from source.notes
+
+
+def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequence[Batch]) -> Iterator[str]:
+    """Whether a covariance of the images is singular, with which Fréchet distances say little."""
+    needed = {
+        output: metric.scores[0].title
+        for metric in choice.metrics
+        for output, need in metric.needs.items()
+        if need == "gaussian"
+    }
+    titles: dict[str, None] = {}
+    names, widest = [], 0
+    for batch, side in zip(batches, features, strict=True):
+        widths = {output: _width(side, output) for output in needed} if batch.statistics != "file" else {}
+        found = {output: d for output, d in widths.items() if d and is_rank_deficient(batch.images, d)}
+        if found:
+            names.append(f"{batch.name} ({batch.images:,} images)")
+            widest = max(widest, *found.values())
+            titles |= dict.fromkeys(needed[output] for output in found)
+    if names:
+        listed = " and ".join(titles)
+        yield (
+            f"More features than images, so singular covariances, in {' and '.join(names)}: {listed} "
+            f"{'are' if len(titles) > 1 else 'is'} exact for these images and say"
+            f"{'' if len(titles) > 1 else 's'} little about their distribution. Use more than {widest:,} "
+            "images, better 10,000."
+        )
+
+
+def _width(side: BatchFeatures, output: str) -> int | None:
+    network, _, key = output.partition(":")
+    features = side.networks.get(network)
+    if features is None:
+        return None
+    if key in features.arrays:
+        return int(features.arrays[key].shape[1])
+    return features.gaussians[key].mean.size if key in features.gaussians else None
+
+
+def _label_warning(features: Features) -> Iterator[str]:
+    """Labels drawn uniformly spread like a Poisson variable; far beyond that they were not."""
+    if features.labels is None or not len(features.labels):
+        return
+    _, counts = np.unique(features.labels, return_counts=True)
+    if are_ids(features.labels):
+        yield (
+            f"The labels of {features.name} are {len(counts):,} different numbers up to "
+            f"{features.labels.max()} "
+            f"for {len(features.labels):,} images. They look like seeds or ids, not classes. No metric here "
+            "uses them."
+        )
+        return
+    expected = counts.mean()
+    if len(counts) > 1 and np.abs(counts - expected).max() > max(6 * np.sqrt(expected), 2):
+        yield (
+            f"The labels of {features.name} are far from uniform: {len(counts)} classes of {counts.min()} to "
+            f"{counts.max()} images. Published numbers use labels drawn uniformly."
+        )
+
+
+def _size(batch: Batch) -> str:
+    assert batch.image_shape is not None
+    return f"{batch.image_shape[1]}x{batch.image_shape[0]}"

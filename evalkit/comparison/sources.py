@@ -1,0 +1,230 @@
+"""The two sides of a comparison: opened with the cheap checks, then turned into features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.comparison.plan import Plan
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.extractors import make_extractor
+from evalkit.extractors.base import Extractor
+from evalkit.features.adm_npz import NETWORK, OUTPUTS, written_record
+from evalkit.features.extraction import Extraction, Wanted
+from evalkit.features.moments import Moments
+from evalkit.features.record import BatchFeatures, Features, is_features_file
+from evalkit.images import (
+    ImageSource,
+    SupportsArray,
+    ValueRange,
+    check_range_used,
+    open_images,
+    parse_value_range,
+)
+from evalkit.results import Batch
+from evalkit.system.run import Run
+
+__all__ = ["Opened", "Side", "Source", "file_outputs", "make_extractors", "open_source", "open_sources"]
+
+Source = str | PathLike[str] | SupportsArray | ImageSource | Features
+"""A path to images, statistics or features; an array of images; or either of these already open."""
+
+Opened = ImageSource | Features
+
+log = logging.getLogger(__name__)
+
+
+def open_source(source: Source, value_range: ValueRange | None = None) -> Opened:
+    """Open images or features, with the cheap checks; what is already open stays as it is.
+
+    Args:
+        source: What to open.
+        value_range: Of floats; see :func:`evalkit.images.open_images`.
+
+    Raises:
+        InputError: There is nothing at the path, or not what evalkit reads.
+    """
+    if isinstance(source, ImageSource) and value_range is not None and source.dtype == np.float32:
+        again = parse_value_range(value_range)
+        if again != source.value_range:
+            raise InputError(
+                f"{source.name} is open already, with the value range {source.value_range}; {value_range!r} "
+                "must be given when it is opened."
+            )
+    if isinstance(source, Features | ImageSource):
+        return source
+    if isinstance(source, str | PathLike) and is_features_file(Path(source)):
+        return replace(Features.load(Path(source)), name=str(source))
+    return open_images(source, value_range=value_range)
+
+
+def open_sources(*sources: Source, value_range: ValueRange | None = None) -> list[Opened]:
+    """Open all sides before any work on one; see :func:`open_source`.
+
+    Raises:
+        InputError: As :func:`open_source`, or a value range for sources without floats.
+        UndefinedMetricError: A batch of one image.
+    """
+    opened = [open_source(source, value_range) for source in sources]
+    check_range_used(opened, value_range)
+    return opened
+
+
+def file_outputs(source: Opened) -> set[str]:
+    """The outputs, ``"network:output"``, of which a file carries mean and covariance."""
+    if isinstance(source, Features):
+        return {f"{source.network}:{output}" for output in source.gaussians}
+    found = source.statistics or {}
+    return {f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items() if f"mu{suffix}" in found}
+
+
+def make_extractors(
+    networks: Iterable[str],
+    given: Extractor | Sequence[Extractor] | None,
+    sources: Collection[Opened],
+    run: Run,
+) -> dict[str, Extractor]:
+    """The extractor of each network: the one given, or else one with its defaults.
+
+    None is made where no images are to be extracted.
+
+    Raises:
+        InputError: What was given is no extractor.
+        WeightsError: A network has no weights.
+    """
+    offered: list[Extractor] = []
+    if given is not None:
+        offered = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for extractor in offered:
+        if isinstance(extractor, type) or not isinstance(extractor, Extractor):
+            raise InputError(
+                f'extractor={extractor!r}: expected a network, such as evalkit.Inception(device="cuda").'
+            )
+    found = {extractor.network: extractor for extractor in offered}
+    if unused := found.keys() - set(networks):
+        log.warning("No metric here needs the network %s, which was given.", ", ".join(sorted(unused)))
+    if any(isinstance(source, ImageSource) for source in sources):
+        for network in networks:
+            if network not in found:
+                found[network] = make_extractor(network, device=run.device)
+    return {network: found[network] for network in networks if network in found}
+
+
+@dataclass(eq=False)
+class Side:
+    """One side of a comparison, and how its features come about."""
+
+    source: Opened
+    plan: Plan
+    extractors: Mapping[str, Extractor]
+    run: Run
+
+    def __post_init__(self) -> None:
+        self.rows: NDArray[np.int64] | None = None
+        if self.plan.subset:
+            self.rows = self.plan.subset.rows(len(self.source))
+        there = file_outputs(self.source)
+        self.moments = self.plan.moments - there  # what the file has itself is not computed
+        self.is_needed = bool(len(self.source)) and bool(self.plan.rows or self.moments)
+        self._extraction: Extraction | None = None
+        if isinstance(self.source, ImageSource):
+            wanted = [
+                Wanted(
+                    extractor=extractor,
+                    arrays=_of_network(network, self.plan.own_rows),
+                    moments=_of_network(network, self.moments),
+                )
+                for network, extractor in self.extractors.items()
+            ]
+            self._extraction = Extraction(self.source, wanted, rows=self.rows, run=self.run)
+
+    @property
+    def kept(self) -> int:
+        """Number of images whose rows this process keeps."""
+        if not self.plan.own_rows:
+            return 0
+        return len(self.source) if self.rows is None else len(self.rows)
+
+    def extract_missing(self) -> None:
+        """Where several processes share the work: extract what no other has in hand, and do not wait."""
+        if self.run.engine.size > 1 and self._extraction and self.is_needed:
+            if self.run.store_folder is None:
+                raise InputError(
+                    "Several processes share features through the store, and this run has none. "
+                    "Give Run(store=FOLDER)."
+                )
+            self._extraction.extract_missing()
+
+    def features(self) -> BatchFeatures:
+        """The features of this side, from the file, the store or the networks."""
+        if isinstance(self.source, Features):
+            return BatchFeatures.of(self._of_file(self.source))
+        assert self._extraction is not None
+        return BatchFeatures.of(*self._extraction.features())
+
+    def batch(self, features: BatchFeatures) -> Batch:
+        """The record of this side."""
+        images = len(self.source) if self.is_needed else 0
+        first = next(iter(features.networks.values()))
+        of_file = bool(file_outputs(self.source))
+        count = written_record(self.source).get("images")
+        origin: Literal["extracted", "stored", "file"] = "file"
+        if self._extraction is not None and len(self.source):
+            origin = self._extraction.origin
+        return Batch(
+            name=features.name,
+            images=images,
+            image_shape=first.image_shape,
+            digest=first.digest,
+            statistics="file" if of_file else "images",
+            statistics_images=(count if isinstance(count, int) else None) if of_file else images,
+            features=origin,
+            statistics_digest=self.source.statistics_digest,
+        )
+
+    def _of_file(self, features: Features) -> Features:
+        network = features.network
+        extractor = self.extractors.get(network)
+        if extractor is not None and features.fingerprint != extractor.fingerprint:
+            raise FeatureError(
+                f"{features.name} holds features of another extractor ({features.extractor}, "
+                f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "
+                f"{extractor.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
+                "Extract it again with `evalkit features`, or choose the settings it was made with."
+            )
+        gaussians = dict(features.gaussians)
+        for output in _of_network(network, self.moments) if self.plan.leads else ():
+            if output in features.arrays:
+                gaussians[output] = Moments.of(features.arrays[output]).gaussian()
+        arrays = dict(features.arrays)
+        if self.rows is not None:
+            arrays = {output: rows[self.rows] for output, rows in arrays.items()}
+        absent = dict(features.absent)
+        for output in _of_network(network, self.plan.own_rows):
+            base = extractor.derived.get(output) if extractor else None
+            if output in arrays:
+                continue
+            if extractor is None or base not in arrays:
+                absent[output] = (
+                    f"{features.name} holds no {output} features, only "
+                    f"{', '.join(features.arrays) or 'statistics'}; this needs the images"
+                )
+                continue
+            try:
+                arrays[output] = extractor.derive(output, arrays[base])
+            except UndefinedMetricError as error:
+                absent[output] = str(error)
+        kept = replace(features, arrays=arrays, gaussians=gaussians, absent=absent, count=len(features))
+        return kept.select(_of_network(network, self.plan.own_rows))
+
+
+def _of_network(network: str, outputs: Iterable[str]) -> list[str]:
+    """Outputs without the name of their network, those of this network alone; sorted."""
+    return sorted(output.partition(":")[2] for output in outputs if output.partition(":")[0] == network)

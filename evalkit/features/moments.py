@@ -1,0 +1,199 @@
+"""Mean and covariance of features: of rows that stream past, and as a file may carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from evalkit.errors import FeatureError, UndefinedMetricError
+
+__all__ = ["Gaussian", "Moments", "check_rows"]
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+
+# Rows of features that are copied to float64 at a time: 16 MiB at 2048 features, which caches may hold.
+_ROWS = 1024
+
+# Rows that are checked in one go, so that temporaries stay small.
+_CHECKED_ROWS = 4096
+
+MAX_ASYMMETRY = 1e-5
+"""Largest asymmetry of a covariance, relative to its largest entry, that rounding can explain in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean and covariance of the features of one batch.
+
+    Attributes:
+        mean: (d,) float32 or float64; other dtypes become float64.
+        covariance: (d, d) float64, symmetric.
+        n: Number of images they are of; None where that is not known.
+
+    Raises:
+        FeatureError: Shapes disagree, a value is not finite, or the covariance is not symmetric.
+    """
+
+    mean: Floats
+    covariance: NDArray[np.float64]
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        mean, covariance = np.asarray(self.mean), np.asarray(self.covariance, np.float64)
+        if mean.dtype not in (np.float32, np.float64):
+            mean = mean.astype(np.float64)
+        if mean.ndim != 1 or covariance.shape != (mean.size, mean.size) or not mean.size:
+            raise FeatureError(
+                f"the mean has shape {mean.shape} and the covariance {covariance.shape}; "
+                "expected (d,) and (d, d); compute them again from the images"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise FeatureError(
+                "mean or covariance contain NaN or infinity; expected finite numbers; "
+                "compute them again from the images"
+            )
+        asymmetry = np.abs(covariance - covariance.T).max()
+        if asymmetry > MAX_ASYMMETRY * np.abs(covariance).max():
+            raise FeatureError(
+                f"the covariance is not symmetric (entries differ by {asymmetry:.3g} from their mirror "
+                "images); check which array was stored as sigma"
+            )
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "covariance", covariance)
+
+
+class Moments:
+    """Mean and covariance of rows that arrive in batches, in float64 and bounded memory.
+
+    Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance", equation 2.1. Workers can
+    accumulate their own share and merge: the result equals one pass over all rows to rounding.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.n = 0
+        self.dimensions = dimensions
+        self._mean = np.zeros(dimensions)
+        # Sum of outer products of the centred rows; Fortran order, upper triangle only.
+        self._scatter = np.zeros((dimensions, dimensions), order="F")
+
+    @classmethod
+    def of(cls, rows: Floats) -> Moments:
+        """Those of (n, d) rows."""
+        moments = cls(rows.shape[1])
+        moments.update(rows)
+        return moments
+
+    def gaussian(self) -> Gaussian:
+        """Mean, covariance and number of rows.
+
+        Raises:
+            UndefinedMetricError: Fewer than two rows have arrived.
+        """
+        return Gaussian(mean=self.mean, covariance=self.covariance, n=self.n)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(d,) mean.
+
+        Raises:
+            UndefinedMetricError: No row has arrived.
+        """
+        if self.n < 1:
+            raise UndefinedMetricError("the mean of no images is undefined; give at least one image")
+        return self._mean.copy()
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """(d, d) unbiased covariance (divisor n - 1), as ``np.cov(rows, rowvar=False)``.
+
+        Raises:
+            UndefinedMetricError: Fewer than two rows have arrived.
+        """
+        upper = self.upper_covariance()
+        covariance: NDArray[np.float64] = np.triu(upper) + np.triu(upper, 1).T
+        return covariance
+
+    def upper_covariance(self) -> NDArray[np.float64]:
+        """(d, d) covariance in Fortran order; the lower triangle holds nothing of use."""
+        if self.n < 2:
+            raise UndefinedMetricError(
+                f"the covariance of {self.n} images is undefined; give at least two images"
+            )
+        upper: NDArray[np.float64] = self._scatter / (self.n - 1)
+        return upper
+
+    def update(self, batch: Floats) -> None:
+        """Add the rows of `batch`, (n, d) of any floating dtype.
+
+        Raises:
+            FeatureError: The batch has another width, or holds NaN or infinity.
+        """
+        if batch.ndim != 2 or batch.shape[1] != self._mean.size:
+            raise FeatureError(
+                f"features have shape {batch.shape}; expected (n, {self._mean.size}); "
+                "do not mix features of different networks or outputs"
+            )
+        check_rows(batch, "batch")
+        for start in range(0, len(batch), _ROWS):
+            block = batch[start : start + _ROWS]
+            rows = np.empty((len(block) + 1, self._mean.size))
+            rows[:-1] = block
+            mean = rows[:-1].mean(axis=0)
+            rows[:-1] -= mean
+            self._add(len(block), mean, rows)
+
+    def merge(self, other: Moments) -> None:
+        """Add the rows that `other` has seen; `other` stays as it is.
+
+        Raises:
+            FeatureError: `other` has another width.
+        """
+        if other._mean.size != self._mean.size:
+            raise FeatureError(
+                f"moments of {other._mean.size} features cannot be merged into moments of {self._mean.size}; "
+                "do not mix features of different networks or outputs"
+            )
+        if other.n:
+            self._scatter += other._scatter
+            self._add(other.n, other._mean, np.empty((1, self._mean.size)))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Arrays from which :meth:`restore` makes an equal object."""
+        return {"n": np.array(self.n), "mean": self._mean, "scatter": self._scatter}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes what :meth:`state` was taken of; adding the same rows then gives the same bits."""
+        self.n = int(state["n"])
+        self._mean = np.array(state["mean"], np.float64)
+        self._scatter = np.array(state["scatter"], np.float64, order="F")
+
+    def _add(self, n: int, mean: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
+        """Add `n` rows of that mean; `rows` holds those not yet counted, centred, and a free last row."""
+        total = self.n + n
+        shift = mean - self._mean
+        # The last row accounts for the distance of the means, so that one rank-k update does it all.
+        rows[-1] = shift * np.sqrt(self.n * n / total)
+        self._scatter = linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
+        self._mean = self._mean + shift * (n / total)
+        self.n = total
+
+
+def check_rows(features: NDArray[np.floating], name: str) -> None:
+    """Raise FeatureError, with `name` in the message, unless `features` are (n, d), floating and finite."""
+    if features.ndim != 2 or features.shape[1] == 0 or features.dtype.kind != "f":
+        raise FeatureError(
+            f"{name}: features have shape {features.shape} and dtype {features.dtype}; "
+            "expected (n, d) of a floating-point dtype; extract them again"
+        )
+    for start in range(0, len(features), _CHECKED_ROWS):
+        finite = np.isfinite(features[start : start + _CHECKED_ROWS]).all(axis=1)
+        if not finite.all():
+            raise FeatureError(
+                f"{name}: the features of image {start + int(finite.argmin())} contain NaN or infinity; "
+                "expected finite numbers; check that image and extract the features again"
+            )

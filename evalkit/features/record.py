@@ -1,0 +1,245 @@
+"""Features of one batch of images through one network, in memory and as an HDF5 file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.extractors.base import Rows
+from evalkit.features.moments import Gaussian, check_rows
+from evalkit.system.files import replace_atomically
+
+__all__ = ["BatchFeatures", "Features", "check_same_extractor", "is_features_file"]
+
+FORMAT = "evalkit features 3"
+_TEXTS = ("name", "digest", "network", "extractor", "fingerprint")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """One batch of images through one network.
+
+    Attributes:
+        name: Where the images came from.
+        digest: Digest of the images (see :attr:`evalkit.images.ImageSource.digest`).
+        network: The extractor's network, such as ``inception``.
+        extractor: The extractor's name.
+        fingerprint: The extractor's fingerprint.
+        arrays: (n, d) float32 rows by output, of those outputs that are kept.
+        gaussians: Mean and covariance by output: those that the file carried, which replace the ones of its
+            images, and those that were requested.
+        absent: By output, why there are neither rows nor a Gaussian.
+        image_shape: (height, width, 3) of the images, or None.
+        labels: (n,) int64, or None.
+        count: Number of images of the batch, where `arrays` hold only some or none of them.
+    """
+
+    name: str
+    digest: str
+    network: str
+    extractor: str
+    fingerprint: str
+    arrays: Mapping[str, Rows] = field(default_factory=dict)
+    gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    image_shape: tuple[int, ...] | None = None
+    labels: NDArray[np.int64] | None = None
+    count: int | None = None
+
+    def __len__(self) -> int:
+        if self.count is not None:
+            return self.count
+        return max(map(len, self.arrays.values()), default=0)
+
+    @property
+    def statistics_digest(self) -> str | None:
+        """Hex sha256 of :attr:`gaussians`; None where there are none."""
+        return _digest({}, _gaussian_arrays(self.gaussians)) if self.gaussians else None
+
+    def select(self, outputs: Collection[str]) -> Features:
+        """The same batch with the rows of these outputs alone."""
+        return replace(self, arrays={key: rows for key, rows in self.arrays.items() if key in outputs})
+
+    def save(self, path: Path | str) -> None:
+        """Write one HDF5 file, atomically.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        # HDF5 takes no text that is not UTF-8, as the name of a file may be.
+        texts = {key: str(getattr(self, key)).encode(errors="backslashreplace").decode() for key in _TEXTS}
+        arrays: dict[str, NDArray[Any]] = {f"arrays/{key}": rows for key, rows in self.arrays.items()}
+        arrays |= _gaussian_arrays(self.gaussians)
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        if self.image_shape is not None:
+            arrays["image_shape"] = np.array(self.image_shape, np.int64)
+        with replace_atomically(Path(path)) as partial, h5py.File(partial, "w") as file:
+            for key, value in (texts | {"format": FORMAT, "sha256": _digest(texts, arrays)}).items():
+                file.attrs[key] = value
+            for key, array in arrays.items():
+                file.create_dataset(key, data=array)
+
+    @classmethod
+    def load(cls, path: Path) -> Features:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: The file is damaged, or of another format.
+        """
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT:
+                    raise InputError(
+                        f"{path} is not a features file of this version ({FORMAT!r}). Extract it again."
+                    )
+                texts = {key: str(file.attrs[key]) for key in _TEXTS}
+                arrays: dict[str, NDArray[Any]] = {}
+                file.visititems(
+                    lambda key, node: arrays.update({key: node[()]} if isinstance(node, h5py.Dataset) else {})
+                )
+                if str(file.attrs["sha256"]) != _digest(texts, arrays):
+                    raise ValueError("its content is not what was written")
+            shape = arrays.get("image_shape")
+            return cls(
+                name=texts["name"],
+                digest=texts["digest"],
+                network=texts["network"],
+                extractor=texts["extractor"],
+                fingerprint=texts["fingerprint"],
+                arrays={key.split("/")[1]: rows for key, rows in arrays.items() if key.startswith("arrays/")},
+                gaussians=_gaussians(arrays),
+                labels=arrays.get("labels"),
+                image_shape=None if shape is None else tuple(shape.tolist()),
+            )
+        except InputError:
+            raise
+        except Exception as error:  # h5py raises almost anything for damage
+            raise InputError(f"{path} is a damaged features file ({error}). Extract it again.") from error
+
+
+def _gaussian_arrays(gaussians: Mapping[str, Gaussian]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for output, gaussian in gaussians.items():
+        arrays[f"gaussians/{output}/mean"] = gaussian.mean
+        arrays[f"gaussians/{output}/covariance"] = gaussian.covariance
+        if gaussian.n is not None:
+            arrays[f"gaussians/{output}/n"] = np.array(gaussian.n, np.int64)
+    return arrays
+
+
+def _gaussians(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Gaussian]:
+    found = {}
+    for output in sorted({key.split("/")[1] for key in arrays if key.startswith("gaussians/")}):
+        n = arrays.get(f"gaussians/{output}/n")
+        found[output] = Gaussian(
+            mean=arrays[f"gaussians/{output}/mean"],
+            covariance=arrays[f"gaussians/{output}/covariance"],
+            n=None if n is None else int(n),
+        )
+    return found
+
+
+def _digest(texts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Hex sha256 of what a features file holds."""
+    digest = hashlib.sha256(json.dumps([FORMAT, *sorted(texts.items())]).encode())
+    for key in sorted(arrays):
+        array = np.asarray(arrays[key])
+        digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def is_features_file(path: Path) -> bool:
+    """Whether ``path`` is an HDF5 file that :meth:`Features.save` wrote, of this or another version."""
+    try:
+        if not path.is_file() or not h5py.is_hdf5(path):
+            return False
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("format", "")).startswith(FORMAT.rsplit(" ", 1)[0])
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # what h5py raises for damage
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchFeatures:
+    """One batch of images through every network of a comparison: what a metric is called on.
+
+    Outputs are named ``"network:output"``, such as ``"inception:pool"``.
+
+    Attributes:
+        name: Where the images came from.
+        networks: The features by network.
+    """
+
+    name: str
+    networks: Mapping[str, Features]
+
+    @classmethod
+    def of(cls, *features: Features) -> BatchFeatures:
+        """Of the features of one batch, one or more networks."""
+        return cls(name=features[0].name, networks={found.network: found for found in features})
+
+    def rows(self, output: str) -> Rows:
+        """(n, d) float32 rows of an output, checked.
+
+        Raises:
+            UndefinedMetricError: The batch does not have them; the message says why.
+            FeatureError: They are not a two-dimensional array of finite floating-point numbers.
+        """
+        network, _, key = output.partition(":")
+        if (features := self.networks.get(network)) is None:
+            raise UndefinedMetricError(f"{self.name} holds no features of {network}; this needs the images")
+        if key not in features.arrays:
+            reason = f"{self.name} has no {key} features; give the images, not only their statistics"
+            raise UndefinedMetricError(features.absent.get(key, reason))
+        check_rows(features.arrays[key], f"{self.name}, {key}")
+        return features.arrays[key]
+
+    def gaussian(self, output: str) -> Gaussian | None:
+        """Mean and covariance of an output, where the file carried them or they were summed up."""
+        network, _, key = output.partition(":")
+        return self.networks[network].gaussians.get(key) if network in self.networks else None
+
+    def gaussian_or_rows(self, output: str) -> Gaussian | Rows:
+        """The Gaussian where there is one, which replaces the rows.
+
+        Raises:
+            UndefinedMetricError: There is neither.
+        """
+        gaussian = self.gaussian(output)
+        return self.rows(output) if gaussian is None else gaussian
+
+    def select(self, outputs: Collection[str]) -> BatchFeatures:
+        """The same batch with the rows of these outputs (``"network:output"``) alone."""
+        return replace(
+            self,
+            networks={
+                network: features.select([key for key in features.arrays if f"{network}:{key}" in outputs])
+                for network, features in self.networks.items()
+            },
+        )
+
+
+def check_same_extractor(reference: Features, samples: Features) -> None:
+    """Refuse to compare features of different networks, preprocessing or precision.
+
+    Raises:
+        FeatureError: The fingerprints differ.
+    """
+    if reference.fingerprint != samples.fingerprint:
+        raise FeatureError(
+            f"{reference.name} and {samples.name} hold features of different extractors "
+            f"({reference.extractor}, {reference.fingerprint[:12]} and {samples.extractor}, "
+            f"{samples.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
+            "Extract both with the same settings."
+        )

@@ -1,0 +1,178 @@
+"""The features of a batch, a shard at a time: from the store, or from one decoding pass for all networks.
+
+A shard is cut into the same forward passes whatever the store had before and however many processes share the
+work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError
+from evalkit.extractors.base import Extractor, Rows
+from evalkit.features import store
+from evalkit.features.store import StoredBatch, spans
+from evalkit.images import ImageSource
+from evalkit.system.run import Run
+
+__all__ = ["Shard", "Shards"]
+
+Shard: TypeAlias = dict[str, dict[str, Rows]]
+"""The rows of one shard by network and output."""
+
+
+class Shards:
+    """A batch's features a shard at a time: from the store, where there is one, or from the networks."""
+
+    def __init__(self, images: ImageSource, wanted: Mapping[Extractor, Mapping[str, int]], run: Run):
+        """Prepare the store.
+
+        Args:
+            images: The batch.
+            wanted: By network, the outputs that are read, and their widths.
+            run: Store, progress and engine.
+        """
+        self.spans = spans(len(images))
+        self.run = run
+        self._images = images
+        self._extractors = tuple(wanted)
+        self._outputs = {extractor.network: outputs for extractor, outputs in wanted.items()}
+        names = ", ".join(self._outputs)
+        self._report = run.report(f"{names} features of {images.name}")
+        self._report_moments = run.report(f"mean and covariance of the images of {images.name}")
+        # What is in memory is hashed in no time.
+        images.identify(None if images.kind == "array" else run.engine.watched(run.progress))
+        self._stored: dict[str, StoredBatch] = {}
+        if (root := run.store_folder) is not None:
+            self._stored = {each.network: StoredBatch(root, images, each) for each in wanted}
+            for stored in self._stored.values():
+                stored.prepare()
+        # Powers of two, like a shard, so that no forward pass goes over the end of one.
+        self._batch_sizes = {
+            each.network: min(store.SHARD, 1 << (each.batch_size.bit_length() - 1)) for each in wanted
+        }
+        self._batches: Generator[NDArray[Any], None, None] | None = None
+        self._position = 0
+        self._done = 0
+
+    @property
+    def name(self) -> str:
+        """That of the images."""
+        return self._images.name
+
+    @property
+    def key(self) -> str:
+        """Names this batch with these networks; different for any other."""
+        return "-".join(stored.folder.name for stored in self._stored.values())
+
+    def is_anything_missing(self) -> bool:
+        """Whether images have to be decoded."""
+        return not self._stored or bool(self._missing())
+
+    def extract_missing(self, *, wait: bool = True) -> None:
+        """Extract what the store does not have; wait for what other processes do, or not."""
+        if not self._stored:
+            return
+        locks = next(iter(self._stored.values())).folder / "claims.lock"
+        written: list[tuple[StoredBatch, int]] = []
+        with contextlib.closing(self.run.engine.claims(locks, self._missing)) as claims:
+            for number in claims:
+                self._count()
+                if number is not None:
+                    written += self._extract_to_store(number)
+                elif not wait:
+                    break
+        try:
+            if written:
+                self._images.check_unchanged(every_file=True)
+        except InputError:
+            for stored, number in written:  # they may be of other images than those that were hashed
+                stored.remove(number)
+            raise
+        self._count()
+
+    def read(self, number: int) -> Shard:
+        """The rows of a shard, of the outputs that are wanted."""
+        if not self._stored:
+            return self._extract(number, self._extractors)
+        begin, end = self.spans[number]
+        shard: Shard = {}
+        for extractor in self._extractors:
+            network = extractor.network
+            stored = self._stored[network]
+            shapes = {output: (end - begin, d) for output, d in self._outputs[network].items()}
+            found = stored.read(number, shapes)
+            if found is None:
+                # Damaged by something other than us: the checksums noticed.
+                stored.remove(number)
+                self._count()
+                found = self._extract(number, [extractor])[network]
+                stored.write(number, found)
+                self._count()
+            shard[network] = found
+        return shard
+
+    def report_read(self, number: int) -> None:
+        """Report that a shard has been read; without a store that is reported as it is extracted."""
+        if self._stored:
+            self._report_moments(self.spans[number][1], len(self._images))
+
+    def close(self) -> None:
+        """End the stream of images."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _missing(self) -> list[int]:
+        return sorted({number for stored in self._stored.values() for number in stored.missing()})
+
+    def _extract_to_store(self, number: int) -> list[tuple[StoredBatch, int]]:
+        due = [each for each in self._extractors if number in self._stored[each.network].missing()]
+        shard = self._extract(number, due)
+        for extractor in due:
+            self._stored[extractor.network].write(number, shard[extractor.network])
+        return [(self._stored[extractor.network], number) for extractor in due]
+
+    def _extract(self, number: int, extractors: Sequence[Extractor]) -> Shard:
+        begin, end = self.spans[number]
+        if self._batches is None or self._position != begin:
+            self.close()
+            self._batches = self._images.batches(max(self._batch_sizes.values()), start=begin)
+            self._position = begin
+        shard = {
+            extractor.network: {
+                output: np.empty((end - begin, d), np.float32) for output, d in extractor.outputs.items()
+            }
+            for extractor in extractors
+        }
+        while self._position < end:
+            self._report(self._done, len(self._images))
+            batch = next(self._batches, None)
+            if batch is None:
+                raise InputError(
+                    f"{self._images.name} ended at image {self._position}; "
+                    f"expected {len(self._images)} images."
+                )
+            for extractor in extractors:
+                size = self._batch_sizes[extractor.network]
+                for first in range(0, len(batch), size):
+                    images = batch[first : first + size]
+                    at = self._position - begin + first
+                    for output, rows in extractor(images).items():
+                        shard[extractor.network][output][at : at + len(images)] = rows
+            self._position += len(batch)
+            self._done += len(batch)
+        self._images.check_unchanged()  # what it is stored under was computed before
+        self._report(self._done, len(self._images))
+        return shard
+
+    def _count(self) -> None:
+        """Report how much the store has."""
+        missing = (self.spans[number] for number in self._missing())
+        self._done = len(self._images) - sum(end - begin for begin, end in missing)
+        self._report(self._done, len(self._images))

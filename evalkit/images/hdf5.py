@@ -1,0 +1,105 @@
+"""HDF5 files of images: one dataset, read by slices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError, listing
+from evalkit.images.arrays import Layout, check_layout, check_only_images
+from evalkit.images.reading import Candidate, readable
+from evalkit.images.source import ImageSource
+
+__all__ = ["Hdf5"]
+
+
+class Hdf5(ImageSource):
+    """One dataset of an HDF5 file, read by slices."""
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        with readable(name), h5py.File(path, "r") as file:
+            datasets: dict[str, Any] = {}
+            file.visititems(
+                lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})
+            )
+            for key in ("images", "arr_0", "labels", "arr_1"):
+                # visititems passes over links.
+                if key not in datasets and isinstance(file.get(key), h5py.Dataset):
+                    datasets[key] = file[key]
+            with_four_axes = [key for key, dataset in datasets.items() if dataset.ndim == 4]
+            named = [key for key in ("images", "arr_0") if key in datasets]
+            if not named and len(with_four_axes) != 1:
+                found = listing(f"{key} {dataset.shape}" for key, dataset in datasets.items()) or "none"
+                raise InputError(
+                    f"{name}: which dataset holds the images? "
+                    f"Expected images, arr_0 or exactly one with four axes; found {found}"
+                )
+            self._key = (named or with_four_axes)[0]
+            numbered = {key: Layout(str(d.dtype), d.shape or ()) for key, d in datasets.items()}
+            check_only_images(
+                name, {key: d for key, d in numbered.items() if re.fullmatch(r"arr_[0-9]+", key)}
+            )
+            dataset = datasets[self._key]
+            shape = check_layout(f"{name}, {self._key}", dataset.shape or (), dataset.dtype)
+            super().__init__(name, "hdf5", len(dataset), shape, dataset.dtype)
+            _check_written(f"{name}, {self._key}", dataset)
+            labels = next((key for key in ("labels", "arr_1") if key in datasets), None)
+            if labels is not None:
+                found = datasets[labels]
+                self._take_labels(labels, found.shape or (), found.dtype, lambda: found[:])
+            unused = [
+                f"{key} {found.shape}" for key, found in datasets.items() if key not in (self._key, labels)
+            ]
+            if unused:
+                self.notes += (f"Datasets of {name} that are not used: {listing(unused)}.",)
+            links = [
+                key
+                for key in file
+                if key not in datasets and not isinstance(file.get(key, getlink=True), h5py.HardLink)
+            ]
+            if links:
+                self.notes += (f"Links in {name} that are not followed: {listing(links)}.",)
+            # Values may lie in other files, and changes of those would not be noticed.
+            own = Path(dataset.file.filename).samefile(path)
+            self._is_whole = own and not (dataset.is_virtual or dataset.external)
+
+    @classmethod
+    def claims(cls, candidate: Candidate) -> bool:
+        """Whether HDF5's signature is at one of its places."""
+        return not candidate.is_folder and bool(h5py.is_hdf5(candidate.path))
+
+    def _paths(self) -> Sequence[Path] | None:
+        return [Path(self.name)] if self._is_whole else None
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        with readable(self.name), h5py.File(self.name, "r") as file:
+            dataset = file[self._key]
+            for first in range(start, len(self), size):
+                yield dataset[first : first + size]
+
+
+def _check_written(where: str, dataset: Any) -> None:
+    """Raise an InputError if parts of a dataset were never written: they would read as black."""
+    folder = Path(dataset.file.filename).parent
+    if dataset.is_virtual:
+        files = {source.file_name for source in dataset.virtual_sources()} - {"."}
+        if missing := [file for file in sorted(files) if not (folder / file).exists()]:
+            raise InputError(f"{where}: its values are in other files that are missing: {listing(missing)}")
+    for file, offset, size in dataset.external or ():
+        there = (folder / file).stat().st_size if (folder / file).exists() else 0
+        if there < offset + min(size, dataset.nbytes):
+            raise InputError(f"{where}: its values are in {file}, which is missing or too short")
+    if dataset.chunks is not None:
+        chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
+        if (written := dataset.id.get_num_chunks()) < chunks:
+            raise InputError(
+                f"{where}: {written:,} of its {chunks:,} chunks were written; the rest would count as "
+                "black. The program that wrote it did not finish"
+            )

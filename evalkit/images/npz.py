@@ -1,0 +1,219 @@
+"""The reference evaluator's format: an npz with images, labels and statistics, streamed out of the zip."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError, listing
+from evalkit.images.archives import check_member_name, check_zip, is_pytorch
+from evalkit.images.arrays import (
+    Layout,
+    NpyHeader,
+    check_layout,
+    check_only_images,
+    fill,
+    read_npy_header,
+)
+from evalkit.images.files import is_image
+from evalkit.images.reading import Candidate, readable
+from evalkit.images.source import ImageSource
+from evalkit.system.progress import Progress
+
+__all__ = ["STATISTICS", "Npz", "array_header"]
+
+STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+"""Keys of the reference evaluator's statistics, and their shapes."""
+
+_PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
+# Keys that evalkit itself writes next to the images.
+_OUR_KEYS = {"provenance", "indices"}
+
+
+class Npz(ImageSource):
+    """Images in ``arr_0``, labels in ``arr_1`` and statistics, each where the file has them."""
+
+    def __init__(self, path: Path) -> None:
+        name = str(path)
+        with readable(name), zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            for member in members:
+                check_member_name(name, member)
+            notes = check_zip(name, archive)
+            keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
+            statistics = _read_statistics(name, archive, keys)
+            used = {*_OUR_KEYS, *(statistics or {})}
+            if "arr_0" in keys:
+                header = array_header(name, archive, "arr_0")
+                shape = check_layout(f"{name}, arr_0", header.shape, header.dtype)
+                super().__init__(name, "npz", header.shape[0], shape, header.dtype)
+                self._header = header
+                others = {key: _layout(name, archive, key) for key in dict.fromkeys(keys) if key not in used}
+                check_only_images(name, others)
+                if "arr_1" in keys:
+                    labels = array_header(name, archive, "arr_1")
+                    self._take_labels(
+                        "arr_1", labels.shape, labels.dtype, lambda: _array(archive, "arr_1", labels)
+                    )
+                unused = [
+                    f"{key} ({layout})" for key, layout in others.items() if key not in ("arr_0", "arr_1")
+                ]
+            elif statistics:
+                super().__init__(name, "npz", 0, None, np.dtype(np.uint8))
+                self.notes += (f"{name} holds statistics and no images.",)
+                unused = [key for key in keys if key not in used]
+            else:
+                raise InputError(
+                    f"{name}: has no arr_0, the images; its keys are {listing(sorted(keys))}. "
+                    f"Save them with np.savez(path, images)"
+                )
+            self.statistics = statistics
+            self.provenance = _read_provenance(name, archive, keys)
+        if unused:
+            notes += (f"Arrays of {name} that are not used: {listing(unused)}.",)
+        if statistics and len(statistics) == 2:
+            notes += (_one_pair(name, statistics, bool(self.shape)),)
+        self.notes += notes
+        if self.shape and self._header.fortran:
+            self.notes += ("The array is in Fortran order, so it is loaded into memory whole.",)
+
+    @classmethod
+    def claims(cls, candidate: Candidate) -> bool:
+        """Whether it is a zip that holds arrays and no image files."""
+        if not candidate.head.startswith(b"PK"):
+            return False
+        with zipfile.ZipFile(candidate.path) as archive:
+            names = archive.namelist()
+        members = [PurePosixPath(name) for name in names]
+        has_arrays = any(member.suffix == ".npy" for member in members)
+        return has_arrays and not any(map(is_image, members)) and not is_pytorch(names)
+
+    def _paths(self) -> Sequence[Path]:
+        return [Path(self.name)]
+
+    def _examine(self, progress: Progress | None) -> dict[str, Any]:
+        if self.shape:
+            return super()._examine(progress)
+        return {"digest": self._hash_statistics()}
+
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        if not self.shape:
+            return
+        header = self._header
+        with readable(self.name), zipfile.ZipFile(self.name) as archive:
+            if header.fortran:
+                array = _array(archive, "arr_0", header)
+                for first in range(start, len(self), size):
+                    yield np.array(array[first : first + size], order="C")
+                return
+            offset = start * math.prod(self.shape) * header.dtype.itemsize
+            with _stream(archive, "arr_0", header, offset) as stream:
+                for first in range(start, len(self), size):
+                    batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
+                    fill(stream, batch)
+                    yield batch
+
+
+@contextmanager
+def _stream(archive: zipfile.ZipFile, key: str, header: NpyHeader, offset: int) -> Iterator[IO[bytes]]:
+    """The values of an array from byte ``offset`` on."""
+    info = archive.getinfo(f"{key}.npy")
+    if not offset or info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as stream:
+            stream.read(header.length)
+            # After a seek newer Pythons compare no checksum, so reading from the beginning does without.
+            if offset:
+                stream.seek(offset, os.SEEK_CUR)
+            yield stream
+        return
+    # zipfile before Python 3.13 would read all that comes before.
+    with Path(str(archive.filename)).open("rb") as file:
+        file.seek(info.header_offset)
+        signature, *lengths = struct.unpack("<4s22x2H", file.read(30))  # of the name and the extra field
+        if signature != b"PK\x03\x04":
+            raise zipfile.BadZipFile(f"{key} does not begin where the directory says")
+        file.seek(sum(lengths) + header.length + offset, os.SEEK_CUR)
+        yield file
+
+
+def array_header(name: str, archive: zipfile.ZipFile, key: str, *, any_type: bool = False) -> NpyHeader:
+    """The header of an array; see :func:`evalkit.images.arrays.read_npy_header`."""
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as stream:
+        return read_npy_header(f"{name}, {key}", stream, info.file_size, any_type=any_type)
+
+
+def _layout(name: str, archive: zipfile.ZipFile, key: str) -> Layout:
+    """Type and shape of an array that may not be used."""
+    try:
+        header = array_header(name, archive, key, any_type=True)
+    except InputError:
+        return Layout("damaged", ())
+    return Layout(str(header.dtype), header.shape)
+
+
+def _array(archive: zipfile.ZipFile, key: str, header: NpyHeader) -> NDArray[Any]:
+    array = np.empty(math.prod(header.shape), header.dtype)
+    with archive.open(f"{key}.npy") as stream:
+        stream.read(header.length)
+        fill(stream, array)
+    return array.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def _one_pair(name: str, statistics: Mapping[str, Any], images: bool) -> str:
+    """The note on statistics for only one of FID and sFID."""
+    (missing, which), (there, of) = (("mu_s", "sFID"), ("mu", "FID"))
+    if "mu" not in statistics:
+        (missing, which), (there, of) = (there, of), (missing, which)
+    pair = " and ".join(key for key in STATISTICS if key in statistics)
+    rest = f"{which} uses its images" if images else f"there is no {missing} for {which}"
+    return (
+        f"{name} has only {pair}: {of} uses these, {rest}. Other tools also write mu and "
+        f"sigma, but from images resized in another way: {of} is comparable only if the file was made for "
+        "this protocol."
+    )
+
+
+def _read_statistics(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, NDArray[Any]] | None:
+    present = [key for key in STATISTICS if key in keys]
+    missing = [key for pair in _PAIRS if set(pair) & set(present) for key in pair if key not in present]
+    if missing:
+        raise InputError(
+            f"{name}: has {', '.join(present)} without {', '.join(missing)}; expected mu and sigma, mu_s and "
+            f"sigma_s, or all of {', '.join(STATISTICS)}"
+        )
+    statistics = {}
+    for key in present:
+        shape, header = STATISTICS[key], array_header(name, archive, key)
+        if header.shape != shape or header.dtype.kind != "f":
+            raise InputError(
+                f"{name}: {key} is {header.dtype} of shape {header.shape}; expected floats of shape {shape}"
+            )
+        array = _array(archive, key, header)
+        if not np.isfinite(array).all():
+            raise InputError(f"{name}: {key} holds values that are not finite; compute the statistics again")
+        statistics[key] = array.astype(header.dtype.newbyteorder("="))
+    return statistics or None
+
+
+def _read_provenance(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, Any] | None:
+    if "provenance" not in keys:
+        return None
+    header = array_header(name, archive, "provenance")
+    if header.shape or header.dtype.kind != "U":  # another program's key of that name
+        return None
+    try:
+        record = json.loads(str(_array(archive, "provenance", header)))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

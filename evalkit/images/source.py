@@ -1,0 +1,302 @@
+"""A sequence of images of one size, read in batches and known by a hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import ImageError, InputError
+from evalkit.images.labels import labels_problem
+from evalkit.images.reading import readable
+from evalkit.images.value_range import (
+    VALUE_RANGES,
+    FloatStatistics,
+    are_cut_floats,
+    cut_floats_problem,
+    scaled_floats_problem,
+)
+from evalkit.system.identity import check_unchanged, recall
+from evalkit.system.progress import Progress
+
+__all__ = ["ImageSource", "read_ahead"]
+
+T = TypeVar("T")
+
+_BATCH_SIZE = 16
+"""Images at a time where the whole source is read to examine it."""
+
+
+class ImageSource(ABC):
+    """A sequence of equally large RGB images, in a fixed order, read in batches.
+
+    A subclass implements ``_read`` and ``_paths``, and ``_examine`` if hashing every pixel would be wasteful.
+
+    Attributes:
+        name: The path as it was given, or ``"<array>"``.
+        kind: A key of :data:`evalkit.images.FORMATS`, such as ``"npz"``; or ``"array"``, or ``"parts"`` for
+            several files.
+        shape: ``(height, width, 3)`` of every image; None if there are statistics and no images.
+        dtype: ``uint8``, or ``float32`` for files that hold floats (in [0, 255] all the same).
+        value_range: The range that the user gave for the floats of the file, which become [0, 255]; None if
+            there was none, or if it holds integers.
+        labels: ``(n,)`` int64, one class for each image (npz ``arr_1``, a parquet column, ...), or None.
+        labels_problem: Why ``labels`` is None although the file has some; None if it has none.
+        statistics: ``mu`` (2048,) and ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023)
+            of the reference evaluator, both pairs or one, finite floats as the file holds them; or None.
+        provenance: The record that evalkit writes into an npz of how it was made, or None.
+        notes: What the user should know but is not an error, one sentence each.
+    """
+
+    _remembered = True
+    """Whether the hash is kept from run to run, as long as the files' sizes and times stay."""
+
+    def __init__(
+        self, name: str, kind: str, count: int, shape: tuple[int, int, int] | None, dtype: np.dtype[Any]
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.shape = shape
+        self.dtype = np.dtype(np.float32 if dtype.kind == "f" else np.uint8)
+        self.value_range: tuple[float, float] | None = None
+        self.labels: NDArray[np.int64] | None = None
+        self.labels_problem: str | None = None
+        self.statistics: Mapping[str, NDArray[Any]] | None = None
+        self.provenance: Mapping[str, Any] | None = None
+        self.notes: tuple[str, ...] = ()
+        self._count = count
+        self._stored_dtype = dtype
+        self._found: Mapping[str, Any] | None = None
+        self._stamp: str | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name}: {len(self)} images of shape {self.shape}, {self.dtype}>"
+
+    # ------------------------------------------------------------------------------------------- batches
+
+    def batches(self, size: int, start: int = 0) -> Generator[NDArray[Any], None, None]:
+        """Yield the images from ``start`` on, read ahead in a background thread.
+
+        May be called any number of times. Closing the generator, or dropping it, ends its threads.
+
+        Args:
+            size: Batch size; the last batch may be smaller.
+            start: Index of the first image.
+
+        Yields:
+            ``(n, height, width, 3)``, of type :attr:`dtype`, values in [0, 255], C order, writable.
+
+        Raises:
+            ImageError: An image is corrupt, of another size, or has values that are not finite or outside
+                [0, 255]; the message names it.
+            InputError: The container is damaged.
+            ValueError: ``size`` is not positive, or ``start`` lies outside the source.
+        """
+        if size < 1:
+            raise ValueError(f"size is {size}; expected at least 1")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start is {start}; expected 0 to {len(self)}, the number of images")
+        return read_ahead(self.checked_batches(size, start))
+
+    def checked_batches(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        """Yield batches as :meth:`batches` does, but read them in this thread."""
+        first = start
+        low, high = self.value_range or VALUE_RANGES["0..255"]
+        for batch in self._read(size, start):
+            if batch.dtype != np.uint8:
+                outside = ~((batch >= low) & (batch <= high))  # NaN compares false, so it is outside too
+                if outside.any():
+                    index = first + int(outside.reshape(len(batch), -1).any(axis=1).argmax())
+                    raise ImageError(
+                        f"{self.name}: image {index} (counted from 0) holds the value {batch[outside][0]}; "
+                        f"expected finite numbers from {low:g} to {high:g}. If it only overshoots, as after "
+                        f"a resize, cut it off with x.clip({low:g}, {high:g})"
+                    )
+            batch = batch.astype(self.dtype, copy=False)
+            if (low, high) == VALUE_RANGES["0..1"]:
+                batch *= np.float32(255)
+            elif (low, high) == VALUE_RANGES["-1..1"]:
+                batch = (batch + np.float32(1)) * np.float32(127.5)
+            yield batch
+            first += len(batch)
+
+    @abstractmethod
+    def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+        """Yield batches as they are stored: any real dtype, values unchecked."""
+
+    # ------------------------------------------------------------------------------------------ identity
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the content, as :meth:`identify` returns it."""
+        return self.identify()
+
+    def identify(self, progress: Progress | None = None) -> str:
+        """Hash the content: all pixels, in their order.
+
+        For arrays the type, shape and values count, whatever container they are in; for image files their
+        bytes. The whole file is read, and its checksums compared, unless it was read before and has not
+        changed since (see :mod:`evalkit.system.identity`): what a file says about itself decides nothing.
+
+        Args:
+            progress: Called with (stage, images done, images in all) if the file is read.
+
+        Returns:
+            Hex sha256.
+
+        Raises:
+            ImageError: The header of an image is bad.
+            InputError: The container is damaged, or changed while it was read.
+        """
+        if self._found is not None:
+            self.check_unchanged()
+        else:
+            examine, paths = partial(self._examine, progress), self._paths()
+            if paths is None:
+                self._found = examine()
+            else:
+                with readable(self.name):
+                    self._found, self._stamp = recall(
+                        Path(self.name), self.kind, lambda: paths, examine, remember=self._remembered
+                    )
+        found = str(self._found["digest"])
+        if self.value_range in (None, VALUE_RANGES["0..255"]):
+            return found
+        return hashlib.sha256(f"{found} in {self.value_range}".encode()).hexdigest()
+
+    def check_unchanged(self, *, every_file: bool = False) -> None:
+        """Raise an InputError if files are not as they were when their content was hashed.
+
+        Args:
+            every_file: Check every file of a folder; otherwise only a source of one single file is checked.
+        """
+        paths = self._paths()
+        if self._stamp is not None and paths is not None and (every_file or len(paths) == 1):
+            check_unchanged(self.name, self._stamp, paths)
+
+    @property
+    def statistics_digest(self) -> str | None:
+        """Hex sha256 of the statistics in the file; None if it has none."""
+        return None if self.statistics is None else self._hash_statistics()
+
+    def _hash_statistics(self) -> str:
+        digest = hashlib.sha256(b"statistics\n")
+        for key, array in (self.statistics or {}).items():
+            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _paths(self) -> Sequence[Path] | None:
+        """The files that decide the content; None if other things decide it, too."""
+        return None
+
+    def _examine(self, progress: Progress | None) -> dict[str, Any]:
+        """Read everything once. The result has ``digest`` and, for floats, what tells their range."""
+        dtype = self._stored_dtype.newbyteorder("<")
+        digest = hashlib.sha256(f"array {dtype.str} {(len(self), *(self.shape or ()))}\n".encode())
+        floats = FloatStatistics()
+        done = 0
+        self._report(progress, done)
+        for batch in self._read(_BATCH_SIZE, 0):
+            digest.update(np.ascontiguousarray(batch, dtype).data)
+            if dtype.kind == "f":
+                floats.update(batch)
+            done += len(batch)
+            self._report(progress, done)
+        return {"digest": digest.hexdigest()} | (floats.found() if dtype.kind == "f" else {})
+
+    def _report(self, progress: Progress | None, done: int) -> None:
+        if progress:
+            progress(f"checksum of the images of {self.name}", done, len(self))
+
+    # -------------------------------------------------------------------------------- labels and values
+
+    def _take_labels(
+        self, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], load: Callable[[], NDArray[Any]]
+    ) -> None:
+        """Keep one integer for each image; anything else is only noted, as no metric needs labels."""
+        problem = labels_problem(len(self), key, shape, dtype)
+        if problem is None:
+            labels = load()
+            if dtype.kind == "u" and labels.max(initial=0) > np.iinfo(np.int64).max:
+                problem = f"{labels.max()} in {key} does not fit into a signed 64-bit integer"
+            else:
+                self.labels = labels.astype(np.int64)
+        if problem is not None:
+            self.labels_problem = f"The labels are left out: {problem}."
+            self.notes += (self.labels_problem,)
+
+    def take_value_range(self, value_range: tuple[float, float] | None) -> None:
+        """Set the range of floats, and refuse values that cannot be pixels; they would all be black.
+
+        Floats are all read, once (see :meth:`identify`); integers until an image has values that scaled
+        floats do not have where they are cut to integers.
+
+        Args:
+            value_range: What the floats hold; None if the user did not say.
+
+        Raises:
+            InputError: The values look scaled for a network.
+        """
+        if self.dtype == np.float32 and self.shape:
+            self.notes += ("The pixels are floats; they are used as they are, not rounded to 8 bits.",)
+            self.value_range = value_range
+            self.identify()
+            assert self._found is not None
+            if value_range is None:
+                if problem := scaled_floats_problem(self.name, len(self), self._found):
+                    raise InputError(problem)
+            elif value_range == VALUE_RANGES["-1..1"] and self._found["low"] >= 0:
+                self.notes += (
+                    f"No value of {self.name} is below 0, although its range is said to be -1..1.",
+                )
+        elif self.shape and value_range != VALUE_RANGES["0..255"]:
+            self._check_integers()
+
+    def _check_integers(self) -> None:
+        values: set[int] = set()
+        try:
+            for size, start in ((1, 0), (_BATCH_SIZE, 1)):
+                for batch in self._read(size, start) if start < len(self) else ():
+                    values |= {*np.unique(batch).tolist()}
+                    if not are_cut_floats(values):
+                        return
+        except InputError:
+            return  # it is reported where the images are read for their own sake
+        if problem := cut_floats_problem(self.name, values):
+            raise InputError(problem)
+
+
+def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yield the same items while a background thread already produces the next ones.
+
+    An exception of the iterator is raised where its item would have come. When the generator is closed or
+    dropped, or the consumer is interrupted, the item in progress is finished, the iterator closed and the
+    thread ended.
+
+    Args:
+        iterator: Produces the items.
+        depth: How many items may wait, besides the one that the consumer holds.
+    """
+    items, end = iter(iterator), object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
+        try:
+            waiting = deque(thread.submit(next, items, end) for _ in range(depth))
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            thread.shutdown(cancel_futures=True)
+            if isinstance(items, Generator):
+                items.close()

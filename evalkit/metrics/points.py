@@ -1,0 +1,64 @@
+"""Points whose distances are compared, and the arithmetic that decides pairs one by one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK_ENTRIES", "Exact", "Points", "block_rows", "decide"]
+
+BLOCK_ENTRIES = 2**22
+"""Numbers in a block of features that are converted at a time."""
+
+# Numbers in the features of the pairs that are decided at a time on a CPU; torch uses threads from 2^15 on.
+CPU_ENTRIES = 2**15 - 1
+
+
+class Points(Protocol):
+    """The points of one side, with the arithmetic that decides their distances.
+
+    Attributes:
+        x: (n, d) points that are exactly representable in float32.
+        slack: (n,) float64; a decided distance of at most t means ``|x_i - x_j|^2 <= t (1 + 2^-9) +
+            slack_i + slack_j``.
+    """
+
+    x: Tensor
+    slack: Tensor
+
+    def distances(self, i: Tensor, other: Points, j: Tensor) -> Tensor:
+        """(pairs,) float64 squared distances of points ``i`` to points ``j`` of ``other``, in this order."""
+
+
+class Exact:
+    """Points whose squared distances are computed in float64."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.slack = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def distances(self, i: Tensor, other: Points, j: Tensor) -> Tensor:
+        """(pairs,) float64; see :class:`Points`."""
+        difference = self.x.index_select(0, i).double()
+        difference -= other.x.index_select(0, j)
+        return difference.square_().sum(dim=1)
+
+
+def decide(a: Points, i: Tensor, b: Points, j: Tensor) -> Tensor:
+    """(pairs,) float64 squared distances of points ``i`` of ``a`` to points ``j`` of ``b``."""
+    # Small chunks fit the cache, and torch computes them in one thread: waking threads for every chunk costs
+    # more than the work, and much more while other processes use the cores.
+    entries = CPU_ENTRIES if i.is_cpu else BLOCK_ENTRIES
+    size = max(1, entries // a.x.shape[1])
+    distances = torch.empty(len(i), dtype=torch.float64, device=i.device)
+    for start in range(0, len(i), size):
+        chunk = slice(start, start + size)
+        distances[chunk] = a.distances(i[chunk], b, j[chunk])
+    return distances
+
+
+def block_rows(columns: int) -> int:
+    """Number of rows in a block of so many columns."""
+    return max(256, min(1024, BLOCK_ENTRIES // columns))

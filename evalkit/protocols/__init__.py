@@ -1,0 +1,36 @@
+"""The protocols: which metrics, with which parameters, on which networks.
+
+To add one: write a file here with a :class:`~evalkit.protocols.base.Protocol`, add its row below, and a test
+against the tool whose numbers it gives.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from evalkit.errors import InputError
+
+if TYPE_CHECKING:
+    from evalkit.protocols.base import Protocol
+
+__all__ = ["PROTOCOLS", "protocol_named"]
+
+# Name: "module:Name", loaded when it is first used.
+PROTOCOLS: dict[str, str] = {
+    "adm": "evalkit.protocols.adm:ADM",
+    "exact": "evalkit.protocols.exact:EXACT",
+}
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of a row.
+
+    Raises:
+        InputError: There is no such row.
+    """
+    if not isinstance(name, str) or name not in PROTOCOLS:
+        raise InputError(f"Unknown protocol {name!r}. Give one of {', '.join(PROTOCOLS)}.")
+    module, attribute = PROTOCOLS[name].split(":")
+    found: Protocol = getattr(import_module(module), attribute)
+    return found

@@ -1,0 +1,166 @@
+"""Records and tables of JSON or TOML: read strictly, into dataclasses, with cattrs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import cattrs
+from cattrs.errors import AttributeValidationNote
+from cattrs.gen import make_dict_structure_fn
+
+from evalkit.errors import InputError, brief
+
+__all__ = ["read_json", "read_record", "structure"]
+
+T = TypeVar("T")
+
+MOST_PROBLEMS = 3
+
+
+def read_json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object of finite numbers.
+
+    Raises:
+        ValueError: Not JSON, not an object at the top, or it holds NaN or infinity.
+        RecursionError: Nested too deeply.
+    """
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"it holds {constant}")
+
+    found = json.loads(text, parse_constant=refuse)
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
+
+
+def read_record(text: str | bytes, kind: type[T], *, format: str, what: str) -> T:
+    """The record of dataclass ``kind`` in JSON text that carries ``{"format": format}``.
+
+    Args:
+        text: JSON.
+        kind: A dataclass.
+        format: Name and version of the format.
+        what: What the record is called, for the message: ``"comparison"``.
+
+    Raises:
+        InputError: Not JSON, of another format, or its values do not fit, see :func:`structure`.
+    """
+    try:
+        values = read_json(text)
+        found = values.pop("format", None)
+        if found != format:
+            raise ValueError(f"its format is {found!r}")
+        return structure(values, kind, what)
+    except (InputError, ValueError, RecursionError) as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise InputError(f"Not a {what} written by evalkit ({format!r}): {reason}.") from error
+
+
+def structure(values: Any, kind: type[T], name: str) -> T:
+    """An object of a dataclass from a table of JSON or TOML.
+
+    Types are checked and not converted: a number in quotes is an error, and so is a boolean for a number.
+    But a whole number becomes a float where a float is expected, and a list a tuple.
+
+    Args:
+        values: The values of its fields; fields with defaults may be missing. A field that is a dataclass
+            takes a table or an object of that class.
+        kind: A dataclass.
+        name: What an error calls the table.
+
+    Raises:
+        InputError: It is not a table, a field is missing or unknown, a value is of the wrong type or not
+            finite, or the dataclass refuses the values. The first problems are named.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name} is {values!r}; expected a table.")
+    try:
+        return _CONVERTER.structure(values, kind)
+    except cattrs.BaseValidationError as error:
+        problems = [problem.rstrip(".") for problem in _problems(error, values, name)]
+        raise InputError(". ".join(problems[:MOST_PROBLEMS]) + ".") from error
+
+
+def _problems(error: BaseException, values: Any, name: str) -> Iterator[str]:
+    """What is wrong with ``values``, one sentence each."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = ", ".join(field.name for field in fields(error.cl))
+        expected = f"expected some of {known}" if known else "it has no fields"
+        for extra in sorted(map(str, error.extra_fields)):
+            yield f"{name}.{brief(extra)} is unknown; {expected}"
+        return
+    if not isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
+        yield str(error) or type(error).__name__  # raised by a dataclass itself
+        return
+    noted, others = error.group_exceptions()
+    key: Any  # of a field, an item or an entry
+    for cause, note in noted:
+        if isinstance(note, AttributeValidationNote):
+            key, where = note.name, f"{name}.{note.name}"
+            if key not in values:
+                yield f"{where} is missing; expected {_in_words(note.type)}"
+                continue
+        else:
+            key, where = note.index, f"{name}[{note.index!r}]"
+        if isinstance(cause, cattrs.BaseValidationError):
+            yield from _problems(cause, values[key], where)
+        else:
+            yield f"{where} is {values[key]!r}; expected {_in_words(note.type)}"
+    for cause in others:
+        yield from _problems(cause, values, name)
+
+
+def _in_words(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin is tuple:
+        return f"a list, each item {_in_words(arguments[0])}"
+    if NoneType in arguments:
+        return " or ".join(map(_in_words, arguments))
+    return _KINDS.get(kind, "a table")
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind is float or type(value) is not kind:
+        raise TypeError  # _problems says what was given and expected
+    return value
+
+
+def _tuple(value: Any, kind: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    items: Any = list[get_args(kind)[0]]  # type: ignore[misc]
+    return tuple(_CONVERTER.structure(value, items))
+
+
+def _dataclass(cls: Any) -> Callable[[Any, Any], Any]:
+    of_table: Callable[[Any, Any], Any] = make_dict_structure_fn(cls, _CONVERTER)
+    return lambda value, _: value if isinstance(value, cls) else of_table(value, cls)
+
+
+def _is_list(kind: Any) -> bool:
+    """Tuples of any length of one type, which are all that records have."""
+    return get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
+
+
+_KINDS = {
+    bool: "true or false",
+    float: "a finite number",
+    int: "a whole number",
+    str: "a text",
+    NoneType: "null",
+}
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+for _kind in (bool, float, int, str):
+    _CONVERTER.register_structure_hook(_kind, _scalar)
+_CONVERTER.register_structure_hook_func(_is_list, _tuple)
+_CONVERTER.register_structure_hook_factory(is_dataclass, _dataclass)

@@ -1,0 +1,75 @@
+"""How the work is done: device, store, progress and engine in one argument."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from evalkit.errors import InputError
+from evalkit.system.engine import Engine, Inline
+from evalkit.system.files import cache_directory, expand_user, versions
+from evalkit.system.progress import Progress
+
+__all__ = ["Run", "library_versions"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """How the work is done. It does not change scores, except by rounding on a GPU.
+
+    Attributes:
+        device: Of the networks that are made by default, and of distances: ``auto``, ``cpu``, ``cuda``,
+            ``cuda:N`` or ``mps``.
+        store: Folder where features are kept between runs; ``"default"`` for the one in the user's cache
+            (``EVALKIT_CACHE`` moves it), None to keep them nowhere.
+        progress: Called with (stage, done, total).
+        engine: Who does the work.
+
+    Raises:
+        InputError: A field is of the wrong kind.
+    """
+
+    device: str = "auto"
+    store: str | PathLike[str] | None = "default"
+    progress: Progress | None = None
+    engine: Engine = field(default_factory=Inline)
+
+    def __post_init__(self) -> None:
+        if self.progress is not None and not callable(self.progress):
+            raise InputError(f"progress={self.progress!r}: expected a function, or None.")
+        if self.store is not None and not (isinstance(self.store, str | PathLike) and os.fspath(self.store)):
+            raise InputError(f"store={self.store!r}: expected a folder, or None to keep no features.")
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process has all results: rank 0."""
+        return self.engine.rank == 0
+
+    @property
+    def store_folder(self) -> Path | None:
+        """The folder of the store; None where features are not kept."""
+        if self.store is None:
+            return None
+        return cache_directory() / "features" if self.store == "default" else expand_user(self.store)
+
+    def report(self, stage: str) -> Callable[[int, int], None]:
+        """What reports (done, total) of a stage."""
+        progress = self.engine.watched(self.progress)
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(stage, done, total)
+
+        return report
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of evalkit, of Python and of the libraries that do the arithmetic."""
+    return {
+        "python": platform.python_version(),
+        **versions("evalkit", "torch", "numpy", "scipy", "tensorflow"),
+    }

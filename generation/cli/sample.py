@@ -1,0 +1,104 @@
+"""`evalkit sample` and `evalkit upsample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from evalkit.cli.options import echo_notes
+from evalkit.cli.parameters import text
+from evalkit.cli.progress import progress_bars
+from evalkit.system.processes import is_main_process
+from generation.cli.options import (
+    grid_option,
+    guidance_options,
+    network_options,
+    parse_batch_size,
+    run_options,
+    sampler_options,
+    scale_option,
+    set_up,
+)
+
+if TYPE_CHECKING:
+    from evalkit.images import ImageSource
+    from generation.batch import Networks
+    from generation.settings import Settings
+
+__all__ = ["sample", "upsample"]
+
+
+@click.command()
+@click.option("-n", "--count", type=int, required=True, help="Samples in all.")
+@network_options
+@scale_option
+@guidance_options
+@sampler_options
+@run_options
+@grid_option
+def sample(count: int, **options: Any) -> None:
+    """Sample images from a diffusion model, guided by a classifier, to one npz.
+
+    Repeat the command to resume an interrupted run, or to join one that is under way: on several GPUs or
+    hosts, start it once on each, or use torchrun.
+
+    \b
+    Example:
+      evalkit sample --preset imagenet256-guided --scale 1.0 -n 50000 --out runs/guided
+      torchrun --nproc-per-node 8 -m evalkit sample --preset imagenet64 -n 50000 --out runs/64
+    """
+    settings, load = set_up(count, options)
+    _run(settings, load, options)
+
+
+@click.command()
+@click.argument("base", type=text)
+@network_options
+@sampler_options
+@run_options
+@grid_option
+def upsample(base: str, **options: Any) -> None:
+    """Sample large images from the small ones of BASE, an npz; classes (arr_1) and order are kept.
+
+    \b
+    Example:
+      evalkit upsample runs/64/samples_50000x64x64x3.npz --preset upsample-64-256 --out runs/256
+    """
+    from evalkit.images import open_images
+
+    images = open_images(base)
+    echo_notes(images)
+    settings, load = set_up(len(images), options, upsampler=True)
+    _run(settings, load, options, base=images)
+
+
+def _run(
+    settings: Settings,
+    load: Callable[[str], Networks],
+    options: dict[str, Any],
+    *,
+    base: ImageSource | None = None,
+) -> None:
+    from evalkit.report.image_grid import check_picture
+    from generation.sample import run
+
+    grid, batch_size = options["grid"], parse_batch_size(options["batch_size"])
+    if grid:
+        check_picture(grid, *([base.name] if base else []))
+    path = run(
+        settings,
+        load(options["precision"]),
+        options["out"],
+        base=base,
+        batch_size=batch_size,
+        progress=progress_bars(),
+    )
+    if grid and is_main_process():
+        from evalkit.images import open_images
+        from evalkit.report.image_grid import write_grid
+
+        write_grid(grid, next(open_images(path).batches(64)))
+    if is_main_process():
+        click.echo(f"{path}: {settings.count:,} samples")

@@ -1,0 +1,90 @@
+"""What every extractor promises, whatever its network: each test runs over every row of EXTRACTORS."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from evalkit.errors import UndefinedMetricError, WeightsError
+from evalkit.extractors import EXTRACTORS, extractor_class, make_extractor
+from evalkit.extractors.base import Extractor
+from evalkit.verify import pictures
+
+
+@pytest.fixture(scope="module", params=EXTRACTORS)
+def row(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def extractor(row: str) -> Extractor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVALKIT_OFFLINE", "1")
+        try:
+            return make_extractor(row, device="cpu", batch_size=3)
+        except WeightsError as error:
+            pytest.skip(f"needs the weights of {row}: {error}")
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.uint8]:
+    return pictures(20, 33, 5)
+
+
+@pytest.fixture(scope="module")
+def features(extractor: Extractor, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    return dict(extractor(images))
+
+
+def test_it_is_what_its_row_says(row: str, extractor: Extractor) -> None:
+    assert isinstance(extractor, Extractor)
+    cls = extractor_class(row)
+    assert extractor.network == row == cls.network
+    assert dict(extractor.outputs) == dict(cls.outputs)  # known without weights
+    assert extractor.outputs
+    assert set(extractor.derived.values()) <= set(extractor.outputs)
+    assert not set(extractor.derived) & set(extractor.outputs)
+    assert extractor.name
+    assert extractor.preprocess
+    assert extractor.batch_size == 3
+    assert re.fullmatch("[0-9a-f]{64}", extractor.fingerprint)
+    assert make_extractor(row, device="cpu").fingerprint == extractor.fingerprint
+
+
+def test_outputs_have_the_shape_and_type_that_is_said(
+    extractor: Extractor, features: dict[str, NDArray[np.float32]]
+) -> None:
+    assert set(features) == set(extractor.outputs)
+    for output, width in extractor.outputs.items():
+        assert features[output].shape == (5, width)
+        assert features[output].dtype == np.float32
+        assert np.isfinite(features[output]).all()
+        assert len(np.unique(features[output], axis=0)) == 5  # different images, different features
+
+
+def test_neither_batches_nor_types_matter(
+    extractor: Extractor, features: dict[str, NDArray[np.float32]], images: NDArray[np.uint8]
+) -> None:
+    one_by_one = [extractor(images[index : index + 1]) for index in range(5)]
+    floats = extractor(images.astype(np.float32))
+    for output, expected in features.items():
+        scale = np.abs(expected).max()
+        again = np.concatenate([each[output] for each in one_by_one])
+        np.testing.assert_allclose(again, expected, atol=1e-5 * scale)
+        np.testing.assert_allclose(floats[output], expected, atol=1e-5 * scale)
+
+
+def test_derived_outputs_are_rows_or_refused_with_the_remedy(
+    extractor: Extractor, features: dict[str, NDArray[np.float32]]
+) -> None:
+    for output, base in extractor.derived.items():
+        try:
+            found = extractor.derive(output, features[base])
+        except UndefinedMetricError:  # such as weights without a classifier head
+            continue
+        assert found.dtype == np.float32
+        assert found.ndim == 2
+        assert len(found) == 5

@@ -1,0 +1,216 @@
+"""What every metric promises, whatever it measures.
+
+Each test runs over every row of METRICS, the same rows on another network, and every metric of every
+protocol. A new row inherits all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from optional import optional
+from stand_ins import NO_STORE, stand_in
+
+from evalkit.comparison import compare
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.features.moments import Moments
+from evalkit.features.record import BatchFeatures, Features
+from evalkit.metrics import METRICS, named
+from evalkit.metrics.base import Metric
+from evalkit.protocols import PROTOCOLS, protocol_named
+from evalkit.report.plot import write_curves
+from evalkit.report.text import FORMATS, sweep_table
+from evalkit.results import Comparison, Point, PublishedRow, Sweep
+from evalkit.system.run import Run
+
+CPU = Run(store=None, device="cpu")
+N, D = 80, 12
+
+
+def all_metrics() -> dict[str, Metric]:
+    found = {f"METRICS[{row}]": named(row) for row in METRICS}
+    for row in METRICS:
+        try:
+            found[f"{row}@pixels"] = named(f"{row}@pixels")
+        except InputError:  # it is defined for its own network alone
+            continue
+    for name in PROTOCOLS:
+        for metric in protocol_named(name).metrics:
+            found[f"{name} {metric.scores[0].name}"] = metric
+    return found
+
+
+CASES = all_metrics()
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def metric(request: pytest.FixtureRequest) -> Metric:
+    return CASES[request.param]
+
+
+def rows(seed: int = 0, n: int = N, offset: float = 0.0) -> NDArray[np.float32]:
+    return (np.random.default_rng(seed).standard_normal((n, D)) + offset).astype(np.float32)
+
+
+def side(metric: Metric, array: NDArray[np.float32], *, as_gaussian: bool = False) -> BatchFeatures:
+    """A batch in which every output that the metric needs has these rows."""
+    networks: dict[str, list[str]] = {}
+    for output in metric.needs:
+        network, _, key = output.partition(":")
+        networks.setdefault(network, []).append(key)
+    return BatchFeatures.of(
+        *(
+            Features(
+                name="batch",
+                digest="",
+                network=network,
+                extractor=network,
+                fingerprint="",
+                arrays={} if as_gaussian else dict.fromkeys(keys, array),
+                gaussians=dict.fromkeys(keys, Moments.of(array).gaussian()) if as_gaussian else {},
+            )
+            for network, keys in networks.items()
+        )
+    )
+
+
+def values(metric: Metric, reference: BatchFeatures, samples: BatchFeatures) -> list[float]:
+    return [score.value for score in metric(reference, samples, CPU)]
+
+
+def test_it_says_what_it_yields(metric: Metric) -> None:
+    assert isinstance(metric, Metric)
+    assert hash(metric) == hash(replace(metric))  # type: ignore[type-var]
+    assert set(metric.needs.values()) <= {"rows", "gaussian"}
+    assert all(output.count(":") == 1 for output in metric.needs)
+    names = [spec.name for spec in metric.scores]
+    assert names == list(dict.fromkeys(names)) != []
+    for spec in metric.scores:
+        assert spec.title
+        assert "," not in spec.name  # which separates them in --metrics and CSV
+    found = metric(side(metric, rows()), side(metric, rows(1)), CPU)
+    assert [score.name for score in found] == names
+    for score in found:
+        assert type(score.value) is float
+        assert math.isfinite(score.value)
+        assert json.loads(json.dumps(dict(score.parameters))) == dict(score.parameters)
+    assert found == metric(side(metric, rows()), side(metric, rows(1)), CPU)
+
+
+def test_the_order_of_images_does_not_matter(metric: Metric) -> None:
+    shuffled = [rows(seed)[np.random.default_rng(9).permutation(N)] for seed in (0, 1)]
+    expected = values(metric, side(metric, rows()), side(metric, rows(1)))
+    assert values(metric, *(side(metric, each) for each in shuffled)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_is_closer_than_the_same_images(metric: Metric) -> None:
+    same = values(metric, side(metric, rows()), side(metric, rows()))
+    other = values(metric, side(metric, rows()), side(metric, rows(1, offset=3)))
+    for spec, best, worse in zip(metric.scores, same, other, strict=True):
+        direction = 1 if spec.higher_is_better else -1
+        if metric.uses_reference:
+            assert direction * (best - worse) >= 0
+        else:
+            assert values(metric, side(metric, rows(5)), side(metric, rows())) == same
+
+
+def test_what_it_cannot_answer_is_refused(metric: Metric) -> None:
+    good = side(metric, rows())
+    nothing = replace(good, networks={key: replace(found, arrays={}) for key, found in good.networks.items()})
+    with pytest.raises(UndefinedMetricError, match="batch has no"):
+        metric(good, nothing, CPU)
+    broken = rows()
+    broken[7, 3] = np.nan
+    with pytest.raises(FeatureError, match="image 7"):
+        metric(good, side(metric, broken), CPU)
+    try:
+        found = metric(side(metric, rows(n=1)), side(metric, rows(n=1)), CPU)
+    except UndefinedMetricError:
+        return
+    assert all(math.isfinite(score.value) for score in found)
+
+
+def test_a_gaussian_is_enough_where_that_is_said(metric: Metric) -> None:
+    sides = [side(metric, rows(seed), as_gaussian=True) for seed in (0, 1)]
+    if "rows" in metric.needs.values():
+        with pytest.raises(UndefinedMetricError):
+            metric(*sides, CPU)
+    else:
+        expected = values(metric, side(metric, rows()), side(metric, rows(1)))
+        assert values(metric, *sides) == pytest.approx(expected, rel=1e-4)
+
+
+# In a comparison and in every report -------------------------------------------------------------------
+
+
+def compared(metric: Metric, images: NDArray[np.uint8], **settings: object) -> Comparison:
+    precision = str(settings.pop("precision", "float32"))
+    networks = {output.partition(":")[0] for output in metric.needs}
+    return compare(
+        images[::2],
+        images[1::2],
+        metrics=[metric],
+        extractor=[stand_in(network, precision) for network in sorted(networks)],
+        run=NO_STORE,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def test_it_is_shown_everywhere(metric: Metric, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    comparison = compared(metric, images)
+    published = PublishedRow(
+        dataset="d", model="m", scores={metric.scores[0].name: 1.25}, images=30, paper="p", table=1
+    )
+    shown = replace(comparison, published=(published,))
+    assert Comparison.from_json(shown.to_json()) == shown
+    sweep = Sweep(
+        name="s", points=(Point(scale=0.0, comparison=comparison), Point(scale=1.0, comparison=comparison))
+    )
+    assert Sweep.from_json(sweep.to_json()) == sweep
+    csv = sweep.to_csv().splitlines()
+    for spec in metric.scores:
+        value = comparison[spec.name]
+        text = f"{value:.{spec.decimals}f}"
+        for format_ in ("table", "markdown"):
+            lines = [line for line in FORMATS[format_](shown).splitlines() if spec.title in line]
+            assert any(text in line and spec.better in line for line in lines), format_
+        assert spec.title in sweep_table(sweep)
+        assert text in sweep_table(sweep)
+        assert csv[1].split(",")[csv[0].split(",").index(spec.name)] == repr(value)
+        assert f'"{spec.name}"' in FORMATS["json"](shown)
+    assert "1.25" in FORMATS["table"](shown)
+    FORMATS["adm"](shown)
+    with optional("matplotlib", "plot").rc_context({"svg.fonttype": "none"}):
+        write_curves(tmp_path / "curves.svg", [sweep])
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert all(f">{spec.title}<" in drawn for spec in metric.scores)
+
+
+def test_what_is_missing_is_shown_with_its_reason(metric: Metric, images: NDArray[np.uint8]) -> None:
+    full = compared(metric, images)
+    names = [spec.name for spec in metric.scores]
+    without = replace(full, scores=(), missing=dict.fromkeys([*names, *full.missing], "the moon is full"))
+    sweep = Sweep(name="s", points=(Point(scale=0.0, comparison=without),))
+    for spec in metric.scores:
+        for text in (FORMATS["table"](without), FORMATS["markdown"](without), sweep_table(sweep)):
+            assert any(spec.title in line and "the moon" in line for line in text.splitlines())
+    assert Comparison.from_json(without.to_json()) == without
+
+
+def test_a_subset_and_a_reduced_precision_are_recorded(metric: Metric, images: NDArray[np.uint8]) -> None:
+    some = compared(metric, images, subset=20)
+    for score in some.scores:
+        assert ("subset" in score.parameters) == ("rows" in metric.needs.values())
+    reduced = compared(metric, images, precision="bfloat16")
+    names = {spec.name for spec in metric.scores}
+    assert set(reduced.precision_check["bfloat16"]) == set(reduced.precision_check["float32"]) == names
+    moved = next(
+        line for line in FORMATS["table"](reduced).splitlines() if line.startswith("precision check")
+    )
+    assert all(spec.title in moved for spec in metric.scores)
