@@ -107,8 +107,9 @@ class ImageFiles(ABC):
 class Members(ImageFiles):
     """Image files that their container lists by name, such as a folder, a zip or a tar.
 
-    A subclass lists its members and implements ``_open`` and ``_size``; and ``_take_labels``, if labels are
-    not in ``dataset.json``.
+    A subclass lists its members and implements ``_open`` and ``_size``. It may override ``_take_labels``, if
+    labels are not in ``dataset.json``; ``_in_order``, if images come in another order than that of their
+    paths; and ``_take_repeated``, if members of the same name are an error.
     """
 
     def __init__(
@@ -121,21 +122,20 @@ class Members(ImageFiles):
             # folders.
             member = PurePosixPath(path.replace("\\", "/"))
             backslashes += "\\" in path
-            if member in found and is_image(member):
+            if member in found:
                 again.append(path)
             found[member] = value
-        images = sorted((str(member), value) for member, value in found.items() if is_image(member))
+        images = self._in_order({str(member): value for member, value in found.items() if is_image(member)})
         others = {member: value for member, value in found.items() if not is_image(member)}
         if not images:
             raise InputError(_no_images(name, kind, others.keys() - {DATASET}, notes))
-        super().__init__(name, kind, [member for member, _ in images])
-        self._members = [value for _, value in images]
+        super().__init__(name, kind, list(images))
+        self._members = list(images.values())
         self.notes += notes
         used = self._take_labels(others)
         if left_out := _listed(others.keys() - used):
             self.notes += (f"Files that are not images are left out: {left_out}.",)
-        if again:
-            self.notes += (duplicates_note(name, again),)
+        self._take_repeated(again)
         if backslashes:
             self.notes += (
                 f"{backslashes:,} names in {name} contain backslashes; they are read as the / between "
@@ -144,6 +144,19 @@ class Members(ImageFiles):
         folders = Counter(split_of(name.split("/")[:-1]) for name in self.names)
         if note := splits_note(name, folders, "images"):
             self.notes += (note,)
+
+    def _in_order(self, images: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The images, by path, in the order in which they are read: that of their paths."""
+        return dict(sorted(images.items()))
+
+    def _take_repeated(self, names: list[str]) -> None:
+        """Note which images have the name of an earlier member; the last of a name is used.
+
+        Args:
+            names: The members whose name came before, images or not, as the container spells them.
+        """
+        if images := [name for name in names if is_image(PurePosixPath(name.replace("\\", "/")))]:
+            self.notes += (duplicates_note(self.name, images),)
 
     def _take_labels(self, others: Mapping[PurePosixPath, Any]) -> Set[PurePosixPath]:
         """Set the labels, from ``dataset.json`` as EDM and StyleGAN have it; a subclass may read others.
