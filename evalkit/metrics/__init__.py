@@ -26,6 +26,7 @@ METRICS: dict[str, str] = {
     "inception_score": "evalkit.metrics.inception_score:InceptionScore",
     "precision_recall": "evalkit.metrics.precision_recall:PrecisionRecall",
     "fd": "evalkit.metrics.frechet:FD",
+    "kid": "evalkit.metrics.kernel:KernelDistance",
 }
 
 
