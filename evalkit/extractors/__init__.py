@@ -19,6 +19,7 @@ __all__ = ["EXTRACTORS", "extractor_class", "make_extractor"]
 # Network: "module:Class", loaded when it is first used.
 EXTRACTORS: dict[str, str] = {
     "inception": "evalkit.extractors.inception:Inception",
+    "efficientnet_lite0": "evalkit.extractors.efficientnet_lite0:EfficientNetLite0",
     "pixels": "evalkit.extractors.pixels:Pixels",
 }
 
