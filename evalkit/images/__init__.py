@@ -58,6 +58,7 @@ FORMATS: Mapping[str, str] = {
     "folder": "evalkit.images.files:Folder",
     "hdf5": "evalkit.images.hdf5:Hdf5",
     "zip": "evalkit.images.archives:Zip",
+    "webdataset": "evalkit.images.webdataset:WebDataset",
     "tar": "evalkit.images.archives:Tar",
 }
 
