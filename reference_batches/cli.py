@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,9 @@ def list_(dataset: str | None, as_json: bool) -> None:
     Example:
       evalkit reference list --dataset imagenet256
     """
+    import json
+    from dataclasses import asdict
+
     from reference_batches.catalog import entries, table
     from reference_batches.fetch import cache_path
 

@@ -14,7 +14,6 @@ from typing import NoReturn
 import click
 
 from evalkit import __version__
-from evalkit.cli.messages import show_messages
 from evalkit.errors import EvalkitError, brief, shortened
 from evalkit.system.processes import is_main_process
 
@@ -58,6 +57,9 @@ class _Root(click.Group):
 @click.version_option(version=__version__)
 def root() -> None:
     """FID, sFID, Inception Score, precision and recall of generated images, exactly as ADM reports them."""
+    from evalkit.cli.messages import show_messages
+
+    show_messages()
 
 
 # Of GNU's OpenMP, in torch's wheels for Linux, and of OpenBLAS, in NumPy's and SciPy's.
@@ -87,7 +89,6 @@ def main() -> NoReturn:
     """Run the command line; exit 0 on success, 2 on bad usage or input, 130 when interrupted."""
     _share_cores()
     _print_anything()
-    show_messages()
     # Pillow tells of every tag that it does not like; what cannot be decoded is an error all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:

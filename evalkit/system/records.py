@@ -79,7 +79,7 @@ def structure(values: Any, kind: type[T], name: str) -> T:
             finite, or the dataclass refuses the values. The first problems are named.
     """
     if not isinstance(values, Mapping):
-        raise InputError(f"{name} is {values!r}; expected a table.")
+        raise InputError(f"{name} is {brief(repr(values), 120)}; expected a table.")
     try:
         return _CONVERTER.structure(values, kind)
     except cattrs.BaseValidationError as error:
@@ -111,7 +111,7 @@ def _problems(error: BaseException, values: Any, name: str) -> Iterator[str]:
         if isinstance(cause, cattrs.BaseValidationError):
             yield from _problems(cause, values[key], where)
         else:
-            yield f"{where} is {values[key]!r}; expected {_in_words(note.type)}"
+            yield f"{where} is {brief(repr(values[key]), 120)}; expected {_in_words(note.type)}"
     for cause in others:
         yield from _problems(cause, values, name)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.messages import show_messages
 from evalkit.cli.parameters import file
 from generation.cli.options import echo
 
@@ -37,7 +36,6 @@ def demo(out: Path) -> None:
     from evalkit.report.text import sweep_table
     from generation.demo import SCALES, SETTINGS, demo
 
-    show_messages()
     setup = ExtractorSetup(
         device="auto", batch_size="auto", precision="float32", backend="torch", weights=None, graph=None
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from evalkit.cli.messages import show_messages
 from evalkit.cli.parameters import file, text
 from evalkit.errors import InputError, brief
 from generation.samplers import SAMPLERS
@@ -149,7 +147,6 @@ def set_up(
     from generation.samplers import make_sampler
     from generation.settings import Settings
 
-    show_messages()
     preset = find_sampling(given["preset"]) if given["preset"] else None
     # Before its checkpoint is loaded.
     if preset and (find_model(preset.diffusion).kind == "upsampler") != upsampler:
@@ -215,6 +212,8 @@ def parse_batch_size(value: str) -> int | None:
 
 def _parse_parameters(given: Sequence[str]) -> dict[str, Any]:
     """``NAME=VALUE`` each: the value as JSON reads it, or else a string."""
+    import json
+
     found: dict[str, Any] = {}
     for each in given:
         name, equals, value = each.partition("=")

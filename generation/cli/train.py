@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from evalkit.cli.messages import show_messages
 from evalkit.cli.options import echo_notes, value_range_option
 from evalkit.cli.parameters import file, text
 from evalkit.cli.progress import progress_bars
@@ -91,7 +90,6 @@ def _train(kind: str, images: str, validation: str | None, options: dict[str, An
     from generation.recipe import load_recipe
     from generation.train import Options, train
 
-    show_messages()
     recipe = load_recipe(options["recipe"], **{name: options[name] for name in CHANGES})
     if recipe.model.kind != kind:
         raise InputError(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from inception_graphdef import build_graph, standin_head
 
-from evalkit.errors import InputError, MissingDependencyError, WeightsError
+from evalkit.errors import InputError, MissingDependencyError, UndefinedMetricError, WeightsError
 from evalkit.extractors.inception_graph import InceptionGraph
 from evalkit.extractors.weights import CONVOLUTIONS, InceptionWeights, load_weights
 
@@ -174,7 +174,8 @@ def test_graph_without_a_head_has_no_logits(tf: Any, graph_file: Path, folder: P
 
     with InceptionGraph(changed(tf, graph_file, folder / "headless.pb", cut)) as extractor:
         assert extractor.weights.head is None
-        assert extractor.logits(np.zeros((1, 2048), np.float32)) is None
+        with pytest.raises(UndefinedMetricError, match="no classifier head"):
+            extractor.derive("logits", np.zeros((1, 2048), np.float32))
 
 
 def test_other_weights_need_leave_and_change_the_fingerprint(

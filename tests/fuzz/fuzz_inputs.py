@@ -231,11 +231,11 @@ def write_features(path: Path, pool: NDArray[Any]) -> Path:
     Features(
         name="x",
         digest="0" * 64,
+        network="inception",
         extractor="pixels",
         fingerprint=Extractor("all").fingerprint,
         image_shape=(SIZE, SIZE, 3),
-        pool=pool,
-        spatial=pool[:, :12].copy(),
+        arrays={"pool": pool, "spatial": pool[:, :12].copy()},
         labels=np.asarray(labels(0)),
     ).save(path)
     return path
@@ -308,18 +308,19 @@ def read_parquet(path: Path) -> Pixels:
 def read_features(path: Path) -> Pixels:
     """(n, 192) features in the place of pixels."""
     with h5py.File(path) as file:
-        return np.asarray(file["pool"][()])
+        return np.asarray(file["arrays/pool"][()])
 
 
 # ------------------------------------------------------------------------------- records, weights, recipes
 
 
 def results(folder: Path, variant: int) -> tuple[Path, Path]:
-    from evalkit.results import Sweep
+    from evalkit.results import Point, Sweep
 
     (folder / "sweep").mkdir()
     path = folder / "sweep/results.json"
-    points = tuple((scale, _comparison(variant + scale)) for scale in (0.0, 1.0, 4.0))
+    scales = (0.0, 1.0, 4.0)
+    points = tuple(Point(scale=scale, comparison=_comparison(variant + scale)) for scale in scales)
     path.write_text(Sweep(name="m", points=points, settings={"count": 2}).to_json())
     return path.parent, path
 
