@@ -17,6 +17,7 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
+    check_networks,
     file_outputs,
     make_extractors,
     open_source,
@@ -90,6 +91,7 @@ def compare(
     sources = open_sources(reference, samples, value_range=value_range)
     for source in sources:
         check_enough_images(source, choice.protocol.published_images)
+    check_networks(sources, choice.networks)
     extractors = make_extractors(choice.networks, extractor, sources, run)
     plan = make_plan(
         choice.metrics,

@@ -31,7 +31,16 @@ from evalkit.images import (
 from evalkit.results import Batch
 from evalkit.system.run import Run
 
-__all__ = ["Opened", "Side", "Source", "file_outputs", "make_extractors", "open_source", "open_sources"]
+__all__ = [
+    "Opened",
+    "Side",
+    "Source",
+    "check_networks",
+    "file_outputs",
+    "make_extractors",
+    "open_source",
+    "open_sources",
+]
 
 Source = str | PathLike[str] | SupportsArray | ImageSource | Features
 """A path to images, statistics or features; an array of images; or either of these already open."""
@@ -83,6 +92,17 @@ def file_outputs(source: Opened) -> set[str]:
         return {f"{source.network}:{output}" for output in source.gaussians}
     found = source.statistics or {}
     return {f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items() if f"mu{suffix}" in found}
+
+
+def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None:
+    """Raise an InputError for a features file of a network that no metric needs: nothing would come of it."""
+    for source in sources:
+        if isinstance(source, Features) and source.network not in networks:
+            raise InputError(
+                f"{source.name} holds features of {source.network}, and the metrics need "
+                f"{' and '.join(networks)}. Choose metrics on {source.network}, such as fd@{source.network}, or "
+                "give the images."
+            )
 
 
 def make_extractors(

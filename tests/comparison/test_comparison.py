@@ -23,7 +23,7 @@ import pytest
 from invoked import Result
 from numpy.typing import NDArray
 from PIL import Image
-from stand_ins import NO_STORE
+from stand_ins import NO_STORE, stand_in
 from stand_ins import InceptionPixels as Pixels
 
 import evalkit.features.store
@@ -114,6 +114,17 @@ def test_features_of_another_extractor_are_refused(batches: tuple[Path, Path], t
     features_of(batches[0], extractor=Pixels("other"), run=NO_STORE).save(tmp_path / "a.h5")
     with pytest.raises(FeatureError, match=r"a\.h5 holds features of another extractor"):
         compare(tmp_path / "a.h5", batches[1], extractor=Pixels(), run=NO_STORE)
+
+
+def test_features_of_a_network_that_no_metric_needs(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    other = stand_in("pixels")
+    features_of(batches[0], extractor=other, run=NO_STORE).save(tmp_path / "a.h5")
+    with pytest.raises(
+        InputError, match=r"a\.h5 holds features of pixels, and the metrics need inception.*fd@"
+    ):
+        compare(tmp_path / "a.h5", batches[1], extractor=Pixels(), run=NO_STORE)
+    found = compare(tmp_path / "a.h5", batches[1], metrics="fd@pixels", extractor=other, run=NO_STORE)
+    assert found["fd@pixels"] > 0
 
 
 def test_statistics_of_a_file_replace_those_of_its_images(tmp_path: Path) -> None:
