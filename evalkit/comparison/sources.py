@@ -100,8 +100,7 @@ def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None
         if isinstance(source, Features) and source.network not in networks:
             raise InputError(
                 f"{source.name} holds features of {source.network}, and the metrics need "
-                f"{' and '.join(networks)}. Choose metrics on {source.network}, such as fd@{source.network}, or "
-                "give the images."
+                f"{' and '.join(networks)}. Give the images, or choose metrics such as fd@{source.network}."
             )
 
 
