@@ -1,5 +1,5 @@
 """``python -m evalkit`` is the command ``evalkit``."""
 
-from evalkit.cli.root import main
+from evalkit.cli import main
 
 main()

@@ -52,6 +52,7 @@ def compare(
     value_range: ValueRange | None = None,
     extractor: Extractor | Sequence[Extractor] | None = None,
     run: Run | None = None,
+    **how: Any,
 ) -> Comparison:
     """FID, sFID, Inception Score, precision and recall of ``samples`` against ``reference``, and any others.
 
@@ -76,6 +77,7 @@ def compare(
         extractor: The network, or one for each network that is needed; None: each with its defaults.
         run: Device, store, progress and engine. With several processes rank 0 gets all scores, the others
             those that they help with.
+        **how: Fields of a run, in place of ``run=``: ``store="folder"``, ``progress=print``.
 
     Returns:
         The scores, and the record of how they were obtained.
@@ -84,7 +86,7 @@ def compare(
         EvalkitError: Bad input, no weights, nothing to compute; see :mod:`evalkit.errors`.
     """
     prepare_forked_process()
-    run, clock = run or Run(), _Clock()
+    run, clock = Run.of(run, how), _Clock()
     choice, subset = choose_metrics(protocol, metrics), as_subset(subset)
 
     # Opening makes the cheap checks of both sides before the long work on either.
@@ -139,13 +141,14 @@ def features_of(
     value_range: ValueRange | None = None,
     extractor: Extractor | None = None,
     run: Run | None = None,
+    **how: Any,
 ) -> Features:
     """Features of one batch through one network, from a features file, the store or the network.
 
     Arguments are as in `compare`, and as in :func:`evalkit.features.extraction.extract`. With several
     processes, rank 0 gets the features; the others only help.
     """
-    run = run or Run()
+    run = Run.of(run, how)
     (opened,) = open_sources(source, value_range=value_range)
     if extractor is None and isinstance(opened, ImageSource):
         extractor = make_extractor("inception", device=run.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ def extract(
     rows: NDArray[np.int64] | None = None,
     moments: Collection[str] = (),
     run: Run | None = None,
+    **how: Any,
 ) -> Features:
     """Features of a batch through one network; what the store has is not computed again.
 
@@ -69,6 +70,7 @@ def extract(
         rows: (m,) ascending indices of the images whose rows are kept; None for all.
         moments: Outputs whose mean and covariance over all images are wanted, unless the file has its own.
         run: Store, progress and engine.
+        **how: Fields of a run, in place of ``run=``.
 
     Raises:
         InputError: The images are bad; the message names the first.
@@ -76,7 +78,7 @@ def extract(
     """
     arrays = outputs_of(extractor) if outputs is None else outputs
     wanted = Wanted(extractor=extractor, arrays=arrays, moments=moments)
-    return Extraction(images, [wanted], rows=rows, run=run or Run()).features()[0]
+    return Extraction(images, [wanted], rows=rows, run=Run.of(run, how)).features()[0]
 
 
 class Extraction:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from evalkit.errors import InputError
 from evalkit.system.engine import Engine, Inline
@@ -43,6 +44,24 @@ class Run:
             raise InputError(f"progress={self.progress!r}: expected a function, or None.")
         if self.store is not None and not (isinstance(self.store, str | PathLike) and os.fspath(self.store)):
             raise InputError(f"store={self.store!r}: expected a folder, or None to keep no features.")
+
+    @classmethod
+    def of(cls, run: Run | None, how: Mapping[str, Any]) -> Run:
+        """``run`` itself, or one with these fields: what functions take as ``run=`` or as ``store=``, ...
+
+        Raises:
+            InputError: Both are given, or a field that there is not.
+        """
+        if unknown := sorted(how.keys() - {field.name for field in fields(cls)}):
+            raise InputError(
+                f"Unknown arguments {', '.join(unknown)}. Beside its own, this takes those of evalkit.Run: "
+                f"{', '.join(field.name for field in fields(cls))}."
+            )
+        if run is not None and not isinstance(run, Run):
+            raise InputError(f"run={run!r}: expected evalkit.Run(...), or None.")
+        if run is not None and how:
+            raise InputError(f"Give run=, or {', '.join(sorted(how))}=, not both.")
+        return cls(**how) if run is None else run
 
     @property
     def is_main_process(self) -> bool:

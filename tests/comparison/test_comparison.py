@@ -853,6 +853,25 @@ def test_slips_are_explained(images: NDArray[np.uint8], arguments: dict[str, Any
         compare(images, images, **({"extractor": Pixels(), "run": NO_STORE} | arguments))
 
 
+def test_fields_of_a_run_may_be_given_by_themselves(batches: tuple[Path, Path], tmp_path: Path) -> None:
+    stages: list[str] = []
+    found = compare(
+        *batches,
+        extractor=Pixels(),
+        store=tmp_path / "store",
+        progress=lambda stage, done, total: stages.append(stage),
+    )
+    assert found.scores == compare(*batches, extractor=Pixels(), run=NO_STORE).scores
+    assert stages
+    assert list((tmp_path / "store").rglob("*.h5"))
+    with pytest.raises(InputError, match=r"Unknown arguments stor.*store"):
+        compare(*batches, extractor=Pixels(), stor=tmp_path)
+    with pytest.raises(InputError, match="Give run=, or store=, not both"):
+        compare(*batches, extractor=Pixels(), run=NO_STORE, store=None)
+    with pytest.raises(InputError, match=r"run='x': expected evalkit\.Run"):
+        compare(*batches, extractor=Pixels(), run="x")  # type: ignore[arg-type]
+
+
 def test_a_store_is_a_folder() -> None:
     for store in ("", 3):
         with pytest.raises(InputError, match=f"store={store!r}: expected a folder"):
