@@ -16,7 +16,6 @@ process can work on a run.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -24,14 +23,9 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +34,7 @@ from evalkit.errors import InputError, OutputError, brief
 from evalkit.images import NpzWriter
 from evalkit.system.differences import differences
 from evalkit.system.files import replace_atomically
+from evalkit.system.locks import HAS_CLAIMS, claim
 from evalkit.system.space import check_free_space
 
 __all__ = ["FORMAT", "Shard", "ShardFolder", "check_disk"]
@@ -120,7 +115,7 @@ class ShardFolder:
             Shard(number, begin, min(begin + shard_size, shape[0])) for number, begin in enumerate(begins)
         ]
         self.notes: tuple[str, ...] = ()
-        self.shareable = fcntl is not None
+        self.shareable = HAS_CLAIMS
         self._identity = {"format": FORMAT, **identity}
         self._folder = root / "shards"
         self._locks = locks
@@ -191,7 +186,7 @@ class ShardFolder:
         Raises:
             OutputError: There are several, and the system has no locks.
         """
-        if workers > 1 and fcntl is None:
+        if workers > 1 and not HAS_CLAIMS:
             raise OutputError(
                 f"{workers} workers cannot share {self.root}: this system has no file locks. Start only one."
             )
@@ -318,27 +313,9 @@ class ShardFolder:
         reusable = sum(partial.stat().st_size for partial in _partials(self.final))
         _check_space(self.root, self.root, images * math.prod(self.shape[1:]), reusable)
 
-    @contextmanager
-    def _lock(self, byte: int, *, wait: bool = False) -> Iterator[bool]:
+    def _lock(self, byte: int, *, wait: bool = False) -> AbstractContextManager[bool]:
         """Whether this process holds ``byte`` of the lock file while the block runs."""
-        if fcntl is None:
-            yield True
-            return
-        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:
-            fcntl.lockf(self._locks, how, 1, byte)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise OutputError(
-                    f"The file system of {self.root} has no file locks ({error.strerror}), which workers "
-                    "need to share a run. Give a folder on another file system, or mount this one with locks."
-                ) from error
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
+        return claim(self._locks, byte, "Give a folder on another one, or mount it with locks.", wait=wait)
 
     def _path(self, shard: Shard) -> Path:
         return self._folder / f"{shard.number:06d}.npz"

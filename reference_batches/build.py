@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from evalkit.errors import ImageError, InputError, UndefinedMetricError
 from evalkit.extractors.base import Extractor
+from evalkit.features.adm_npz import OUTPUTS
 from evalkit.features.moments import Moments
 from evalkit.images import (
     ImageFiles,
@@ -47,8 +48,6 @@ from reference_batches.labels import ClassOrder, LabelsFrom, labels_of
 __all__ = ["Report", "Settings", "build"]
 
 BATCH_SIZE = 64
-LAYERS = {"pool": "", "spatial": "_s"}
-"""Layers of the statistics, and what their keys end in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +249,10 @@ class _Builder:
                 writer.append(self.journal.take(slots[first : first + BATCH_SIZE]))
             if labels is not None:
                 writer.add("arr_1", labels)
-            for layer, suffix in LAYERS.items():
-                if layer in moments:
-                    writer.add(f"mu{suffix}", moments[layer].mean)
-                    writer.add(f"sigma{suffix}", moments[layer].covariance)
+            for suffix, output in OUTPUTS.items():
+                if output in moments:
+                    writer.add(f"mu{suffix}", moments[output].mean)
+                    writer.add(f"sigma{suffix}", moments[output].covariance)
             writer.add("indices", self.order)
             writer.add("provenance", np.array(json.dumps(self._provenance())))
         self.journal.remove()

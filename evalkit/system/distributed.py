@@ -10,16 +10,12 @@ is free. The kernel releases the lock when the process ends, however it ends, al
 shared file system. Each process holds such a lock on its slot, which shows the others that it is alive; one
 that died, failed or made no progress for :data:`STALL_SECONDS` ends the job with its rank and the reason.
 
-These are POSIX record locks (``fcntl.lockf``) and not ``flock``: a child of a process does not inherit them,
-and so cannot keep them after its parent's death.
-
 One long file, because it is one piece: it goes as a whole when an existing engine takes its place.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -40,12 +36,8 @@ from evalkit.errors import EvalkitError, InputError, OutputError, WorkerError
 from evalkit.system import processes
 from evalkit.system.engine import Arrays
 from evalkit.system.files import replace_atomically
+from evalkit.system.locks import HAS_CLAIMS, claim, release, try_claim
 from evalkit.system.progress import Progress
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["STALL_SECONDS", "Team"]
 
@@ -63,6 +55,7 @@ MEET_SECONDS = 5.0
 BEGIN_SECONDS = 300.0
 OLD_SECONDS = 7 * 86400.0
 TERMINATED = 128 + signal.SIGTERM
+_ELSEWHERE = "Set EVALKIT_CACHE to a folder on another, or mount it with locks."
 # Offsets in a slot of the bytes that stand for: a process has this rank; what the slot says is of this job.
 _OWNED, _WRITTEN = 0, 1
 
@@ -104,7 +97,7 @@ class Team:
             OutputError: The folder cannot be written or has no locks.
             WorkerError: Another process died, failed, or stopped making progress.
         """
-        if fcntl is None:
+        if not HAS_CLAIMS:
             raise InputError("Several processes need file locks that this system does not have: use one.")
         rank, size = processes.rank(), processes.world_size()
         # The same for all processes of a job, and different for jobs that run at the same time.
@@ -181,7 +174,7 @@ class Team:
                 if following is None:
                     following = todo[len(todo) * self.rank // self.size]
                 for index in _candidates(todo, following):
-                    with _lock(file, index) as mine:
+                    with claim(file, index, _ELSEWHERE) as mine:
                         if mine and index in missing():
                             self.note(f"{locks.parent.name}/{index}")
                             yield index
@@ -294,7 +287,7 @@ class Team:
 
     def _acquire(self, which: int) -> None:
         until = time.monotonic() + JOIN_SECONDS
-        while not _try_lock(self._slots, self.rank * SLOT + which, exclusive=True):
+        while not try_claim(self._slots, self.rank * SLOT + which, _ELSEWHERE):
             if time.monotonic() > until:
                 there = self._read(self.rank)
                 raise WorkerError(
@@ -394,9 +387,9 @@ class Team:
     def _is_held(self, rank: int, which: int) -> bool:
         byte = rank * SLOT + which
         # Shared, so that two who look at the same time do not take each other for the process itself.
-        if not _try_lock(self._slots, byte, exclusive=False):
+        if not try_claim(self._slots, byte, _ELSEWHERE, exclusive=False):
             return True
-        fcntl.lockf(self._slots, fcntl.LOCK_UN, 1, byte)
+        release(self._slots, byte)
         return False
 
 
@@ -437,31 +430,6 @@ def _candidates(todo: list[int], following: int) -> Iterator[int]:
     )
     yield todo[(begin + end) // 2]
     yield from todo
-
-
-@contextmanager
-def _lock(file: IO[bytes], byte: int) -> Iterator[bool]:
-    """Whether this process holds a byte of the file while the block runs."""
-    if not _try_lock(file, byte, exclusive=True):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
-
-
-def _try_lock(file: IO[bytes], byte: int, *, exclusive: bool) -> bool:
-    try:
-        fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB, 1, byte)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise OutputError(
-                f"The file system of {file.name} has no file locks ({error.strerror}), by which processes "
-                "share work. Set EVALKIT_CACHE to a folder on another, or mount it with locks."
-            ) from error
-        return False
-    return True
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -333,7 +334,7 @@ def test_no_locks(networks: Networks, tmp_path: Path, monkeypatch: pytest.Monkey
     def lockf(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(shards.fcntl, "lockf", lockf)
+    monkeypatch.setattr(fcntl, "lockf", lockf)
     with pytest.raises(OutputError, match="no file locks"):
         sampled(SETTINGS, networks, tmp_path / "run")
 
