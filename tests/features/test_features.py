@@ -512,8 +512,8 @@ def test_moments_take_the_same_memory_for_any_number_of_images(
     parts = np.random.default_rng(0).integers(0, 256, (5, 2000, 4, 4, 3), dtype=np.uint8)
     for number in range(20):
         np.save(tmp_path / f"{number:02}.npy", parts[number % 5] ^ np.uint8(number))
-    peaks = []
-    for pattern in ("0[0-4].npy", "*.npy"):
+
+    def peak(pattern: str, attempt: int) -> int:
         source = open_images(tmp_path / pattern)
         gc.collect()  # what other tests left is not measured
         tracemalloc.start()
@@ -524,11 +524,15 @@ def test_moments_take_the_same_memory_for_any_number_of_images(
                 outputs=("pool",),
                 rows=np.arange(0, len(source), len(source) // 50),
                 moments=("pool", "spatial"),
-                run=Run(store=store if stored else None),
+                run=Run(store=store / str(attempt) if stored else None),
             )
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            found = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
         assert len(got) == len(source)
+        return found
+
+    # Python's own tables, such as that of interned strings, grow by megabytes once in a while.
+    peaks = [min(peak(pattern, attempt) for attempt in range(2)) for pattern in ("0[0-4].npy", "*.npy")]
     more = 30_000 * 48 * 4  # bytes of the features of the images that the second batch has more
     assert peaks[1] < peaks[0] + more / 10, peaks
