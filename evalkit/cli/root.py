@@ -6,9 +6,9 @@ import contextlib
 import errno
 import io
 import os
+import pkgutil
 import sys
 import warnings
-from importlib import import_module
 from typing import NoReturn
 
 import click
@@ -48,8 +48,7 @@ class _Root(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in VERBS:
             return None
-        module, command = VERBS[name].split(":")
-        found: click.Command = getattr(import_module(module), command)
+        found: click.Command = pkgutil.resolve_name(VERBS[name])
         return found
 
 

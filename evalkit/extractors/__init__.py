@@ -6,7 +6,7 @@ below, and a test. Every metric that works on rows or Gaussians can then be aske
 
 from __future__ import annotations
 
-from importlib import import_module
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import InputError
@@ -32,8 +32,7 @@ def extractor_class(network: str) -> Any:
     """
     if network not in EXTRACTORS:
         raise InputError(f"Unknown network {network!r}. Give one of {', '.join(EXTRACTORS)}.")
-    module, name = EXTRACTORS[network].split(":")
-    return getattr(import_module(module), name)
+    return pkgutil.resolve_name(EXTRACTORS[network])
 
 
 def make_extractor(network: str, **options: Any) -> Extractor:

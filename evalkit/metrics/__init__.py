@@ -6,9 +6,9 @@ row below, and a test. Tables, Markdown, CSV, plots, sweeps and the contract tes
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Collection
 from dataclasses import fields, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import InputError, listing
@@ -57,8 +57,7 @@ def named(name: str, known: Collection[Metric] = ()) -> Metric:
             f"Unknown network {network!r} in {name!r}. Give one of {listing(EXTRACTORS, 40)}, such as "
             f"{row}@pixels."
         )
-    module, attribute = METRICS[row].split(":")
-    found = getattr(import_module(module), attribute)
+    found = pkgutil.resolve_name(METRICS[row])
     made: Metric = found() if isinstance(found, type) else found
     if network:
         return on_network(made, network)

@@ -6,7 +6,7 @@ against the tool whose numbers it gives.
 
 from __future__ import annotations
 
-from importlib import import_module
+import pkgutil
 from typing import TYPE_CHECKING
 
 from evalkit.errors import InputError
@@ -31,6 +31,5 @@ def protocol_named(name: str) -> Protocol:
     """
     if not isinstance(name, str) or name not in PROTOCOLS:
         raise InputError(f"Unknown protocol {name!r}. Give one of {', '.join(PROTOCOLS)}.")
-    module, attribute = PROTOCOLS[name].split(":")
-    found: Protocol = getattr(import_module(module), attribute)
+    found: Protocol = pkgutil.resolve_name(PROTOCOLS[name])
     return found

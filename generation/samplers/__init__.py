@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import InputError, brief
@@ -32,8 +32,7 @@ def sampler_class(name: str) -> type[Sampler]:
     """
     if name not in SAMPLERS:
         raise InputError(f"Unknown sampler {brief(name)!r}; expected {', '.join(SAMPLERS)}.")
-    module, _, attribute = SAMPLERS[name].partition(":")
-    loaded: type[Sampler] = getattr(import_module(module), attribute)
+    loaded: type[Sampler] = pkgutil.resolve_name(SAMPLERS[name])
     return loaded
 
 
