@@ -22,6 +22,7 @@ from evalkit.comparison.sources import (
     make_extractors,
     open_source,
     open_sources,
+    widths_of,
 )
 from evalkit.errors import UndefinedMetricError
 from evalkit.extractors import make_extractor
@@ -173,15 +174,8 @@ def _has_full_rank(
     sources: Sequence[Opened], extractors: Mapping[str, Extractor], outputs: Collection[str]
 ) -> bool:
     """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
-    widths = [
-        extractor.outputs[output]
-        for network, extractor in extractors.items()
-        for output in extractor.outputs
-        if f"{network}:{output}" in outputs
-    ]
-    for source in sources:
-        if isinstance(source, Features):
-            widths += [rows.shape[1] for rows in source.arrays.values()]
+    known = widths_of(sources, extractors)
+    widths = [known[output] for output in outputs if output in known]
     return any(file_outputs(source) or len(source) > min(widths, default=0) for source in sources)
 
 
@@ -243,7 +237,7 @@ def _algebra_device(run: Run, extractors: Mapping[str, Extractor]) -> str:
     """Where distances are computed: beside the network, but not on MPS, which has no float64."""
     beside = (getattr(extractor, "device", None) for extractor in extractors.values())
     device = next((str(device) for device in beside if device), None) or str(resolve_device(run.device))
-    return device.lower() if device.startswith(("cpu", "cuda")) else "cpu"
+    return device if device.startswith("cuda") else "cpu"
 
 
 def _describe(
@@ -253,10 +247,9 @@ def _describe(
     for network, found in {**features[1].networks, **features[0].networks}.items():
         described[network] = {"name": found.extractor, "fingerprint": found.fingerprint}
         extractor = extractors.get(network)
-        optional = {"weights_record": "weights"}
         for name in ("backend", "precision", "device", "preprocess", "weights_record"):
             if hasattr(extractor, name):
-                described[network][optional.get(name, name)] = getattr(extractor, name)
+                described[network][name.removesuffix("_record")] = getattr(extractor, name)
     return described
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evalkit.comparison.plan import Choice, Plan
-from evalkit.comparison.sources import Opened, Side, file_outputs
+from evalkit.comparison.sources import Opened, Side, file_outputs, widths_of
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.adm_npz import NETWORK, written_record
 from evalkit.features.record import BatchFeatures, Features
@@ -16,7 +16,7 @@ from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
 
-__all__ = ["check_enough_images", "memory_needed", "warnings_of", "widths_of"]
+__all__ = ["check_enough_images", "memory_needed", "warnings_of"]
 
 WORTH_SAYING = 5e8
 """Bytes of memory from which on they are announced."""
@@ -31,25 +31,10 @@ def check_enough_images(source: Opened, published: int) -> None:
         )
 
 
-def widths_of(sides: Sequence[Side]) -> dict[str, int]:
-    """Width of each output, as far as it is known before the work."""
-    found: dict[str, int] = {}
-    for side in sides:
-        for network, extractor in side.extractors.items():
-            direct = extractor.outputs
-            found |= {f"{network}:{output}": d for output, d in direct.items()}
-            # Of the order of its base, for the estimate.
-            found |= {f"{network}:{output}": direct[base] for output, base in extractor.derived.items()}
-        if isinstance(side.source, Features):
-            network = side.source.network
-            found |= {f"{network}:{key}": rows.shape[1] for key, rows in side.source.arrays.items()}
-    return found
-
-
 def memory_needed(sides: Sequence[Side], plan: Plan) -> str | None:
     """What the rows and the metrics will need, in words; None where that is little."""
     images = sum(side.kept for side in sides)
-    widths = widths_of(sides)
+    widths = widths_of([side.source for side in sides], sides[0].extractors)
     rows = 4 * images * sum(widths.get(output, 0) for output in plan.own_rows)
     work = {
         " and ".join(spec.name for spec in metric.scores): images
@@ -132,7 +117,7 @@ def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequen
     titles: dict[str, None] = {}
     names, widest = [], 0
     for batch, side in zip(batches, features, strict=True):
-        widths = {output: _width(side, output) for output in needed} if batch.statistics != "file" else {}
+        widths = {output: side.width(output) for output in needed} if batch.statistics != "file" else {}
         found = {output: d for output, d in widths.items() if d and is_rank_deficient(batch.images, d)}
         if found:
             names.append(f"{batch.name} ({batch.images:,} images)")
@@ -146,16 +131,6 @@ def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequen
             f"{'' if len(titles) > 1 else 's'} little about their distribution. Use more than {widest:,} "
             "images, better 10,000."
         )
-
-
-def _width(side: BatchFeatures, output: str) -> int | None:
-    network, _, key = output.partition(":")
-    features = side.networks.get(network)
-    if features is None:
-        return None
-    if key in features.arrays:
-        return int(features.arrays[key].shape[1])
-    return features.gaussians[key].mean.size if key in features.gaussians else None
 
 
 def _label_warning(features: Features) -> Iterator[str]:

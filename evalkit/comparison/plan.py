@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError
+from evalkit.features.record import split_output
 from evalkit.metrics import named
 from evalkit.metrics.base import Metric
 from evalkit.protocols import protocol_named
@@ -79,7 +80,7 @@ class Choice:
     @property
     def networks(self) -> tuple[str, ...]:
         """The networks that are needed, each once."""
-        needs = (output.partition(":")[0] for metric in self.metrics for output in metric.needs)
+        needs = (split_output(output)[0] for metric in self.metrics for output in metric.needs)
         return tuple(dict.fromkeys(needs))
 
     @property

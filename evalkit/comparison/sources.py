@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.comparison.plan import Plan
-from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.errors import FeatureError, InputError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
-from evalkit.features.adm_npz import NETWORK, OUTPUTS, written_record
-from evalkit.features.extraction import Extraction, Wanted
+from evalkit.features.adm_npz import NETWORK, OUTPUTS, written_images
+from evalkit.features.extraction import Extraction, Wanted, derive
 from evalkit.features.moments import Moments
-from evalkit.features.record import BatchFeatures, Features, is_features_file
+from evalkit.features.record import BatchFeatures, Features, is_features_file, split_output
 from evalkit.images import (
     ImageSource,
     SupportsArray,
@@ -40,6 +40,7 @@ __all__ = [
     "make_extractors",
     "open_source",
     "open_sources",
+    "widths_of",
 ]
 
 Source = str | PathLike[str] | SupportsArray | ImageSource | Features
@@ -136,6 +137,20 @@ def make_extractors(
     return {network: found[network] for network in networks if network in found}
 
 
+def widths_of(sources: Iterable[Opened], extractors: Mapping[str, Extractor]) -> dict[str, int]:
+    """Width of each output, ``"network:output"``, as far as it is known before the work."""
+    found: dict[str, int] = {}
+    for network, extractor in extractors.items():
+        direct = extractor.outputs
+        found |= {f"{network}:{output}": d for output, d in direct.items()}
+        # Of the order of its base, for the estimate of memory.
+        found |= {f"{network}:{output}": direct[base] for output, base in extractor.derived.items()}
+    for source in sources:
+        if isinstance(source, Features):
+            found |= {f"{source.network}:{key}": rows.shape[1] for key, rows in source.arrays.items()}
+    return found
+
+
 @dataclass(eq=False)
 class Side:
     """One side of a comparison, and how its features come about."""
@@ -193,7 +208,6 @@ class Side:
         images = len(self.source) if self.is_needed else 0
         first = next(iter(features.networks.values()))
         of_file = bool(file_outputs(self.source))
-        count = written_record(self.source).get("images")
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin
@@ -203,7 +217,7 @@ class Side:
             image_shape=first.image_shape,
             digest=first.digest,
             statistics="file" if of_file else "images",
-            statistics_images=(count if isinstance(count, int) else None) if of_file else images,
+            statistics_images=written_images(self.source) if of_file else images,
             features=origin,
             statistics_digest=self.source.statistics_digest,
         )
@@ -225,25 +239,22 @@ class Side:
         arrays = dict(features.arrays)
         if self.rows is not None:
             arrays = {output: rows[self.rows] for output, rows in arrays.items()}
-        absent = dict(features.absent)
-        for output in _of_network(network, self.plan.own_rows):
-            base = extractor.derived.get(output) if extractor else None
-            if output in arrays:
-                continue
-            if extractor is None or base not in arrays:
-                absent[output] = (
-                    f"{features.name} holds no {output} features, only "
-                    f"{', '.join(features.arrays) or 'statistics'}; this needs the images"
-                )
-                continue
-            try:
-                arrays[output] = extractor.derive(output, arrays[base])
-            except UndefinedMetricError as error:
-                absent[output] = str(error)
+        own = _of_network(network, self.plan.own_rows)
+        there = ", ".join(features.arrays) or "statistics"
+        absent = {
+            output: f"{features.name} holds no {output} features, only {there}; this needs the images"
+            for output in own
+            if output not in arrays
+        }
+        if extractor is not None:
+            due = [output for output in absent if extractor.derived.get(output) in arrays]
+            derived, refused = derive(extractor, due, arrays)
+            arrays |= derived
+            absent |= refused
         kept = replace(features, arrays=arrays, gaussians=gaussians, absent=absent, count=len(features))
-        return kept.select(_of_network(network, self.plan.own_rows))
+        return kept.select(own)
 
 
 def _of_network(network: str, outputs: Iterable[str]) -> list[str]:
     """Outputs without the name of their network, those of this network alone; sorted."""
-    return sorted(output.partition(":")[2] for output in outputs if output.partition(":")[0] == network)
+    return sorted(key for of, key in map(split_output, outputs) if of == network)

@@ -14,7 +14,15 @@ from evalkit.features.record import Features
 from evalkit.images import ImageSource
 from evalkit.system.run import library_versions
 
-__all__ = ["NETWORK", "OUTPUTS", "read_gaussians", "statistics_of", "statistics_record", "written_record"]
+__all__ = [
+    "NETWORK",
+    "OUTPUTS",
+    "read_gaussians",
+    "statistics_of",
+    "statistics_record",
+    "written_images",
+    "written_record",
+]
 
 NETWORK = "inception"
 OUTPUTS = {"": "pool", "_s": "spatial"}
@@ -35,7 +43,7 @@ def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
             output: Gaussian(
                 mean=found[f"mu{suffix}"],
                 covariance=found[f"sigma{suffix}"],
-                n=_count(written_record(images).get("images")),
+                n=written_images(images),
             )
             for suffix, output in OUTPUTS.items()
             if f"mu{suffix}" in found
@@ -51,8 +59,10 @@ def written_record(source: ImageSource | Features) -> Mapping[str, Any]:
     return statistics if isinstance(statistics, Mapping) else {}
 
 
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) else None
+def written_images(source: ImageSource | Features) -> int | None:
+    """How many images the statistics of a file are of; None where it does not say."""
+    count = written_record(source).get("images")
+    return count if isinstance(count, int) else None
 
 
 def statistics_of(features: Features) -> dict[str, NDArray[Any]]:

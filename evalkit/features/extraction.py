@@ -7,7 +7,7 @@ memory does not grow with the batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from evalkit.images import ImageSource
 from evalkit.system.engine import Arrays
 from evalkit.system.run import Run
 
-__all__ = ["Extraction", "Wanted", "extract", "first_features", "outputs_of"]
+__all__ = ["Extraction", "Wanted", "derive", "extract", "first_features", "outputs_of"]
 
 GROUP = 64
 """Shards whose moments are summed up before they are merged with others': 32,768 images."""
@@ -34,6 +34,20 @@ GROUP = 64
 def outputs_of(extractor: Extractor) -> tuple[str, ...]:
     """All outputs, computed from images and derived."""
     return (*extractor.outputs, *extractor.derived)
+
+
+def derive(
+    extractor: Extractor, outputs: Iterable[str], arrays: Mapping[str, Rows]
+) -> tuple[dict[str, Rows], dict[str, str]]:
+    """Rows of derived outputs from those that they follow from; and by output, why the rest are absent."""
+    found: dict[str, Rows] = {}
+    absent: dict[str, str] = {}
+    for output in outputs:
+        try:
+            found[output] = extractor.derive(output, arrays[extractor.derived[output]])
+        except UndefinedMetricError as error:
+            absent[output] = str(error)
+    return found, absent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +159,12 @@ class Extraction:
             for part in parts:
                 part.keep(*shards.spans[number], shard[part.network])
 
-        moments = {f"{part.network}:{key}": d for part in parts for key, d in part.new_moments.items()}
-        if moments:
+        has_moments = any(part.new_moments for part in parts)
+        if has_moments:
             for part, found in zip(parts, _moments(shards, parts, keep), strict=True):
                 part.gaussians |= found
         # Where processes share the moments, each has seen a part of the rows.
-        if any(part.arrays for part in parts) and (self._run.engine.size > 1 or not moments):
+        if any(part.arrays for part in parts) and (self._run.engine.size > 1 or not has_moments):
             for number in range(len(shards.spans)):
                 keep(number, shards.read(number))
 
@@ -200,15 +214,12 @@ class _Part:
     def features(self) -> Features:
         images, extractor = self._images, self.extractor
         arrays: dict[str, Rows] = {key: self.arrays[key] for key in self._direct if key in self.arrays}
-        absent: dict[str, str] = {}
         if not len(images):
             reason = f"{images.name} is statistics alone; this needs the images, or features kept of them"
             absent = dict.fromkeys(outputs_of(extractor), reason)
-        for output in self._derived if len(images) else ():
-            try:
-                arrays[output] = extractor.derive(output, self.arrays[extractor.derived[output]])
-            except UndefinedMetricError as error:
-                absent[output] = str(error)
+        else:
+            derived, absent = derive(extractor, self._derived, self.arrays)
+            arrays |= derived
         return Features(
             name=images.name,
             digest=images.digest,
@@ -242,19 +253,14 @@ def first_features(images: ImageSource, extractor: Extractor, count: int, *, run
         with contextlib.closing(images.batches(count)) as batches:
             found = extractor(next(batches))
     arrays = {output: found[output][:count] for output in extractor.outputs}
-    absent = {}
-    for output, base in extractor.derived.items():
-        try:
-            arrays[output] = extractor.derive(output, arrays[base])
-        except UndefinedMetricError as error:
-            absent[output] = str(error)
+    derived, absent = derive(extractor, extractor.derived, arrays)
     return Features(
         name=images.name,
         digest="",
         network=extractor.network,
         extractor=extractor.name,
         fingerprint=extractor.fingerprint,
-        arrays=arrays,
+        arrays=arrays | derived,
         absent=absent,
         image_shape=images.shape,
         count=count,

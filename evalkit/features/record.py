@@ -18,7 +18,7 @@ from evalkit.extractors.base import Rows
 from evalkit.features.moments import Gaussian, check_rows
 from evalkit.system.files import replace_atomically
 
-__all__ = ["BatchFeatures", "Features", "check_same_extractor", "is_features_file"]
+__all__ = ["BatchFeatures", "Features", "check_same_extractor", "is_features_file", "split_output"]
 
 FORMAT = "evalkit features 3"
 _TEXTS = ("name", "digest", "network", "extractor", "fingerprint")
@@ -170,6 +170,12 @@ def is_features_file(path: Path) -> bool:
         return False
 
 
+def split_output(output: str) -> tuple[str, str]:
+    """``"network:output"`` in its two parts."""
+    network, _, key = output.partition(":")
+    return network, key
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchFeatures:
     """One batch of images through every network of a comparison: what a metric is called on.
@@ -196,7 +202,7 @@ class BatchFeatures:
             UndefinedMetricError: The batch does not have them; the message says why.
             FeatureError: They are not a two-dimensional array of finite floating-point numbers.
         """
-        network, _, key = output.partition(":")
+        network, key = split_output(output)
         if (features := self.networks.get(network)) is None:
             raise UndefinedMetricError(f"{self.name} holds no features of {network}; this needs the images")
         if key not in features.arrays:
@@ -207,8 +213,16 @@ class BatchFeatures:
 
     def gaussian(self, output: str) -> Gaussian | None:
         """Mean and covariance of an output, where the file carried them or they were summed up."""
-        network, _, key = output.partition(":")
+        network, key = split_output(output)
         return self.networks[network].gaussians.get(key) if network in self.networks else None
+
+    def width(self, output: str) -> int | None:
+        """Numbers in a row of an output; None where the batch has neither rows nor a Gaussian of it."""
+        network, key = split_output(output)
+        if network in self.networks and key in self.networks[network].arrays:
+            return int(self.networks[network].arrays[key].shape[1])
+        gaussian = self.gaussian(output)
+        return None if gaussian is None else gaussian.mean.size
 
     def gaussian_or_rows(self, output: str) -> Gaussian | Rows:
         """The Gaussian where there is one, which replaces the rows.

@@ -1,4 +1,4 @@
-"""Processes that torchrun started share one job through files, without a message that one of them could miss.
+"""One job, shared by the processes of torchrun through files. One long file, as it will be replaced whole.
 
 ::
 
@@ -9,8 +9,6 @@ No process waits for a message. A process claims work by locking a byte of a fil
 is free. The kernel releases the lock when the process ends, however it ends, also across the hosts of a
 shared file system. Each process holds such a lock on its slot, which shows the others that it is alive; one
 that died, failed or made no progress for :data:`STALL_SECONDS` ends the job with its rank and the reason.
-
-One long file, because it is one piece: it goes as a whole when an existing engine takes its place.
 """
 
 from __future__ import annotations
@@ -318,7 +316,7 @@ class Team:
             yield
 
     def _look(self, waiting_since: float | None = None) -> None:
-        """Raise if another process died or failed; for one who waits, also if one makes no progress."""
+        """Raise if another process died or failed or, while this one waits, makes no progress."""
         self._watched = now = time.monotonic()
         states = {rank: self._state(rank) for rank in range(self.size) if rank != self.rank}
         # What ended by itself is the reason for what torchrun ended after it.

@@ -9,6 +9,7 @@ import click
 
 from evalkit.cli.parameters import text
 from evalkit.errors import InputError
+from evalkit.protocols import PROTOCOLS
 from generation.cli.options import (
     guidance_options,
     network_options,
@@ -45,7 +46,7 @@ __all__ = ["sweep"]
 @click.option(
     "--protocol",
     type=text,
-    metavar="adm|exact",
+    metavar="|".join(PROTOCOLS),
     default="adm",
     show_default=True,
     help="As in `evalkit compare`.",
