@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from evalkit.errors import EvalkitError, InputError
 from evalkit.images import ImageSource
+from evalkit.system.devices import is_out_of_memory
 from evalkit.system.differences import differences
 from evalkit.system.files import replace_atomically
 from generation.losses import TIMESTEP_SAMPLERS, hybrid_loss
@@ -104,7 +105,9 @@ class Trainer:
         self._prepare_step()
         try:
             losses = self._backward(batch, t, weights[self.share])
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise EvalkitError(
                 f"{self.device} is out of memory with {len(t)} images at a time. Give a smaller "
                 "--microbatch; the result is the same but for rounding."

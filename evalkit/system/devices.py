@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +19,7 @@ from evalkit.system.processes import local_rank
 __all__ = [
     "check_not_forked",
     "float32_arithmetic",
+    "is_out_of_memory",
     "prepare_forked_process",
     "resolve_device",
     "with_smaller_batches",
@@ -110,14 +113,77 @@ def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None)
     """
     cudnn = torch.backends.cudnn
     with _ARITHMETIC:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        chosen = cudnn.deterministic if deterministic is None else deterministic
+        restore = _remember_float32()
+        was_deterministic = cudnn.deterministic
         try:
-            with cudnn.flags(enabled=True, deterministic=chosen, allow_tf32=tf32):
-                yield
+            # These set most of torch's newer settings as well, so that reading either is no error.
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+            cudnn.allow_tf32 = tf32
+            # What they leave at "none" follows a setting for all operators, which may be TF32.
+            for place in () if tf32 else _newer_settings():
+                place.fp32_precision = "ieee"
+            if deterministic is not None:
+                cudnn.deterministic = deterministic
+            yield
         finally:
-            torch.set_float32_matmul_precision(before)
+            cudnn.deterministic = was_deterministic
+            restore()
+
+
+def _newer_settings() -> tuple[Any, ...]:
+    """The places of ``fp32_precision``, a setting by operator that torch has since 2.9."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return ()
+    return (
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    )
+
+
+def _remember_float32() -> Callable[[], None]:
+    """A function that puts the present float32 settings back.
+
+    Since torch 2.9 there are two interfaces to them. Once a program has set one, reading the other may raise.
+    Setting the older one sets the newer one too, so the newer one is read, and restored last.
+    """
+    matmul, tf32 = "highest", True
+    with contextlib.suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with contextlib.suppress(RuntimeError):
+        tf32 = torch.backends.cudnn.allow_tf32
+    newer = [(place, place.fp32_precision) for place in _newer_settings()]
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = tf32
+        for place, precision in newer:
+            place.fp32_precision = precision
+
+    return restore
+
+
+# What libraries say where they lack memory, besides torch's own error.
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    # cuDNN says no more than this if no algorithm's workspace fits.
+    "unable to find an engine",
+    "Unable to find a valid cuDNN algorithm",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that a device has too little memory, in the words of torch, cuBLAS or cuDNN."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
 def with_smaller_batches(run: Callable[[int], T], batch_size: int, on_change: Callable[[int], object]) -> T:
@@ -135,9 +201,14 @@ def with_smaller_batches(run: Callable[[int], T], batch_size: int, on_change: Ca
     while True:
         try:
             return run(batch_size)
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
-        batch_size = (batch_size + 1) // 2
+            if batch_size == 1:
+                raise torch.OutOfMemoryError(str(error)) from error
+            # The frames of the traceback hold the tensors of the failed attempt.
+            traceback.clear_frames(error.__traceback__)
+        gc.collect()
         torch.cuda.empty_cache()
+        batch_size = (batch_size + 1) // 2
         on_change(batch_size)

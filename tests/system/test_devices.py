@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import weakref
+from typing import Any
+
 import pytest
 import torch
 
@@ -58,6 +62,35 @@ def test_float32_arithmetic_is_restored_after_an_error() -> None:
     assert settings() == before
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the older settings only"
+)
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_the_newer_settings_of_a_program_are_kept(tf32: bool, everywhere: bool) -> None:
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+    kept = [place.fp32_precision for place in places]
+    try:
+        if everywhere:
+            backends.fp32_precision = "tf32"
+        else:
+            for place in places:
+                place.fp32_precision = "tf32"
+        before = [place.fp32_precision for place in places]
+        with float32_arithmetic(tf32=tf32):
+            assert settings()[:3] == ("high" if tf32 else "highest", tf32, tf32)  # reading is no error
+            if not tf32:
+                assert {place.fp32_precision for place in places} == {"ieee"}
+        assert [place.fp32_precision for place in places] == before
+    finally:
+        backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        for place, precision in zip(places, kept, strict=True):
+            place.fp32_precision = precision
+    settings()
+
+
 @pytest.mark.parametrize(("fits", "tried"), [(8, [8]), (3, [8, 4, 2]), (1, [8, 4, 2, 1])])
 def test_smaller_batches_until_they_fit(fits: int, tried: list[int]) -> None:
     sizes: list[int] = []
@@ -74,12 +107,58 @@ def test_smaller_batches_until_they_fit(fits: int, tried: list[int]) -> None:
     assert changes == tried[1:]
 
 
-def test_not_even_one_fits() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_not_even_one_fits_in_the_words_of_each_library(words: str) -> None:
     def run(batch_size: int) -> None:
+        raise RuntimeError(words)
+
+    changes: list[int] = []
+    with pytest.raises(torch.OutOfMemoryError, match=re.escape(words)):
+        with_smaller_batches(run, 2, changes.append)
+    assert changes == [1]
+
+
+def test_other_errors_are_not_taken_for_a_full_memory() -> None:
+    def run(batch_size: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        with_smaller_batches(run, 2, lambda size: pytest.fail("tried again"))
+
+
+def test_what_a_failed_attempt_held_is_freed_before_the_next() -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    def attempt(batch_size: int) -> None:
+        mine = Held()
+        held.append(weakref.ref(mine))
         raise torch.OutOfMemoryError("simulated")
 
-    with pytest.raises(torch.OutOfMemoryError):
-        with_smaller_batches(run, 2, lambda size: None)
+    def run(batch_size: int) -> int:
+        if batch_size > 1:
+            try:
+                attempt(batch_size)
+            except torch.OutOfMemoryError as error:
+                error.itself = error  # a circle, as callers make them
+                raise
+        return batch_size
+
+    def freed(batch_size: int) -> None:
+        assert held
+        assert held[-1]() is None
+
+    assert with_smaller_batches(run, 4, freed) == 1
 
 
 def test_only_usable_devices_are_accepted_and_local_ranks_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
