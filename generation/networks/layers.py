@@ -25,6 +25,7 @@ __all__ = [
     "ResidualBlock",
     "Upsample",
     "attend",
+    "split_heads",
     "timestep_embedding",
     "zeroed",
 ]
@@ -181,7 +182,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, repeatable: bool = False) -> Tens
     return out
 
 
-def _split_heads(qkv: Tensor, heads: int, *, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(qkv: Tensor, heads: int, *, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(b, n, 3c) to queries, keys and values, (b, heads, n, c/heads) each.
 
     The channels are ordered (head, {q, k, v}, channel), or ({q, k, v}, head, channel) in the new order.
@@ -219,7 +220,7 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) to the same."""
         tokens = self.norm(x).flatten(2).mT
-        q, k, v = _split_heads(_pointwise(self.qkv, tokens), self.heads, new_order=self.new_order)
+        q, k, v = split_heads(_pointwise(self.qkv, tokens), self.heads, new_order=self.new_order)
         # A gradient in eval mode is guidance, whose runs repeat their bytes. On a CPU the backward of the
         # fused kernel takes longer than the products: training at 32x32 is an eighth faster without.
         products = not self.training or q.device.type == "cpu"
@@ -252,7 +253,7 @@ class AttentionPool(nn.Module):
         """(b, channels, size, size) to (b, out_channels)."""
         positions = x.flatten(2)
         tokens = torch.cat([positions.mean(2, keepdim=True), positions], dim=2) + self.positional_embedding
-        q, k, v = _split_heads(_pointwise(self.qkv_proj, tokens.mT), self.heads, new_order=True)
+        q, k, v = split_heads(_pointwise(self.qkv_proj, tokens.mT), self.heads, new_order=True)
         pooled = attend(q[:, :, :1], k, v, repeatable=q.requires_grad and not self.training)
         return _pointwise(self.c_proj, pooled.transpose(1, 2).flatten(2))[:, 0]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,8 @@ class Trunk(nn.Module):
     def __init__(self, settings: UNetSettings, in_channels: int):
         super().__init__()
         self.settings = settings
+        # Set by generation.networks.kernels.use_kernels, whose kernels then compute in place of the modules.
+        self.kernels: Any = None
         width = settings.embedding_channels
         self.time_embed = nn.Sequential(
             nn.Linear(settings.model_channels, width), nn.SiLU(), nn.Linear(width, width)
@@ -217,6 +220,8 @@ class Trunk(nn.Module):
 
     def descend(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """(b, c, h, w) to the output of every input block, and last of the middle block."""
+        if self.kernels is not None:
+            return list(self.kernels(x, embedding))
         outputs = [x.to(self.dtype)]
         for block in (*self.input_blocks, self.middle_block):
             outputs.append(block(outputs[-1], embedding))
@@ -273,6 +278,9 @@ class UNet(Trunk):
             InputError: Classes for an unconditional network, or none for a conditional one.
         """
         embedding = self.embed(t, y)
+        if self.kernels is not None:
+            predicted: Tensor = self.kernels.predict(x, embedding)
+            return predicted
         # Popped, not unpacked with a star, at which torch.compile would break the network into many graphs.
         outputs = self.descend(x, embedding)
         h = outputs.pop()
