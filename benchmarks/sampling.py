@@ -1,23 +1,27 @@
 """Guided images per second in each precision, and of a plain loop arranged as in the published scripts.
 
-    python benchmarks/sampling.py --rounds 5
+    python benchmarks/sampling.py --size 256 --loops plain,fast --json
 
 The networks have the shapes of the published ImageNet models of 64, 128 and 256 pixels and random weights;
 ``--small`` (the default without a GPU) makes images and widths a quarter of that. The plain loop runs these
 modules eagerly in half precision, NCHW, with attention by matrix products; the classifier's gradient goes
 through log_softmax, with parameters that ask for gradients, and every table is copied to the device at every
-step. All take turns in this process; a round is a few steps of one batch by each, and images/s are for 250
-steps. The table gives medians over the rounds, and of the ratios within a round.
+step. Each loop has the device to itself; a round is a few steps of one batch, and images/s are for 250 steps,
+from the median of the rounds.
 """
 
 from __future__ import annotations
 
+import gc
+import json
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 from unittest import mock
 
 import click
@@ -41,6 +45,8 @@ PUBLISHED_STEPS = 250
 BATCHES = {64: 128, 128: 64, 256: 32}  # of full size; small ones fit the caches of a CPU
 SMALL_BATCH = 4
 
+Loop: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
+
 
 def shrunk(preset: ModelPreset) -> ModelPreset:
     """A quarter of the size and, as far as 32 groups allow, of the width."""
@@ -52,26 +58,45 @@ def shrunk(preset: ModelPreset) -> ModelPreset:
     return replace(preset, network=small)
 
 
-def random_network(preset: ModelPreset) -> Trunk:
-    """In eval mode; what training starts at zero is random too, so that nothing is left out."""
-    torch.manual_seed(0)
-    network = preset.build("cpu").eval()
-    for parameter in network.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+def random_network(preset: ModelPreset, device: torch.device) -> Trunk:
+    """In eval mode, the same at every call; what training starts at zero is random too.
+
+    Made on the device: initialising half a billion parameters on a CPU takes longer than all measurements.
+    """
+    network = preset.build("meta").eval().to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 1:
+                    parameter.normal_(generator=generator).div_(math.sqrt(3 * parameter[0].numel()))
+                else:
+                    parameter.fill_(float(isinstance(module, nn.GroupNorm) and name == "weight"))
     return network
 
 
 def our_loop(
-    presets: tuple[ModelPreset, ModelPreset], settings: Settings, precision: str, device: torch.device
-) -> tuple[Callable[[NDArray[np.int64]], Tensor], str]:
+    presets: tuple[ModelPreset, ModelPreset],
+    settings: Settings,
+    device: torch.device,
+    precision: str,
+    *,
+    graphs: bool = True,
+) -> tuple[Loop, str]:
     """A function of the labels that samples a batch, and its arithmetic."""
     diffusion, classifier = (
-        Loaded(network=random_network(preset).requires_grad_(False), preset=preset, digest="", path=Path())
+        Loaded(
+            network=random_network(preset, device).requires_grad_(False),
+            preset=preset,
+            digest="",
+            path=Path(),
+        )
         for preset in presets
     )
     networks = Networks.prepare(diffusion, classifier, precision=precision, device=device)
     assert networks.logits is not None
+    if not graphs:
+        networks.predict.graphs = networks.logits.graphs = None
 
     def run(labels: NDArray[np.int64]) -> Tensor:
         with arithmetic(precision):
@@ -83,10 +108,10 @@ def our_loop(
 
 def plain_loop(
     presets: tuple[ModelPreset, ModelPreset], settings: Settings, device: torch.device
-) -> tuple[Callable[[NDArray[np.int64]], Tensor], str]:
+) -> tuple[Loop, str]:
     """As :func:`our_loop`, arranged as the published scripts."""
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-    unet, classifier = (random_network(preset).to(device) for preset in presets)
+    unet, classifier = (random_network(preset, device) for preset in presets)
     for network in (unet, classifier):
         for block in (network.input_blocks, network.middle_block, getattr(network, "output_blocks", None)):
             for module in () if block is None else block.modules():
@@ -134,15 +159,72 @@ def plain_loop(
     return with_plain_attention, f"{str(dtype).removeprefix('torch.')} convolutions"
 
 
-def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in every round; the one before the first warms up and compiles."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(rounds + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            assert run().isfinite().all()  # waits for the device too
-            if round_:
-                seconds[name].append(time.perf_counter() - begin)
+LOOPS: dict[str, Callable[..., tuple[Loop, str]]] = {
+    "plain": plain_loop,
+    **{precision: partial(our_loop, precision=precision) for precision in PRECISIONS},
+    "fast-without-graphs": partial(our_loop, precision="fast", graphs=False),
+}
+
+
+def measure(
+    size: int,
+    loop: str,
+    *,
+    device: torch.device,
+    small: bool = False,
+    batch_size: int | None = None,
+    steps: int = 3,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """One row: a loop alone on the device, whose memory is free again afterwards.
+
+    Args:
+        size: 64, 128 or 256, of the published models.
+        loop: A key of ``LOOPS``.
+        device: The device to sample on.
+        small: A quarter of the size and of the width.
+        batch_size: Images at a time.
+        steps: Sampling steps a round, at least 2.
+        rounds: Rounds that are timed, after one that warms up.
+    """
+    sampling = find_sampling(f"imagenet{size}-guided")
+    assert sampling.classifier is not None
+    presets = find_model(sampling.diffusion), find_model(sampling.classifier)
+    if small:
+        presets = shrunk(presets[0]), shrunk(presets[1])
+    batch = batch_size or (SMALL_BATCH if small else BATCHES[size])
+    settings = Settings(count=batch, scale=sampling.scale, respacing=str(steps))
+    labels = np.arange(batch, dtype=np.int64)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    row: dict[str, Any] = {"pixels": presets[0].image_size, "batch": batch, "loop": loop}
+    try:
+        run, row["arithmetic"] = LOOPS[loop](presets, settings, device)
+        row["first_seconds"], *seconds = (timed(run, labels, device) for _ in range(rounds + 1))
+        step = statistics.median(seconds) / steps
+        row |= {"seconds_per_step": step, "images_per_second": batch / (step * PUBLISHED_STEPS)}
+    except torch.OutOfMemoryError:
+        row["error"] = "out of memory"
+    if cuda:
+        row["allocated_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        row["reserved_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
+    run = None  # type: ignore[assignment]
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+    return row
+
+
+def timed(run: Loop, labels: NDArray[np.int64], device: torch.device) -> float:
+    """Seconds of a batch."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    wait(device)
+    begin = time.perf_counter()
+    x = run(labels)
+    wait(device)
+    seconds = time.perf_counter() - begin
+    assert x.isfinite().all()
     return seconds
 
 
@@ -150,46 +232,51 @@ def measure(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, lis
 @click.option(
     "--size", "sizes", multiple=True, type=click.Choice(["64", "128", "256"]), help="By default all."
 )
+@click.option("--loops", default="plain,reference,published,fast", show_default=True, help=", ".join(LOOPS))
 @click.option(
     "--small/--full", default=not torch.cuda.is_available(), help="Small is the default without a GPU."
 )
 @click.option("--batch-size", type=int, help="Images at a time; by default 128, 64 and 32, or 4 if small.")
-@click.option("--steps", default=5, show_default=True, help="Sampling steps a round.")
+@click.option("--steps", default=3, show_default=True, help="Sampling steps a round.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--device", "device_name", default="auto", show_default=True)
-def main(
-    sizes: tuple[str, ...], small: bool, batch_size: int | None, steps: int, rounds: int, device_name: str
-) -> None:
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON a row, in the place of the table.")
+def main(sizes: tuple[str, ...], loops: str, device_name: str, as_json: bool, **options: Any) -> None:
     device = resolve_device(device_name)
     cuda = device.type == "cuda"
     where = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
-    shapes = "a quarter of the published size and width" if small else "the published shapes"
-    print(f"Guided, {shapes}, random weights; {rounds} rounds of {steps} steps; {where}, torch {VERSION}")
-    print("\n| images | batch | loop | arithmetic | images/s | against the plain loop |")
-    print("|---|---|---|---|---|---|")
+    if not as_json:
+        shapes = "a quarter of the published size and width" if options["small"] else "the published shapes"
+        rounds, steps = options["rounds"], options["steps"]
+        print(f"Guided, {shapes}, random weights; {rounds} rounds of {steps} steps; {where}, torch {VERSION}")
+        print("\n| images | batch | loop | arithmetic | images/s | against the plain loop | GiB |")
+        print("|---|---|---|---|---|---|---|")
     for size in sizes or ("64", "128", "256"):
-        sampling = find_sampling(f"imagenet{size}-guided")
-        assert sampling.classifier is not None
-        presets = find_model(sampling.diffusion), find_model(sampling.classifier)
-        if small:
-            presets = shrunk(presets[0]), shrunk(presets[1])
-        batch = batch_size or (SMALL_BATCH if small else BATCHES[int(size)])
-        settings = Settings(count=batch, scale=sampling.scale, respacing=str(steps))
-        labels = np.arange(batch, dtype=np.int64)
-        loops = {"plain loop": plain_loop(presets, settings, device)}
-        for precision in PRECISIONS:
-            if precision != "reference-fp16" or cuda:
-                loops[precision] = our_loop(presets, settings, precision, device)
-        seconds = measure({name: partial(run, labels) for name, (run, _) in loops.items()}, rounds)
-        pixels = f"{presets[0].image_size}x{presets[0].image_size}"
-        for name, own in seconds.items():
-            ratio = statistics.median(
-                plain / mine for plain, mine in zip(seconds["plain loop"], own, strict=True)
-            )
-            rate = batch / (statistics.median(own) * PUBLISHED_STEPS / steps)
+        plain = None
+        for loop in loops.split(","):
+            if loop == "published" and not cuda:
+                continue  # float16 on a CPU is for nobody
+            row = measure(int(size), loop, device=device, **options)
+            rate = row.get("images_per_second")
+            plain = rate if loop == "plain" else plain
+            row["against_plain"] = rate / plain if rate and plain else None
             print(
-                f"| {pixels} | {batch} | {name} | {loops[name][1]} | {rate:.3g} | {ratio:.2f} |", flush=True
+                json.dumps(row | {"device": where, "torch": VERSION}) if as_json else cells(row), flush=True
             )
+
+
+def cells(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    shown = (
+        f"{row['pixels']}x{row['pixels']}",
+        row["batch"],
+        row["loop"],
+        row.get("arithmetic", "-"),
+        row.get("error") or f"{row['images_per_second']:.3g}",
+        f"{row['against_plain']:.2f}" if row["against_plain"] else "-",
+        f"{row['reserved_gib']:.1f}" if "reserved_gib" in row else "-",
+    )
+    return f"| {' | '.join(map(str, shown))} |"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from evalkit.errors import InputError
 from generation.checkpoints import Loaded, load_network
 from generation.denoisers import DENOISERS, BoundNetwork
 from generation.guidance import ClassifierGuidance, Guide
+from generation.networks.graphs import Graphs
 from generation.networks.precision import Prepared, prepare
 from generation.noise import Streams
 from generation.pixels import from_uint8
@@ -37,6 +38,7 @@ class Networks:
         device: The device they are on.
         predict: ``diffusion``, prepared.
         logits: ``classifier``, prepared.
+        graphs: What calls both, where their precision uses CUDA graphs.
     """
 
     diffusion: Loaded
@@ -45,6 +47,7 @@ class Networks:
     device: torch.device
     predict: Prepared
     logits: Prepared | None
+    graphs: Graphs
 
     @classmethod
     def prepare(
@@ -59,13 +62,17 @@ class Networks:
             raise InputError(f"{diffusion.path} is a classifier; expected a diffusion model or upsampler.")
         if classifier is not None:
             _check_pair(diffusion, classifier)
+        graphs, published = Graphs(), diffusion.preset.published_precision
         return cls(
             diffusion=diffusion,
             classifier=classifier,
             precision=precision,
             device=device,
-            predict=prepare(diffusion.network, precision, device, diffusion.preset.published_precision),
-            logits=None if classifier is None else prepare(classifier.network, precision, device),
+            predict=prepare(diffusion.network, precision, device, published, graphs),
+            logits=None
+            if classifier is None
+            else prepare(classifier.network, precision, device, graphs=graphs),
+            graphs=graphs,
         )
 
     def num_classes(self, *, guided: bool) -> int | None:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generation.networks.precision import Prepared
+
 __all__ = ["ClassifierGuidance", "Guide", "LogitsOf", "classifier_gradient"]
 
 LogitsOf: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -23,7 +25,9 @@ Guide: TypeAlias = Callable[[Tensor, int], "Tensor | None"]
 """``(b, c, h, w)`` noisy images and their timestep to the gradient, or None where it is zero."""
 
 
-def classifier_gradient(classifier: LogitsOf, x: Tensor, t: Tensor, y: Tensor, scale: float) -> Tensor:
+def classifier_gradient(
+    classifier: LogitsOf, x: Tensor, t: Tensor, y: Tensor, scale: float | Tensor
+) -> Tensor:
     """The gradient of ``scale * sum(log softmax(classifier(x, t))[y])`` at ``x``.
 
     The backward pass is seeded with ``scale * (onehot(y) - softmax(logits))``, which is the gradient at the
@@ -34,7 +38,7 @@ def classifier_gradient(classifier: LogitsOf, x: Tensor, t: Tensor, y: Tensor, s
         x: (b, c, h, w) float32, noisy images.
         t: (b,) timesteps.
         y: (b,) int64 classes.
-        scale: Guidance scale s.
+        scale: Guidance scale s, a number or a float32 tensor without dimensions.
 
     Returns:
         (b, c, h, w) float32.
@@ -71,4 +75,6 @@ class ClassifierGuidance:
         if self.scale == 0 or not first <= timestep < end:
             return None
         t = torch.full((len(x),), timestep, device=x.device)
+        if isinstance(self.classifier, Prepared):
+            return self.classifier.run(classifier_gradient, x, t, self.y, self.scale)
         return classifier_gradient(self.classifier, x, t, self.y, self.scale)

@@ -7,8 +7,9 @@ of the sample, and what the numbers are for. No state is carried from one call t
 The words become normal numbers by the Box-Muller transform, whose logarithm, sine and cosine are computed
 here: those of NumPy, the C library and CUDA differ in their last bits. Only operations that IEEE 754 rounds
 exactly are used (+, -, *, sqrt, and / of two tensors: by a number, PyTorch may multiply with the reciprocal
-instead), in float64, each its own kernel, so that no compiler fuses a product into a sum; then one rounding
-to float32. So CPUs and CUDA devices give the same bits; Apple's, without float64, get them from the CPU.
+instead), in float64, each rounded on its own, so that no compiler fuses a product into a sum; then one
+rounding to float32. So CPUs and CUDA devices give the same bits; Apple's, without float64, get them from the
+CPU. With Triton, CUDA devices make them in one kernel (:mod:`generation.noise_kernel`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _LABELS_AT_ONCE = 2**16
+# Series in the square of their argument, the constant first: 2 artanh(x) / x, sin(x) / x and cos(x).
+_LOG = tuple(2 / (2 * k + 1) for k in range(9))
+_SINE = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(8))
+_COSINE = tuple((-1) ** k / math.factorial(2 * k) for k in range(8))
 
 
 class Purpose(IntEnum):
@@ -61,7 +66,8 @@ class Streams:
         self.seed = seed
         self.shape = shape
         self.device = device
-        self._indices = torch.tensor(indices, dtype=torch.int64)
+        # Placed once: a copy to the device at every step would make the host wait for it.
+        self._indices = torch.tensor(indices, dtype=torch.int64, device=_maker(device))
 
     def start(self) -> Tensor:
         """The noise that sampling starts from, ``(b, c, h, w)`` float32."""
@@ -72,9 +78,8 @@ class Streams:
         return self._normal(Purpose.STEP, step)
 
     def _normal(self, purpose: Purpose, step: int) -> Tensor:
-        device = self.device if self.device.type != "mps" else torch.device("cpu")
         use = purpose | self.shape[2] << 8
-        flat = normal(self.seed, self._indices.to(device), step, use, math.prod(self.shape))
+        flat = normal(self.seed, self._indices, step, use, math.prod(self.shape))
         return flat.view(-1, *self.shape).to(self.device)
 
 
@@ -94,6 +99,10 @@ def normal(seed: int, indices: Tensor, step: int, use: int, count: int) -> Tenso
     Magnitudes reach sqrt(66 log 2) = 6.76: beyond lies one number in 10^11. Not to be called from compiled
     code, where products and sums may be fused.
     """
+    if indices.is_cuda and _has_triton():
+        from generation import noise_kernel
+
+        return noise_kernel.normal(seed, indices, step, use, count, series=(_LOG, _SINE, _COSINE))
     words = philox(_counter(indices, step, use, -(-count // 4)), seed)
     pairs = [number for pair in (words[:2], words[2:]) for number in _box_muller(*pair)]
     return torch.stack(pairs, dim=-1).flatten(1)[:, :count]
@@ -149,15 +158,14 @@ def _log(x: Tensor) -> Tensor:
     m = (bits - (exponent << 52)).view(torch.float64)
     ratio = (m - 1.0) / (m + 1.0)  # at most 0.172
     # log m = 2 artanh(ratio), its series.
-    series = _polynomial(ratio * ratio, [2 / (2 * k + 1) for k in range(9)])
+    series = _polynomial(ratio * ratio, _LOG)
     return series * ratio + exponent.to(torch.float64) * math.log(2)
 
 
 def _sine_and_cosine(theta: Tensor) -> tuple[Tensor, Tensor]:
     """Taylor series up to theta^15, good to 1e-15 within 45 degrees."""
     square = theta * theta
-    sine = _polynomial(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(8)]) * theta
-    return sine, _polynomial(square, [(-1) ** k / math.factorial(2 * k) for k in range(8)])
+    return _polynomial(square, _SINE) * theta, _polynomial(square, _COSINE)
 
 
 def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
@@ -166,3 +174,14 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     for coefficient in reversed(coefficients[:-1]):
         total = total.mul_(x).add_(coefficient)
     return total
+
+
+def _maker(device: torch.device) -> torch.device:
+    """Where the noise of a device is made."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _has_triton() -> bool:
+    from torch.utils._triton import has_triton
+
+    return bool(has_triton())

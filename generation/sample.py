@@ -81,8 +81,8 @@ def run(
     """
     size = networks.diffusion.preset.image_size
     check_disk(out, settings.count * size * size * 3)
-    worker = _Worker(settings, networks, base, batch_size, progress)
     with (
+        closing(_Worker(settings, networks, base, batch_size, progress)) as worker,
         ShardFolder.open(
             out,
             identity=worker.identity(),
@@ -167,6 +167,10 @@ class _Worker:
             "batch_size": self.batch_size,
         }
 
+    def close(self) -> None:
+        """Free the memory of the CUDA graphs: what comes next in this process may need it."""
+        self.networks.graphs.resize(None)
+
     def wait(self) -> None:
         """Sleep while other workers hold all missing shards; they may die and leave some."""
         if not self._waiting:
@@ -182,6 +186,7 @@ class _Worker:
         # The whole shard anew at each batch size, so that its bytes are those of one batch size.
         def make(batch_size: int) -> NDArray[np.uint8]:
             self.batch_size, self.done = batch_size, before
+            self.networks.graphs.resize(batch_size)
             return np.concatenate(list(self._batches(shard)))
 
         def tell(batch_size: int) -> None:
@@ -231,7 +236,7 @@ class _Worker:
             self._report()
             if not self._timed and step == self.steps - 1:
                 _synchronize(x)
-                begun = time.monotonic()  # without the first step, which may compile
+                begun = time.monotonic()  # without the first step, which may compile and record graphs
             if not self._timed and step == 0:
                 _synchronize(x)
                 self._timed = True

@@ -33,7 +33,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PRECISION_CHOICES = "reference|reference-fp16|fast"
+PRECISION_CHOICES = "reference|published|fast"
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -102,9 +102,7 @@ precision_option = click.option(
     "--precision",
     type=text,
     metavar=PRECISION_CHOICES,
-    default="reference",
-    show_default=True,
-    help="Arithmetic of the networks that sample.",
+    help="Arithmetic of the networks; by default published on CUDA, and reference elsewhere.",
 )
 run_options = options(
     click.option("--out", type=file, required=True, metavar="FOLDER", help="The run's folder."),
@@ -132,8 +130,10 @@ grid_option = click.option(
 
 def set_up(
     count: int, given: dict[str, Any], *, upsampler: bool = False
-) -> tuple[Settings, Callable[[str], Networks]]:
+) -> tuple[Settings, Callable[[str | None], Networks]]:
     """The settings that options and preset ask for, and a function that loads the networks in a precision.
+
+    None is the precision that is the device's default.
 
     Args:
         count: Samples in all.
@@ -173,17 +173,19 @@ def set_up(
         shard_size=given.get("shard_size", 64),
     )
 
-    def load(precision: str) -> Networks:
+    def load(precision: str | None) -> Networks:
         from evalkit.system.devices import resolve_device
         from generation.batch import load_networks
+        from generation.networks.precision import default_precision
 
+        device = resolve_device(given["device"])
         networks = load_networks(
             preset,
             model=given["model"],
             classifier=given.get("classifier"),
             guided=settings.scale != 0,
-            precision=precision,
-            device=resolve_device(given["device"]),
+            precision=default_precision(device) if precision is None else precision,
+            device=device,
         )
         for loaded in (networks.diffusion, networks.classifier):
             if loaded and loaded.prefix:

@@ -2,20 +2,22 @@
 
 ======================  ==============================================================================
 ``reference``           float32 throughout, no TF32: what other arithmetic is measured against
-``reference-fp16``      as the published sampling commands: convolutions and attention of a UNet's blocks
+``published``           as the published sampling commands: convolutions and attention of a UNet's blocks
                         in float16, all else and the classifier in float32; the 512x512 model, which those
                         run with ``--use_fp16 False``, all in float32
 ``fast``                convolutions and attention in half precision, normalisation and embeddings in
-                        float32, channels-last; on CUDA compiled, so that norm, scale-shift and SiLU are
-                        one kernel. Half precision is float16 where the published commands use it, and
-                        else bfloat16, which has the range of float32
+                        float32, channels-last; on CUDA with kernels that fuse norm, scale-shift and SiLU,
+                        launched as CUDA graphs. Half precision is float16 where the published commands
+                        use it, and else bfloat16, which has the range of float32
 ======================  ==============================================================================
 
-Every one chooses deterministic kernels: the same numbers, batch size and device give the same bytes.
+Every one chooses deterministic kernels: the same numbers, batch size and device give the same bytes. The
+default is ``published`` on CUDA, and ``reference`` elsewhere, where half precision is no faster.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -25,11 +27,12 @@ from torch import Tensor, nn
 from evalkit.errors import InputError, brief
 from evalkit.system.devices import float32_arithmetic
 from generation.networks.classifier import Classifier
+from generation.networks.graphs import Graphs
 from generation.networks.unet import Trunk
 
-__all__ = ["PRECISIONS", "Precision", "Prepared", "arithmetic", "prepare"]
+__all__ = ["PRECISIONS", "Precision", "Prepared", "arithmetic", "default_precision", "prepare"]
 
-Precision: TypeAlias = Literal["reference", "reference-fp16", "fast"]
+Precision: TypeAlias = Literal["reference", "published", "fast"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
@@ -41,23 +44,49 @@ class Prepared:
     Attributes:
         network: The network.
         description: Its arithmetic in words, for a run's record.
+        graphs: Calls it through CUDA graphs; None calls it directly.
     """
 
-    def __init__(self, network: Trunk, *, channels_last: bool, compiled: bool):
+    def __init__(self, network: Trunk, *, channels_last: bool, graphs: Graphs | None = None):
         self.network = network
+        self.graphs = graphs
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._call: Any = torch.compile(network, dynamic=False) if compiled else network
         words = (
             f"{str(network.dtype).removeprefix('torch.')} convolutions",
             *(["channels-last"] if channels_last else []),
-            *(["compiled"] if compiled else []),
+            *(["fused kernels"] if graphs else []),
         )
         self.description = ", ".join(words)
 
     def __call__(self, x: Tensor, t: Tensor, *args: Tensor | None, **inputs: Tensor | None) -> Tensor:
         """As the network's ``forward``; images float32 in any layout."""
-        output: Tensor = self._call(x.contiguous(memory_format=self._layout), t, *args, **inputs)
+        if x.requires_grad and torch.is_grad_enabled():  # which no graph follows; see `run`
+            return self._direct(x, t, *args, **inputs)
+        return self.run(_predict, x, t, *args, **inputs)
+
+    def run(
+        self,
+        function: Callable[..., Tensor],
+        *inputs: Tensor | float | None,
+        **named: Tensor | float | None,
+    ) -> Tensor:
+        """``function(network, *inputs, **named)``, in CUDA graphs as a whole: see :class:`Graphs`."""
+        if self.graphs is None:
+            return function(self._direct, *inputs, **named)
+        return self.graphs(function, self._direct, *inputs, **named)
+
+    def _direct(self, x: Tensor, t: Tensor, *args: Tensor | None, **inputs: Tensor | None) -> Tensor:
+        output: Tensor = self.network(x.contiguous(memory_format=self._layout), t, *args, **inputs)
         return output
+
+
+def _predict(network: Callable[..., Tensor], *inputs: Tensor, **named: Tensor) -> Tensor:
+    return network(*inputs, **named)
+
+
+def default_precision(device: torch.device) -> Precision:
+    """The precision of a device where none is asked for."""
+    return "published" if device.type == "cuda" else "reference"
 
 
 def prepare(
@@ -65,6 +94,7 @@ def prepare(
     precision: str,
     device: str | torch.device,
     published: Literal["float16", "float32"] = "float16",
+    graphs: Graphs | None = None,
 ) -> Prepared:
     """Put a network on a device and into a precision.
 
@@ -74,17 +104,19 @@ def prepare(
         device: The device to put it on.
         published: Type in which the published commands run a UNet, see
             :class:`generation.presets.ModelPreset`.
+        graphs: What calls the network where a precision uses CUDA graphs; networks that share it share the
+            memory of their graphs. None: graphs of its own.
 
     Raises:
         InputError: An unknown precision, or ``fast`` on CUDA without Triton, which compiles the kernels.
     """
     device = torch.device(device)
     fast = _known(precision) == "fast"
-    compiled = fast and device.type == "cuda"
-    if compiled and not _has_triton():
+    fused = fast and device.type == "cuda"
+    if fused and not _has_triton():
         raise InputError(
             "Precision fast compiles its kernels on CUDA and needs Triton, which is not installed or does "
-            "not know this GPU. Install it with `pip install triton`, or use --precision reference-fp16."
+            "not know this GPU. Install it with `pip install triton`, or use --precision published."
         )
     network.to(device)
     _round_convolutions(network, _convolution_type(network, precision, device, published))
@@ -92,7 +124,11 @@ def prepare(
     channels_last = fast or device.type == "cpu"
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Prepared(network, channels_last=channels_last, compiled=compiled)
+    if fused:
+        from generation.networks.kernels import use_kernels  # type: ignore[import-not-found,unused-ignore]
+
+        use_kernels(network)
+    return Prepared(network, channels_last=channels_last, graphs=(graphs or Graphs()) if fused else None)
 
 
 def arithmetic(precision: str) -> AbstractContextManager[None]:
@@ -114,7 +150,7 @@ def _convolution_type(network: Trunk, precision: str, device: torch.device, publ
     # A classifier's gradients would leave float16's range at the pixels, and so may a UNet that was never
     # run in it.
     float16 = published == "float16" and not isinstance(network, Classifier)
-    if precision == "reference-fp16":
+    if precision == "published":
         return torch.float16 if float16 else torch.float32
     if precision == "reference":
         return torch.float32

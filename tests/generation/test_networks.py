@@ -21,7 +21,7 @@ from generation.checkpoints import Loaded
 from generation.networks import precision as precisions
 from generation.networks.classifier import Classifier, ClassifierSettings
 from generation.networks.layers import AttentionBlock, AttentionPool, GroupNorm, attend, timestep_embedding
-from generation.networks.precision import PRECISIONS, arithmetic, prepare
+from generation.networks.precision import PRECISIONS, arithmetic, default_precision, prepare
 from generation.networks.unet import Trunk, UNet, UNetSettings
 from generation.networks.upsampler import Upsampler
 from generation.presets import MODELS
@@ -232,9 +232,9 @@ def test_bad_input() -> None:
 @pytest.mark.parametrize("name", GOLDENS)
 def test_precisions_on_the_cpu(name: str) -> None:
     """Each against the golden output: float32 to its rounding, the others to theirs."""
-    bounds = {"reference": (0.0, 1e-5), "reference-fp16": (3e-4, 5e-3), "fast": (2e-3, 3e-2)}
+    bounds = {"reference": (0.0, 1e-5), "published": (3e-4, 5e-3), "fast": (2e-3, 3e-2)}
     if name == "classifier_attention_pool":
-        bounds["reference-fp16"] = bounds["reference"]
+        bounds["published"] = bounds["reference"]
     if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
         bounds["fast"] = bounds["reference"]
     for precision, (least, most) in bounds.items():
@@ -252,8 +252,8 @@ def test_only_the_convolutions_of_the_blocks_are_rounded() -> None:
     unet, classifier = golden("unet_class_cond_legacy_attention")[0], golden("classifier_attention_pool")[0]
     types = {
         ("reference", unet): torch.float32,
-        ("reference-fp16", unet): torch.float16,
-        ("reference-fp16", classifier): torch.float32,
+        ("published", unet): torch.float16,
+        ("published", classifier): torch.float32,
         ("fast", unet): torch.float16,
         ("fast", classifier): torch.bfloat16,
     }
@@ -267,7 +267,7 @@ def test_only_the_convolutions_of_the_blocks_are_rounded() -> None:
 
 
 def test_a_model_published_in_float32_never_runs_in_float16() -> None:
-    for precision, dtype in (("reference-fp16", torch.float32), ("fast", torch.bfloat16)):
+    for precision, dtype in (("published", torch.float32), ("fast", torch.bfloat16)):
         prepared = prepare(golden("unet_class_cond_legacy_attention")[0], precision, "meta", "float32")
         assert prepared.network.dtype == dtype
         preset = replace(MODELS["512x512_diffusion"], network=UNetSettings(**SMALL))
@@ -313,14 +313,21 @@ def test_arithmetic_is_put_back() -> None:
         assert flags() == before
 
 
+def test_the_default_on_a_gpu_is_not_the_slowest() -> None:
+    defaults = {
+        device: default_precision(torch.device(device)) for device in ("cpu", "cuda", "cuda:1", "mps")
+    }
+    assert defaults == {"cpu": "reference", "cuda": "published", "cuda:1": "published", "mps": "reference"}
+
+
 def test_unknown_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     network = UNet(UNetSettings(**SMALL))
-    with pytest.raises(InputError, match=r"'turbo'.*reference-fp16"):
+    with pytest.raises(InputError, match=r"'turbo'.*published"):
         prepare(network, "turbo", "cpu")
     with pytest.raises(InputError, match="'turbo'"), arithmetic("turbo"):
         pass
     monkeypatch.setattr(precisions, "_has_triton", lambda: False)
-    with pytest.raises(InputError, match=r"Triton.*--precision reference-fp16"):
+    with pytest.raises(InputError, match=r"Triton.*--precision published"):
         prepare(network, "fast", "cuda")
 
 

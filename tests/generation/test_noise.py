@@ -1,8 +1,17 @@
-"""The noise: Philox against published vectors and TensorFlow, normal numbers against NumPy and SciPy."""
+"""The noise: Philox against published vectors and TensorFlow, normal numbers against NumPy and SciPy.
+
+The Triton kernel is compared with the torch code by Triton's interpreter; its compiled form is checked in
+test_gpu_counts.py.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,3 +162,45 @@ def test_random_labels() -> None:
     assert stats.chisquare(np.bincount(labels, minlength=10)).pvalue > 1e-3
     assert (random_labels(4, 1000, 10) != labels[:1000]).any()
     assert set(random_labels(0, 100, 1)) == {0}
+
+
+INTERPRETED = """
+import random
+import torch
+from generation import noise, noise_kernel
+
+random.seed(0)
+last, longest = 2**32 - 1, 4 * noise_kernel.BLOCKS + 3
+cases = [
+    (0, [0], 0, 0, 1),
+    (2**64 - 1, [last, 5, 70_000], 999, 1 | 256 << 8, longest),
+    (2**63, [2**31], 2**31, last, 64),
+    *(
+        (random.getrandbits(64), random.sample(range(last), 3), random.randrange(1000), 1, count)
+        for count in (*range(2, 12), longest - 3, longest - 2, 2 * longest)
+    ),
+]
+for seed, indices, step, use, count in cases:
+    rows = torch.tensor(indices)
+    expected = noise.normal(seed, rows, step, use, count)
+    series = noise._LOG, noise._SINE, noise._COSINE
+    found = noise_kernel.normal(seed, rows, step, use, count, series=series)
+    assert found.shape == expected.shape
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32)), (seed, indices, step, use, count)
+print("equal")
+"""
+
+
+def test_the_kernel_gives_the_same_bits() -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs triton, which comes with PyTorch for CUDA")
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == "equal\n", done.stderr
