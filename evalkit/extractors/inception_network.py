@@ -162,7 +162,7 @@ class Network:
     ):
         half_on_cuda = device.type == "cuda" and dtype != torch.float32
         self.input_channels = input_channels or (8 if half_on_cuda else 3)
-        self.dtype = dtype
+        self.device, self.dtype = device, dtype
         self._weights = weights
         self._like = torch.empty(0, device=device, dtype=dtype)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
