@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError, UndefinedMetricError
+from evalkit.extractors.base import Extracted, Pending
 from evalkit.extractors.inception_network import INPUT_SIZE, SPATIAL_CHANNELS, Network
-from evalkit.extractors.preprocess import resize_tf1
+from evalkit.extractors.preprocess import scaled_input
+from evalkit.extractors.staging import Copies, Upload
 from evalkit.extractors.weights import InceptionWeights, load_weights
 from evalkit.system.devices import (
     check_not_forked,
@@ -75,9 +77,8 @@ class Inception:
         self.device = str(self._device)
         self.precision = precision
         # On a CPU, small batches keep the activations in its caches.
-        self.batch_size = batch_size or (
-            max(8, torch.get_num_threads()) if self._device.type == "cpu" else 128
-        )
+        sizes = {"cpu": max(8, torch.get_num_threads()), "cuda": 256}
+        self.batch_size = batch_size or sizes.get(self._device.type, 128)
 
     @property
     def weights_record(self) -> dict[str, Any]:
@@ -99,6 +100,10 @@ class Inception:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision, torch.float32)
         return Network(self.weights.convolutions, self._device, dtype)
 
+    @cached_property
+    def _upload(self) -> Upload:
+        return Upload(self._device)
+
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Features of a batch.
 
@@ -108,6 +113,10 @@ class Inception:
         Returns:
             ``pool``: (n, 2048) float32. ``spatial``: (n, 2023) float32, flattened H, W, C.
         """
+        return dict(self.submit(images).result())
+
+    def submit(self, images: NDArray[Any]) -> Pending:
+        """Begin a batch, as :meth:`__call__` takes it; only on CUDA does this return before it is done."""
         prepare_forked_process()
         check_not_forked(self._device)
 
@@ -116,8 +125,11 @@ class Inception:
             return [self._forward(images[begin : begin + batch_size]) for begin in begins]
 
         parts = with_smaller_batches(forward, self.batch_size, self._use_batch_size)
-        pool, spatial = (torch.cat(layer).cpu().numpy() for layer in zip(*parts, strict=True))
-        return {"pool": pool, "spatial": spatial}
+        pool, spatial = (torch.cat(layer) for layer in zip(*parts, strict=True))
+        outputs = {"pool": pool, "spatial": spatial}
+        if self._device.type == "cuda":
+            return Copies(outputs)
+        return Extracted({output: rows.cpu().numpy() for output, rows in outputs.items()})
 
     def _use_batch_size(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -128,11 +140,15 @@ class Inception:
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
         # Converted on the device: uint8 is a quarter of the bytes to copy there.
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float()
-        x = (resize_tf1(x, INPUT_SIZE) - 128).mul_(0.0078125)
+        images = np.ascontiguousarray(images)
+        if self._device.type == "cuda":
+            return self._upload(images, self._network)
+        return self._network(torch.from_numpy(images).to(self._device))
+
+    def _network(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        layers = self._layers
         with float32_arithmetic(tf32=self.precision == "tf32"):
-            # An NHWC tensor seen as NCHW is channels-last: no copy.
-            return self._layers(x.permute(0, 3, 1, 2))
+            return layers(scaled_input(images, INPUT_SIZE, layers.dtype, layers.input_channels))
 
     @torch.inference_mode()
     def derive(self, output: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+from functools import cache, lru_cache
+
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["resize_tf1"]
+__all__ = ["has_triton", "interpolation", "resize_tf1", "scaled_input"]
 
 
 def resize_tf1(images: Tensor, size: int) -> Tensor:
@@ -28,16 +33,73 @@ def resize_tf1(images: Tensor, size: int) -> Tensor:
     return _interpolate(rows.reshape(n, height, size * channels), size).reshape(n, size, size, channels)
 
 
+def scaled_input(images: Tensor, size: int, dtype: torch.dtype, channels: int = 3) -> Tensor:
+    """What Inception sees of images: :func:`resize_tf1`, scaled to [-1, 1].
+
+    On CUDA, where Triton is installed, one kernel does all of it. It gives the same bits in float32.
+
+    Args:
+        images: (n, h, w, 3), uint8 or float32, values in [0, 255].
+        size: Side of the square result, pixels.
+        dtype: Of the result. It is computed in float32.
+        channels: Of the result; those beyond 3 are 0.
+
+    Returns:
+        (n, channels, size, size), channels-last.
+    """
+    if has_triton(images.device):
+        from evalkit.extractors.inception_kernels import resize_and_scale
+
+        rows, columns = (_kernel_tables(extent, size, images.device) for extent in images.shape[1:3])
+        return resize_and_scale(images.contiguous(), rows, columns, dtype, channels)
+    x = (resize_tf1(images.float(), size) - 128).mul_(0.0078125)
+    # An NHWC tensor seen as NCHW is channels-last: no copy.
+    x = (F.pad(x, (0, channels - 3)) if channels > 3 else x).permute(0, 3, 1, 2)
+    return x.to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _kernel_tables(extent: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    lower, upper, weight = interpolation(extent, size)
+    near, far = (torch.from_numpy(index.astype(np.int32)).to(device) for index in (lower, upper))
+    return near, far, torch.from_numpy(weight).to(device)
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether the kernels in :mod:`evalkit.extractors.inception_kernels` run on a device."""
+    return (
+        device.type == "cuda"
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
 def _interpolate(x: Tensor, size: int, lanes: int = 1) -> Tensor:
     """Resize axis 1 to `size` pixels of `lanes` numbers each."""
     extent = x.shape[1] // lanes
     if extent == size:
         return x
+    lower, upper, weight = _places(extent, size, lanes, x.dtype, x.device)
+    near, far = x.index_select(1, lower), x.index_select(1, upper)
+    return near.addcmul_(far.sub_(near), weight.reshape([-1] + [1] * (x.ndim - 2)))
+
+
+# A batch of one size needs two of them, and its tables are the same for every batch: on a GPU, to make them
+# again would be six copies that the host waits for.
+@lru_cache(maxsize=16)
+def _places(
+    extent: int, size: int, lanes: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each number of the result, the two that it lies between and the weight of the second."""
+    lower, upper, weight = interpolation(extent, size)
+    places = ((index[:, None] * lanes + np.arange(lanes)).ravel() for index in (lower, upper))
+    near, far = (torch.from_numpy(index).to(device) for index in places)
+    return near, far, torch.from_numpy(np.repeat(weight, lanes)).to(device, dtype)
+
+
+def interpolation(extent: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For each of ``size`` pixels, the two of ``extent`` that it lies between; the weight of the second."""
     position = np.arange(size, dtype=np.float32) * (np.float32(extent) / np.float32(size))
     lower = np.floor(position).astype(np.int64)
-    near, far = (
-        x.index_select(1, torch.from_numpy((index[:, None] * lanes + np.arange(lanes)).ravel()).to(x.device))
-        for index in (lower, np.minimum(lower + 1, extent - 1))
-    )
-    weight = torch.from_numpy(np.repeat(position - lower.astype(np.float32), lanes)).to(x)
-    return near.addcmul_(far.sub_(near), weight.reshape([-1] + [1] * (x.ndim - 2)))
+    return lower, np.minimum(lower + 1, extent - 1), position - lower.astype(np.float32)

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError
-from evalkit.extractors.base import Extractor, Rows
+from evalkit.extractors.base import Extractor
 from evalkit.features import store
+from evalkit.features.pipeline import BegunShard, Pipeline, Shard
 from evalkit.features.store import StoredBatch, spans
 from evalkit.images import ImageSource
 from evalkit.system.run import Run
 
 __all__ = ["Shard", "Shards"]
-
-Shard: TypeAlias = dict[str, dict[str, Rows]]
-"""The rows of one shard by network and output."""
 
 
 class Shards:
@@ -59,6 +56,7 @@ class Shards:
         self._batches: Generator[NDArray[Any], None, None] | None = None
         self._position = 0
         self._done = 0
+        self._ahead: BegunShard | None = None
 
     @property
     def name(self) -> str:
@@ -80,13 +78,32 @@ class Shards:
             return
         locks = next(iter(self._stored.values())).folder / "claims.lock"
         written: list[tuple[StoredBatch, int]] = []
-        with contextlib.closing(self.run.engine.claims(locks, self._missing)) as claims:
+
+        def write(begun: BegunShard, shard: Shard) -> None:
+            for extractor in begun.extractors:
+                stored = self._stored[extractor.network]
+                stored.write(begun.number, shard[extractor.network])
+                written.append((stored, begun.number))
+
+        pipeline = Pipeline(write)
+
+        # A claim ends before its shard is written, and so another process may take it, too, when nothing else
+        # is left for it. It writes the same features.
+        def missing() -> list[int]:
+            return sorted({*self._missing()} - {*pipeline.numbers})
+
+        with pipeline, contextlib.closing(self.run.engine.claims(locks, missing)) as claims:
             for number in claims:
-                self._count()
+                self._count(missing())
                 if number is not None:
-                    written += self._extract_to_store(number)
+                    due = [
+                        each for each in self._extractors if number in self._stored[each.network].missing()
+                    ]
+                    pipeline.add(self._begin(number, due))
                 elif not wait:
                     break
+                else:
+                    pipeline.drain()
         try:
             if written:
                 self._images.check_unchanged(every_file=True)
@@ -94,12 +111,12 @@ class Shards:
             for stored, number in written:  # they may be of other images than those that were hashed
                 stored.remove(number)
             raise
-        self._count()
+        self._count(self._missing())
 
     def read(self, number: int) -> Shard:
         """The rows of a shard, of the outputs that are wanted."""
         if not self._stored:
-            return self._extract(number, self._extractors)
+            return self._extract_ahead(number)
         begin, end = self.spans[number]
         shard: Shard = {}
         for extractor in self._extractors:
@@ -110,10 +127,10 @@ class Shards:
             if found is None:
                 # Damaged by something other than us: the checksums noticed.
                 stored.remove(number)
-                self._count()
-                found = self._extract(number, [extractor])[network]
+                self._count(self._missing())
+                found = self._begin(number, [extractor]).result()[network]
                 stored.write(number, found)
-                self._count()
+                self._count(self._missing())
             shard[network] = found
         return shard
 
@@ -131,25 +148,23 @@ class Shards:
     def _missing(self) -> list[int]:
         return sorted({number for stored in self._stored.values() for number in stored.missing()})
 
-    def _extract_to_store(self, number: int) -> list[tuple[StoredBatch, int]]:
-        due = [each for each in self._extractors if number in self._stored[each.network].missing()]
-        shard = self._extract(number, due)
-        for extractor in due:
-            self._stored[extractor.network].write(number, shard[extractor.network])
-        return [(self._stored[extractor.network], number) for extractor in due]
+    def _extract_ahead(self, number: int) -> Shard:
+        """Extract a shard; where a device runs ahead, begin the next one before its features are there."""
+        begun, self._ahead = self._ahead, None
+        if begun is None or begun.number != number:
+            begun = self._begin(number, self._extractors)
+        if not begun.done() and number + 1 < len(self.spans):
+            self._ahead = self._begin(number + 1, self._extractors)
+        return begun.result()
 
-    def _extract(self, number: int, extractors: Sequence[Extractor]) -> Shard:
+    def _begin(self, number: int, extractors: Sequence[Extractor]) -> BegunShard:
+        """Read a shard's images and give them to the networks."""
         begin, end = self.spans[number]
         if self._batches is None or self._position != begin:
             self.close()
             self._batches = self._images.batches(max(self._batch_sizes.values()), start=begin)
             self._position = begin
-        shard = {
-            extractor.network: {
-                output: np.empty((end - begin, d), np.float32) for output, d in extractor.outputs.items()
-            }
-            for extractor in extractors
-        }
+        shard = BegunShard(number, end - begin, extractors)
         while self._position < end:
             self._report(self._done, len(self._images))
             batch = next(self._batches, None)
@@ -161,18 +176,15 @@ class Shards:
             for extractor in extractors:
                 size = self._batch_sizes[extractor.network]
                 for first in range(0, len(batch), size):
-                    images = batch[first : first + size]
-                    at = self._position - begin + first
-                    for output, rows in extractor(images).items():
-                        shard[extractor.network][output][at : at + len(images)] = rows
+                    shard.add(extractor, batch[first : first + size], self._position - begin + first)
             self._position += len(batch)
             self._done += len(batch)
         self._images.check_unchanged()  # what it is stored under was computed before
         self._report(self._done, len(self._images))
         return shard
 
-    def _count(self) -> None:
-        """Report how much the store has."""
-        missing = (self.spans[number] for number in self._missing())
-        self._done = len(self._images) - sum(end - begin for begin, end in missing)
+    def _count(self, missing: Sequence[int]) -> None:
+        """Report how much there is, if these shards are missing."""
+        spans = (self.spans[number] for number in missing)
+        self._done = len(self._images) - sum(end - begin for begin, end in spans)
         self._report(self._done, len(self._images))

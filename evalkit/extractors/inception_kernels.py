@@ -1,0 +1,235 @@
+"""Triton kernels of the Inception network on CUDA: what cuDNN does not do, in one pass over memory each.
+
+Load this module only where there is a GPU: it imports Triton.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_bias_relu", "average_3x3", "maximum_3x3", "resize_and_scale"]
+
+_BLOCK = 1024
+
+
+def resize_and_scale(
+    images: Tensor,
+    rows: tuple[Tensor, Tensor, Tensor],
+    columns: tuple[Tensor, Tensor, Tensor],
+    dtype: torch.dtype,
+    channels: int,
+) -> Tensor:
+    """Resize images bilinearly and scale them to [-1, 1], with the bits of the CPU's float32 arithmetic.
+
+    Args:
+        images: (n, h, w, 3), uint8 or float32, values in [0, 255]; contiguous.
+        rows: For each row of the result, the two rows of an image that it lies between, int32, and the weight
+            of the second, float32.
+        columns: The same for columns.
+        dtype: Of the result.
+        channels: Of the result, at least 3; those that the images do not have are 0.
+
+    Returns:
+        (n, channels, height, width), channels-last.
+    """
+    n, height, width, _ = images.shape
+    out_height, out_width = len(rows[0]), len(columns[0])
+    out = torch.empty(
+        (n, channels, out_height, out_width),
+        dtype=dtype,
+        device=images.device,
+        memory_format=torch.channels_last,
+    )
+    if n:
+        with torch.cuda.device(images.get_device()):  # Triton launches on the current device
+            blocks = -(-out_width * channels // _BLOCK)
+            _resize[(n * out_height * blocks,)](
+                images, out, *rows, *columns, blocks, height, width, out_height, out_width, channels, _BLOCK
+            )
+    return out
+
+
+def add_bias_relu(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """``relu(x + bias)``, added in float32.
+
+    Args:
+        x: (n, c, h, w), channels-last, or some channels of such a tensor.
+        bias: (c,)
+        out: Like ``x``, and may be ``x`` itself; written, and returned.
+    """
+    if count := x.numel():
+        with torch.cuda.device(x.get_device()):
+            _bias_relu[(-(-count // _BLOCK),)](
+                x, bias, out, count, x.shape[1], x.stride(3), out.stride(3), _BLOCK
+            )
+    return out
+
+
+def maximum_3x3(x: Tensor, out: Tensor) -> Tensor:
+    """``max_pool2d(x, 3, 2)``.
+
+    Args:
+        x: (n, c, h, w), channels-last.
+        out: (n, c, (h - 1) // 2, (w - 1) // 2), channels-last, or some channels of such a tensor; written,
+            and returned.
+    """
+    return _pooled(x, x, out, stride=2, padding=0, average=False)
+
+
+def average_3x3(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """``relu(avg_pool2d(x, 3, 1, 1, count_include_pad=False) + bias)``, computed in float32.
+
+    Args:
+        x: (n, c, h, w), channels-last.
+        bias: (c,)
+        out: Like ``x``, or some channels of such a tensor; written, and returned.
+    """
+    return _pooled(x, bias, out, stride=1, padding=1, average=True)
+
+
+def _pooled(x: Tensor, bias: Tensor, out: Tensor, *, stride: int, padding: int, average: bool) -> Tensor:
+    n, channels, height, width = x.shape
+    sides = out.shape[2:]
+    blocks = -(-channels * sides[0] * sides[1] // _BLOCK)
+    if n:
+        with torch.cuda.device(x.get_device()):
+            _pool[(n * blocks,)](
+                x,
+                bias,
+                out,
+                blocks,
+                channels,
+                height,
+                width,
+                *sides,
+                out.stride(0),
+                out.stride(3),
+                stride,
+                padding,
+                average,
+                _BLOCK,
+            )
+    return out
+
+
+if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for a CPU
+    import triton  # type: ignore[import-not-found,unused-ignore]
+    import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+
+    @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
+    def _resize(  # type: ignore[no-untyped-def]
+        images,
+        out,
+        upper,
+        lower,
+        row_weight,
+        left,
+        right,
+        column_weight,
+        blocks,
+        height,
+        width,
+        out_height,
+        out_width,
+        CHANNELS: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        program = tl.program_id(0)
+        row = program // blocks
+        y = row % out_height
+        image = images + (row // out_height).to(tl.int64) * height * width * 3
+        target = out + row.to(tl.int64) * out_width * CHANNELS
+        above = image + tl.load(upper + y) * width * 3
+        below = image + tl.load(lower + y) * width * 3
+        down = tl.load(row_weight + y)
+        place = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        inside = place < out_width * CHANNELS
+        x = place // CHANNELS
+        channel = place % CHANNELS
+        used = inside & (channel < 3)
+        west = tl.load(left + x, inside, 0) * 3 + channel
+        east = tl.load(right + x, inside, 0) * 3 + channel
+        along = tl.load(column_weight + x, inside, 0.0)
+        # Columns before rows, each a fused multiply-add: the order and the bits of the CPU.
+        near = tl.load(above + west, used, 0).to(tl.float32)
+        far = tl.load(above + east, used, 0).to(tl.float32)
+        top = tl.fma(far - near, along, near)
+        near = tl.load(below + west, used, 0).to(tl.float32)
+        far = tl.load(below + east, used, 0).to(tl.float32)
+        bottom = tl.fma(far - near, along, near)
+        value = (tl.fma(bottom - top, down, top) - 128.0) * 0.0078125
+        value = tl.where(used, value, 0.0)
+        tl.store(target + place, value.to(out.dtype.element_ty), inside)
+
+    @triton.jit(do_not_specialize=["count"])  # type: ignore[misc,untyped-decorator,unused-ignore]
+    def _bias_relu(  # type: ignore[no-untyped-def]
+        x,
+        bias,
+        out,
+        count,
+        channels,
+        x_stride,
+        out_stride,
+        BLOCK: tl.constexpr,
+    ):
+        begin = tl.program_id(0).to(tl.int64) * BLOCK
+        first = begin // channels
+        lane = tl.arange(0, BLOCK)
+        inside = lane < count - begin
+        place = (begin % channels).to(tl.int32) + lane
+        channel = place % channels
+        pixel = place // channels
+        value = tl.load(x + first * x_stride + pixel * x_stride + channel, inside, 0.0).to(tl.float32)
+        value += tl.load(bias + channel, inside, 0.0).to(tl.float32)
+        value = tl.where(value < 0.0, 0.0, value)  # what is not a number stays so, as in torch
+        target = out + first * out_stride + pixel * out_stride + channel
+        tl.store(target, value.to(out.dtype.element_ty), inside)
+
+    @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
+    def _pool(  # type: ignore[no-untyped-def]
+        x,
+        bias,
+        out,
+        blocks,
+        channels,
+        height,
+        width,
+        out_height,
+        out_width,
+        image_stride,
+        pixel_stride,
+        STRIDE: tl.constexpr,
+        PADDING: tl.constexpr,
+        AVERAGE: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        program = tl.program_id(0)
+        image = (program // blocks).to(tl.int64)
+        place = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        inside = place < out_height * out_width * channels
+        channel = place % channels
+        pixel = place // channels
+        top = (pixel // out_width) * STRIDE - PADDING
+        left = (pixel % out_width) * STRIDE - PADDING
+        source = x + image * height * width * channels + channel
+        total = tl.full([BLOCK], 0.0 if AVERAGE else float("-inf"), tl.float32)
+        count = tl.zeros([BLOCK], tl.float32)
+        for step in tl.static_range(9):
+            row = top + step // 3
+            column = left + step % 3
+            there = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            offset = (row * width + column) * channels
+            value = tl.load(source + offset, there, 0.0 if AVERAGE else float("-inf")).to(tl.float32)
+            if AVERAGE:
+                total += value
+                count += there.to(tl.float32)
+            else:
+                total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
+        if AVERAGE:
+            total = total / tl.maximum(count, 1.0) + tl.load(bias + channel, inside, 0.0).to(tl.float32)
+            total = tl.where(total < 0.0, 0.0, total)
+        target = out + image * image_stride + pixel * pixel_stride + channel
+        tl.store(target, total.to(out.dtype.element_ty), inside)
