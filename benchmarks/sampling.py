@@ -13,6 +13,7 @@ from the median of the rounds.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import statistics
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from evalkit.system.devices import resolve_device
 from generation.batch import Networks, sample_batch
 from generation.checkpoints import Loaded
+from generation.networks import graphs as network_graphs
 from generation.networks import layers
 from generation.networks.precision import PRECISIONS, arithmetic
 from generation.networks.unet import Trunk
@@ -82,6 +84,7 @@ def our_loop(
     precision: str,
     *,
     graphs: bool = True,
+    cudnn_benchmark: bool = False,
 ) -> tuple[Loop, str]:
     """A function of the labels that samples a batch, and its arithmetic."""
     diffusion, classifier = (
@@ -99,7 +102,7 @@ def our_loop(
         networks.predict.graphs = networks.logits.graphs = None
 
     def run(labels: NDArray[np.int64]) -> Tensor:
-        with arithmetic(precision):
+        with arithmetic(precision), mock.patch.object(network_graphs, "BENCHMARK", cudnn_benchmark):
             return sample_batch(settings, networks, range(len(labels)), labels=labels)[0]
 
     own, guide = networks.predict.description, networks.logits.description
@@ -163,6 +166,7 @@ LOOPS: dict[str, Callable[..., tuple[Loop, str]]] = {
     "plain": plain_loop,
     **{precision: partial(our_loop, precision=precision) for precision in PRECISIONS},
     "fast-without-graphs": partial(our_loop, precision="fast", graphs=False),
+    "fast-cudnn-benchmark": partial(our_loop, precision="fast", cudnn_benchmark=True),
 }
 
 
@@ -177,6 +181,8 @@ def measure(
     rounds: int = 5,
 ) -> dict[str, Any]:
     """One row: a loop alone on the device, whose memory is free again afterwards.
+
+    ``sha256`` is that of the samples, or None where the rounds gave different ones.
 
     Args:
         size: 64, 128 or 256, of the published models.
@@ -201,8 +207,11 @@ def measure(
     row: dict[str, Any] = {"pixels": presets[0].image_size, "batch": batch, "loop": loop}
     try:
         run, row["arithmetic"] = LOOPS[loop](presets, settings, device)
-        row["first_seconds"], *seconds = (timed(run, labels, device) for _ in range(rounds + 1))
-        step = statistics.median(seconds) / steps
+        (row["first_seconds"], _), *timings = (timed(run, labels, device) for _ in range(rounds + 1))
+        step = statistics.median(seconds for seconds, _ in timings) / steps
+        digests = {digest for _, digest in timings}
+        # Ours make the same noise again; the plain loop does not.
+        row["sha256"] = digests.pop() if len(digests) == 1 else None
         row |= {"seconds_per_step": step, "images_per_second": batch / (step * PUBLISHED_STEPS)}
     except torch.OutOfMemoryError:
         row["error"] = "out of memory"
@@ -216,8 +225,8 @@ def measure(
     return row
 
 
-def timed(run: Loop, labels: NDArray[np.int64], device: torch.device) -> float:
-    """Seconds of a batch."""
+def timed(run: Loop, labels: NDArray[np.int64], device: torch.device) -> tuple[float, str]:
+    """Seconds of a batch, and the digest of its samples."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     wait(device)
     begin = time.perf_counter()
@@ -225,7 +234,7 @@ def timed(run: Loop, labels: NDArray[np.int64], device: torch.device) -> float:
     wait(device)
     seconds = time.perf_counter() - begin
     assert x.isfinite().all()
-    return seconds
+    return seconds, hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest()
 
 
 @click.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -58,16 +59,7 @@ class CudaRecorder:
         stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
         failure: RuntimeError | None = None
-        cudnn = torch.backends.cudnn
-        with (
-            torch.cuda.stream(stream),
-            cudnn.flags(
-                enabled=True,
-                benchmark=BENCHMARK,
-                deterministic=cudnn.deterministic,
-                allow_tf32=cudnn.allow_tf32,
-            ),
-        ):
+        with torch.cuda.stream(stream), _cudnn_benchmark(BENCHMARK):
             # Compiles kernels and chooses algorithms, which cannot be done while recording.
             for _ in range(WARM_UPS):
                 run()
@@ -98,6 +90,16 @@ class CudaRecorder:
         self._graphs.clear()
         self._pool = None  # a pool cannot be used again once it has lost its last graph
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _cudnn_benchmark(on: bool) -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(frozen=True, eq=False)

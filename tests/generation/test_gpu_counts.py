@@ -22,6 +22,10 @@ from generation.checkpoints import load_network
 from generation.networks import graphs
 from generation.networks.graphs import Replay
 from generation.networks.precision import arithmetic
+from generation.samplers.base import Sampler
+from generation.samplers.ddim import DDIM
+from generation.samplers.ddpm import DDPM
+from generation.samplers.dpm_solver_pp_2m import DPMSolverPP2M
 from generation.settings import Settings
 
 REASON = "counts need the fake GPU: its folder on PYTHONPATH, and PyTorch for CUDA"
@@ -48,9 +52,23 @@ def networks(folder: Path, precision: str) -> Networks:
     return Networks.prepare(diffusion, classifier, precision=precision, device=CUDA)
 
 
-@pytest.mark.parametrize(("precision", "launches"), [("published", None), ("fast", 40)])
+@pytest.mark.parametrize(
+    ("precision", "sampler", "launches"),
+    [
+        ("published", DDPM(), None),
+        ("fast", DDPM(), 40),
+        ("fast", DDIM(eta=0.5), 40),
+        ("fast", DPMSolverPP2M(), 40),
+        ("fast", DPMSolverPP2M(thresholding="dynamic"), None),
+    ],
+    ids=str,
+)
 def test_a_guided_step_neither_waits_nor_copies_from_the_host(
-    precision: str, launches: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    sampler: Sampler,
+    launches: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(graphs, "CudaRecorder", Once)
     name = "generation.networks.kernels"
@@ -60,7 +78,7 @@ def test_a_guided_step_neither_waits_nor_copies_from_the_host(
         monkeypatch.setitem(sys.modules, name, kernels)
     ours, counted = networks(tmp_path, precision), []
     for steps in (2, 4, 8):  # the first also compiles
-        settings = replace(SETTINGS, respacing=str(steps))
+        settings = replace(SETTINGS, respacing=str(steps), sampler=sampler)
         with arithmetic(precision), Delta() as delta:
             sample_batch(settings, ours, range(4), labels=np.arange(4))
         counted.append(delta)
