@@ -125,7 +125,7 @@ class Inception:
             return [self._forward(images[begin : begin + batch_size]) for begin in begins]
 
         parts = with_smaller_batches(forward, self.batch_size, self._use_batch_size)
-        pool, spatial = (torch.cat(layer) for layer in zip(*parts, strict=True))
+        pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         outputs = {"pool": pool, "spatial": spatial}
         if self._device.type == "cuda":
             return Copies(outputs)

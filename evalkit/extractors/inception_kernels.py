@@ -13,6 +13,8 @@ from torch import Tensor
 __all__ = ["add_bias_relu", "average_3x3", "maximum_3x3", "resize_and_scale"]
 
 _BLOCK = 1024
+_TILE = 2048
+"""Numbers that one program takes, some channels of some pixels: no divisions, and 16 bytes at once."""
 
 
 def resize_and_scale(
@@ -60,10 +62,21 @@ def add_bias_relu(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
         bias: (c,)
         out: Like ``x``, and may be ``x`` itself; written, and returned.
     """
-    if count := x.numel():
+    n, channels, height, width = x.shape
+    lanes = _lanes(channels)
+    pixels = n * height * width
+    if pixels:
         with torch.cuda.device(x.get_device()):
-            _bias_relu[(-(-count // _BLOCK),)](
-                x, bias, out, count, x.shape[1], x.stride(3), out.stride(3), _BLOCK
+            _bias_relu[(-(-pixels // (_TILE // lanes)) * (channels // lanes),)](
+                x,
+                bias,
+                out,
+                pixels,
+                channels // lanes,
+                x.stride(3),
+                out.stride(3),
+                _TILE // lanes,
+                lanes,
             )
     return out
 
@@ -93,26 +106,35 @@ def average_3x3(x: Tensor, bias: Tensor, out: Tensor) -> Tensor:
 def _pooled(x: Tensor, bias: Tensor, out: Tensor, *, stride: int, padding: int, average: bool) -> Tensor:
     n, channels, height, width = x.shape
     sides = out.shape[2:]
-    blocks = -(-channels * sides[0] * sides[1] // _BLOCK)
+    lanes = _lanes(channels)
+    parts = channels // lanes
+    tiles = -(-sides[0] * sides[1] // (_TILE // lanes))
     if n:
         with torch.cuda.device(x.get_device()):
-            _pool[(n * blocks,)](
+            _pool[(n * tiles * parts,)](
                 x,
                 bias,
                 out,
-                blocks,
-                channels,
+                tiles,
+                parts,
                 height,
                 width,
                 *sides,
+                x.stride(3),
                 out.stride(0),
                 out.stride(3),
                 stride,
                 padding,
                 average,
-                _BLOCK,
+                _TILE // lanes,
+                lanes,
             )
     return out
+
+
+def _lanes(channels: int) -> int:
+    """Neighbouring channels that one program takes: a power of two that divides them all, at most 64."""
+    return min(64, channels & -channels)
 
 
 if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for a CPU
@@ -164,28 +186,27 @@ if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for 
         value = tl.where(used, value, 0.0)
         tl.store(target + place, value.to(out.dtype.element_ty), inside)
 
-    @triton.jit(do_not_specialize=["count"])  # type: ignore[misc,untyped-decorator,unused-ignore]
+    @triton.jit(do_not_specialize=["pixels"])  # type: ignore[misc,untyped-decorator,unused-ignore]
     def _bias_relu(  # type: ignore[no-untyped-def]
         x,
         bias,
         out,
-        count,
-        channels,
+        pixels,
+        parts,
         x_stride,
         out_stride,
-        BLOCK: tl.constexpr,
+        PIXELS: tl.constexpr,
+        LANES: tl.constexpr,
     ):
-        begin = tl.program_id(0).to(tl.int64) * BLOCK
-        first = begin // channels
-        lane = tl.arange(0, BLOCK)
-        inside = lane < count - begin
-        place = (begin % channels).to(tl.int32) + lane
-        channel = place % channels
-        pixel = place // channels
-        value = tl.load(x + first * x_stride + pixel * x_stride + channel, inside, 0.0).to(tl.float32)
-        value += tl.load(bias + channel, inside, 0.0).to(tl.float32)
+        program = tl.program_id(0)
+        first = (program // parts).to(tl.int64) * PIXELS
+        pixel = tl.arange(0, PIXELS)[:, None]
+        inside = pixel < pixels - first
+        channel = (program % parts) * LANES + tl.arange(0, LANES)[None, :]
+        value = tl.load(x + first * x_stride + (pixel * x_stride + channel), inside, 0.0).to(tl.float32)
+        value += tl.load(bias + channel).to(tl.float32)
         value = tl.where(value < 0.0, 0.0, value)  # what is not a number stays so, as in torch
-        target = out + first * out_stride + pixel * out_stride + channel
+        target = out + first * out_stride + (pixel * out_stride + channel)
         tl.store(target, value.to(out.dtype.element_ty), inside)
 
     @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
@@ -193,35 +214,37 @@ if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for 
         x,
         bias,
         out,
-        blocks,
-        channels,
+        tiles,
+        parts,
         height,
         width,
         out_height,
         out_width,
+        x_stride,
         image_stride,
-        pixel_stride,
+        out_stride,
         STRIDE: tl.constexpr,
         PADDING: tl.constexpr,
         AVERAGE: tl.constexpr,
-        BLOCK: tl.constexpr,
+        PIXELS: tl.constexpr,
+        LANES: tl.constexpr,
     ):
         program = tl.program_id(0)
-        image = (program // blocks).to(tl.int64)
-        place = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-        inside = place < out_height * out_width * channels
-        channel = place % channels
-        pixel = place // channels
+        channel = (program % parts) * LANES + tl.arange(0, LANES)[None, :]
+        tile = program // parts
+        image = (tile // tiles).to(tl.int64)
+        pixel = (tile % tiles) * PIXELS + tl.arange(0, PIXELS)[:, None]
+        inside = pixel < out_height * out_width
         top = (pixel // out_width) * STRIDE - PADDING
         left = (pixel % out_width) * STRIDE - PADDING
-        source = x + image * height * width * channels + channel
-        total = tl.full([BLOCK], 0.0 if AVERAGE else float("-inf"), tl.float32)
-        count = tl.zeros([BLOCK], tl.float32)
+        source = x + image * height * width * x_stride
+        total = tl.full([PIXELS, LANES], 0.0 if AVERAGE else float("-inf"), tl.float32)
+        count = tl.zeros([PIXELS, 1], tl.float32)
         for step in tl.static_range(9):
             row = top + step // 3
             column = left + step % 3
             there = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            offset = (row * width + column) * channels
+            offset = (row * width + column) * x_stride + channel
             value = tl.load(source + offset, there, 0.0 if AVERAGE else float("-inf")).to(tl.float32)
             if AVERAGE:
                 total += value
@@ -229,7 +252,7 @@ if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for 
             else:
                 total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
         if AVERAGE:
-            total = total / tl.maximum(count, 1.0) + tl.load(bias + channel, inside, 0.0).to(tl.float32)
+            total = total / tl.maximum(count, 1.0) + tl.load(bias + channel).to(tl.float32)
             total = tl.where(total < 0.0, 0.0, total)
-        target = out + image * image_stride + pixel * pixel_stride + channel
+        target = out + image * image_stride + (pixel * out_stride + channel)
         tl.store(target, total.to(out.dtype.element_ty), inside)

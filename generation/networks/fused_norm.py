@@ -67,8 +67,13 @@ def _stripes(pixels: int) -> int:
     return -(-pixels // _rows(pixels))
 
 
+def _block_of_stripes(stripes: int) -> int:
+    """One of two sizes, as each is one more version of a kernel to compile."""
+    return 32 if stripes <= 32 else 256
+
+
 def _grid(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and blocks of a kernel that goes over the pixels of ``x`` by stripes."""
+    """Grid and blocks of a kernel that goes over the pixels of ``x`` in stripes."""
     b, channels, height, width = x.shape
     rows = _rows(height * width)
     block_c = min(channels & -channels, 256)
@@ -169,16 +174,16 @@ def coefficients(
         table,
         pixels,
         stripes,
+        _rows(pixels),
+        group,
         channels_0,
         channels,
         0 if bias is None or bias.dim() == 1 else bias.stride(0),
         0 if condition is None else condition.stride(0),
         EPSILON,
-        ROWS=_rows(pixels),
         HAS_BIAS=bias is not None,
         CONDITION=condition is not None,
-        GROUP=group,
-        BLOCK_S=_power_of_two(stripes),
+        BLOCK_S=_block_of_stripes(stripes),
         BLOCK_G=_power_of_two(group),
         num_warps=WARPS,
     )
@@ -268,9 +273,9 @@ def normalise_backward(
         corrections,
         pixels,
         _stripes(pixels),
+        group,
         channels,
-        GROUP=group,
-        BLOCK_S=_power_of_two(_stripes(pixels)),
+        BLOCK_S=_block_of_stripes(_stripes(pixels)),
         BLOCK_G=_power_of_two(group),
         num_warps=WARPS,
     )

@@ -8,6 +8,7 @@ pixels of another map belong to those of this one: 0, the same; 1, the four belo
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 try:
@@ -27,8 +28,16 @@ __all__ = [
 ]
 
 
+# Sizes that need no version of a kernel each. The others do: that rows start at multiples of 16 bytes is what
+# loads of 16 bytes take.
+_SIZES = ("pixels", "stripes", "height", "width", "group", "rows_of_stripe", "first_channels")
+
+
 def _jit(function: Any) -> Any:
-    return function if triton is None else triton.jit(function)
+    if triton is None:
+        return function
+    parameters = inspect.signature(function).parameters
+    return triton.jit(function, do_not_specialize=[name for name in _SIZES if name in parameters])
 
 
 @_jit
@@ -163,37 +172,37 @@ def coefficients_kernel(  # type: ignore[no-untyped-def]
     out,
     pixels,
     stripes,
-    channels_0,
+    rows_of_stripe,
+    group,
+    first_channels,
     channels,
     bias_stride,
     condition_stride,
     epsilon,
-    ROWS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CONDITION: tl.constexpr,
-    GROUP: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     """The four coefficients of the channels of a group: a, b, and 1/std and -mean/std of the input."""
     image = tl.program_id(1).to(tl.int64)
     within = tl.arange(0, BLOCK_G)[None, :]
-    channel = tl.program_id(0) * GROUP + within
-    member = within < GROUP
+    channel = tl.program_id(0) * group + within
+    member = within < group
     stripe = tl.arange(0, BLOCK_S)[:, None]
     real = (stripe < stripes) & member
-    first = real & (channel < channels_0)
-    second = real & (channel >= channels_0)
-    place = (image * stripes + stripe) * channels_0 + channel
-    place_1 = (image * stripes + stripe) * (channels - channels_0) + channel - channels_0
+    first = real & (channel < first_channels)
+    second = real & (channel >= first_channels)
+    place = (image * stripes + stripe) * first_channels + channel
+    place_1 = (image * stripes + stripe) * (channels - first_channels) + channel - first_channels
     means = tl.load(mean + place, mask=first, other=0.0) + tl.load(mean_1 + place_1, mask=second, other=0.0)
     spread = tl.load(deviation + place, mask=first, other=0.0)
     spread += tl.load(deviation_1 + place_1, mask=second, other=0.0)
     if HAS_BIAS:
         added = tl.load(bias + image * bias_stride + channel, mask=member, other=0.0)
         means += added
-    counts = tl.where(real, tl.minimum(pixels - stripe * ROWS, ROWS), 0).to(tl.float32)
-    number = pixels * 1.0 * GROUP
+    counts = tl.where(real, tl.minimum(pixels - stripe * rows_of_stripe, rows_of_stripe), 0).to(tl.float32)
+    number = pixels * 1.0 * group
     center = tl.sum(counts * means) / number
     apart = means - center
     variance = tl.sum(spread + counts * apart * apart) / number
@@ -316,16 +325,16 @@ def corrections_kernel(  # type: ignore[no-untyped-def]
     out,
     pixels,
     stripes,
+    group,
     channels,
-    GROUP: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
     """What mean and variance of a group take from the gradient: c and d of ``dx = a du - c x - d``."""
     image = tl.program_id(1).to(tl.int64)
     within = tl.arange(0, BLOCK_G)[None, :]
-    channel = tl.program_id(0) * GROUP + within
-    member = within < GROUP
+    channel = tl.program_id(0) * group + within
+    member = within < group
     stripe = tl.arange(0, BLOCK_S)[:, None]
     place = sums + (image * stripes + stripe) * 2 * channels + channel
     real = (stripe < stripes) & member
@@ -333,7 +342,7 @@ def corrections_kernel(  # type: ignore[no-untyped-def]
     a = tl.load(table, mask=member, other=0.0)
     inverse = tl.load(table + 2 * channels, mask=member, other=0.0)
     away = tl.load(table + 3 * channels, mask=member, other=0.0)
-    number = pixels * 1.0 * GROUP
+    number = pixels * 1.0 * group
     plain = tl.sum(a * tl.load(place, mask=real, other=0.0)) / number
     product = tl.sum(a * tl.load(place + channels, mask=real, other=0.0)) / number
     out += image * 2 * channels + channel

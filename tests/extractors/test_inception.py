@@ -171,3 +171,38 @@ def test_cuda_features_are_the_cpus(inception_weights: InceptionWeights) -> None
     expected = Inception(inception_weights, device="cpu")(images)
     for layer, values in Inception(inception_weights, device="cuda")(images).items():
         np.testing.assert_allclose(values, expected[layer], rtol=0, atol=2e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
+def test_cuda_runs_ahead(inception_weights: InceptionWeights, precision: str) -> None:
+    network = Inception(inception_weights, device="cuda", precision=precision, batch_size=4)
+    images = [np.roll(pictures(64, 64, 6), shift, axis=2) for shift in range(8)]
+    pending = [network.submit(batch) for batch in images]
+    for batch, later in zip(images, pending, strict=True):
+        for output, values in later.result().items():
+            np.testing.assert_array_equal(values, network(batch)[output])
+
+
+def test_a_cpu_does_not_run_ahead(network: Inception) -> None:
+    pending = network.submit(pictures(16, 16))
+    assert pending.done()
+    np.testing.assert_array_equal(pending.result()["pool"], network(pictures(16, 16))["pool"])
+
+
+def test_what_cuda_is_asked_for(inception_weights: InceptionWeights) -> None:
+    """On a stand-in for a GPU that counts: what a batch launches, and that the host waits only at its end."""
+    counting = pytest.importorskip("counting", reason="needs the stand-in for a GPU that counts")
+    pytest.importorskip("fakeconv", reason="needs the stand-in for a GPU that counts")
+    images = pictures(64, 64, 2)
+    for precision in ("float32", "bfloat16"):
+        network = Inception(inception_weights, device="cuda", precision=precision)
+        network(images)
+        with counting.Delta() as beginning:
+            pending = network.submit(images)
+        with counting.Delta() as ending:
+            pending.result()
+        assert beginning["launch"] <= 105  # besides 75 convolutions
+        assert (beginning["h2d"], beginning["d2h"]) == (1, 2)
+        assert not {"sync", "evsync"} & set(beginning)
+        assert ending == {"evsync": 1}
