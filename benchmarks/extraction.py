@@ -165,7 +165,7 @@ def write_images(file: Path, count: int, size: int = 256) -> None:
     some = pictures(size, size, 64)
     with NpzWriter.create(file, (count, size, size, 3)) as writer:
         for first in range(0, count, len(some)):
-            writer.append((some[: count - first] + np.uint8(first // len(some))).astype(np.uint8))
+            writer.append((some[: count - first] + np.uint8(first // len(some) % 256)).astype(np.uint8))
 
 
 def stages(folder: Path, count: int, precisions: Iterable[str]) -> dict[str, dict[str, float]]:

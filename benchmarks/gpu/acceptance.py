@@ -1,0 +1,118 @@
+"""Everything that only a GPU can show, in one run: whether results are right there, and how fast.
+
+    python benchmarks/gpu/acceptance.py
+    python benchmarks/gpu/acceptance.py --stage machine --stage extraction
+
+Runs from a checkout, without installing it, and needs no more than evalkit's own dependencies. Each stage is a
+process of its own with a time limit, so that one that fails or hangs does not take the others with it. Every
+result is a line of JSON, printed as soon as it is known; a table of all comes last. EVALKIT_WEIGHTS may name
+the Inception weights in pieces, FILE.00, FILE.01 and so on, which are joined first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LIMITS = {
+    "machine": 60,
+    "values": 90,
+    "extraction": 100,
+    "sampling": 150,
+    "kernels": 60,
+    "neighbours": 40,
+    "compare": 150,
+    "sizes": 120,
+    "training": 60,
+}
+"""Seconds that each stage may take, in the order in which they run."""
+
+
+def joined(weights: str, folder: Path) -> str:
+    """The path of the weights, joined from pieces where there are any."""
+    pieces = sorted(Path(weights).parent.glob(Path(weights).name + ".[0-9][0-9]"))
+    if not pieces:
+        return weights
+    whole = folder / "weights.pt"
+    with whole.open("wb") as file:
+        for piece in pieces:
+            file.write(piece.read_bytes())
+    return str(whole)
+
+
+def run_stage(name: str, seconds: float, environment: dict[str, str]) -> list[dict[str, Any]]:
+    """Run a stage, print its lines as they come, and return its results."""
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "stages.py"), name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    results, other = [], []
+    assert process.stdout is not None
+    for line in process.stdout:
+        try:
+            results.append({"stage": name} | json.loads(line))
+            print(json.dumps(results[-1]), flush=True)
+        except (json.JSONDecodeError, TypeError):
+            other.append(line)
+    code = process.wait()
+    timer.cancel()
+    took = time.monotonic() - begin
+    if code:
+        ended = f"stopped after {seconds:.0f} s" if took >= seconds else f"ended with {code}"
+        results.append({"stage": name, "what": ended, "error": "".join(other[-25:])[-3000:]})
+        print(json.dumps(results[-1]), flush=True)
+    print(json.dumps({"stage": name, "what": "stage", "seconds": round(took, 1)}), flush=True)
+    return results
+
+
+@click.command()
+@click.option("--stage", "stages", multiple=True, type=click.Choice(list(LIMITS)), help="By default all.")
+@click.option("--seconds", default=480.0, show_default=True, help="Start no stage after so many seconds.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the results here as well, as JSON.")
+def main(stages: tuple[str, ...], seconds: float, out: Path | None) -> None:
+    """Run the stages, and print every result as JSON and then all of them as a table."""
+    begin = time.monotonic()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            "EVALKIT_CACHE": str(Path(folder) / "cache"),
+        }
+        if weights := os.environ.get("EVALKIT_WEIGHTS"):
+            environment["EVALKIT_WEIGHTS"] = joined(weights, Path(folder))
+        for name in stages or LIMITS:
+            left = seconds - (time.monotonic() - begin)
+            if left < 10:
+                print(json.dumps({"stage": name, "what": "no time left"}), flush=True)
+                continue
+            results += run_stage(name, min(LIMITS[name], left), environment)
+            if out is not None:
+                out.write_text(json.dumps(results, indent=1))
+    print("\n| stage | what | value | |\n|---|---|---|---|")
+    for result in results:
+        rest = {key: value for key, value in result.items() if key not in ("stage", "what", "value", "error")}
+        words = ", ".join(f"{key} {value}" for key, value in rest.items())
+        print(f"| {result['stage']} | {result['what']} | {result.get('value', '')} | {words} |")
+
+
+if __name__ == "__main__":
+    main()
