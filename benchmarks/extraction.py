@@ -14,7 +14,6 @@ into the store. That is the one for a GPU; it needs nothing but evalkit.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import statistics
 import sys
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 from evalkit.extractors.base import Pending
 from evalkit.extractors.inception import PRECISIONS, Inception
 from evalkit.extractors.inception_graph import InceptionGraph
-from evalkit.extractors.inception_network import INPUT_SIZE, Network
+from evalkit.extractors.inception_network import INPUT_SIZE
 from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.weights import load_weights
 from evalkit.features.extraction import Extraction, Wanted
@@ -61,62 +60,18 @@ def rate(run: Callable[[], int], seconds: float) -> float:
 
 
 @torch.inference_mode()
-def resident(
-    extractor: Inception, size: int = 256, seconds: float = 2.0, *, benchmark: bool = False, **network: Any
-) -> float:
-    """Images per second of images that are on the device: the resize and the network alone.
-
-    Args:
-        extractor: Its batch size and precision are measured.
-        size: Side of the images, pixels.
-        seconds: How long.
-        benchmark: Whether cuDNN times its algorithms first.
-        **network: Of :class:`evalkit.extractors.inception_network.Network`, in place of the defaults.
-    """
-    own = extractor._layers
-    layers = Network(extractor.weights.convolutions, own.device, own.dtype, **network) if network else own
-    images = torch.from_numpy(pictures(size, size, 8)).to(own.device)
+def resident(extractor: Inception, size: int = 256, seconds: float = 2.0) -> float:
+    """Images per second of images that are on the device: the resize and the network alone."""
+    layers = extractor._layers
+    images = torch.from_numpy(pictures(size, size, 8)).to(layers.device)
     images = images.repeat(-(-extractor.batch_size // 8), 1, 1, 1)[: extractor.batch_size]
 
     def run() -> int:
-        layers(scaled_input(images, INPUT_SIZE, layers.dtype, layers.input_channels))
+        layers(scaled_input(images, INPUT_SIZE, layers.dtype))
         return len(images)
 
-    tf32 = extractor.precision == "tf32"
-    with (
-        float32_arithmetic(tf32=tf32),
-        torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, deterministic=False, allow_tf32=tf32),
-    ):
+    with float32_arithmetic(tf32=extractor.precision == "tf32"):
         return rate(run, seconds)
-
-
-def variants(extractor: Inception, seconds: float = 1.0) -> dict[str, tuple[float, float]]:
-    """Every way to compute the network: images per second, and the largest difference of ``pool`` from ours.
-
-    Those that fail are left out, and the error is printed.
-    """
-    found: dict[str, tuple[float, float]] = {}
-    images = pictures(256, 256, 8)
-    expected, own = extractor(images)["pool"], extractor._layers
-    for epilogue, channels_last, benchmark in itertools.product(
-        ("triton", "cudnn", "torch"), (True, False), (False, True)
-    ):
-        if epilogue == "triton" and not channels_last:
-            continue
-        for channels in (3, 8) if epilogue == "triton" and extractor.precision != "float32" else (None,):
-            layout = "channels-last" if channels_last else "contiguous"
-            tuned = ", cuDNN tuned" if benchmark else ""
-            name = f"{epilogue}, {layout}{tuned}" + (f", {channels} channels" if channels else "")
-            options = {"epilogue": epilogue, "channels_last": channels_last, "input_channels": channels}
-            try:
-                speed = resident(extractor, seconds=seconds, benchmark=benchmark, **options)
-                extractor._layers = Network(extractor.weights.convolutions, own.device, own.dtype, **options)
-                found[name] = speed, float(np.abs(extractor(images)["pool"] - expected).max())
-            except RuntimeError as error:
-                print(f"{name}: {str(error)[:300]}")
-            finally:
-                extractor._layers = own
-    return found
 
 
 def from_memory(extractor: Inception, size: int = 256, seconds: float = 2.0) -> float:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generation.networks import fused_norm
-from generation.networks.kernels import _attend, _attend_backward, _few_channels, _taps
+from generation.networks.flash import attention, attention_backward
+from generation.networks.kernels import _few_channels, _taps
 from generation.networks.layers import split_heads
 from generation.networks.precision import arithmetic
 
@@ -166,10 +167,10 @@ def arithmetic_rates(b: int, side: int, channels: int, dtype: torch.dtype) -> No
         qkv = torch.randn(b, side * side, 3 * channels, device="cuda", dtype=dtype)
         q, k, v = split_heads(qkv, heads, new_order=False)
         flop = 4 * b * side**4 * channels
-        measure("attention", flop, lambda: _attend(q, k, v), [()])
-        out, saved = _attend(q, k, v)
+        measure("attention", flop, lambda: attention(q, k, v), [()])
+        out, saved = attention(q, k, v)
         dy = torch.randn_like(out)
-        measure("attention backward", 2.5 * flop, lambda: _attend_backward(dy, q, k, v, out, saved), [()])
+        measure("attention backward", 2.5 * flop, lambda: attention_backward(dy, q, k, v, out, saved), [()])
 
 
 def configurations() -> Iterator[tuple[int, int]]:

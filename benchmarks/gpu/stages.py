@@ -5,60 +5,21 @@ A stage prints its results as lines of JSON with ``what``, ``value`` and what el
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from results import CUDA, guarded, report, seconds_of
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
-CUDA = torch.device("cuda")
-
-
-def report(what: str, value: Any, **more: Any) -> None:
-    """One result, as a line of JSON."""
-    if isinstance(value, float):
-        value = float(f"{value:.5g}")
-    print(json.dumps({"what": what, "value": value} | more), flush=True)
-
-
-@contextmanager
-def guarded(what: str) -> Iterator[None]:
-    """Report an error as a result, and go on."""
-    try:
-        yield
-    except Exception as error:
-        report(what, f"{type(error).__name__}: {str(error)[:600]}")
-
-
-def seconds_of(run: Callable[[], object], repeat: int = 10) -> float:
-    """Seconds of one call on the device, the median of ``repeat`` after two to warm up."""
-    for _ in range(2):
-        run()
-    events = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeat)
-    ]
-    for begin, end in events:
-        begin.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in events)[repeat // 2] / 1e3
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference, relative to what is expected."""
-    found, expected = found.double().cpu(), expected.double().cpu()
-    return float((found - expected).norm() / expected.norm())
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "generation"), str(ROOT / "benchmarks")]
 
 
 def machine() -> None:
@@ -190,134 +151,20 @@ def _attention() -> None:
 
 def values() -> None:
     """CUDA against the CPU, and both against golden values."""
-    _noise()
-    _golden_networks()
-    _guided_gradient()
-    _features()
+    import values as checks
 
-
-def _noise() -> None:
-    from generation.noise import Streams
-
-    for seed, indices, size in ((0, range(3), 64), (2**64 - 1, range(2**32 - 5, 2**32 - 1), 31)):
-        cpu, gpu = (
-            Streams(seed, indices, (3, size, size), torch.device(device)) for device in ("cpu", "cuda")
-        )
-        same = all(torch.equal(cpu(step), gpu(step).cpu()) for step in (1, 5, 999))
-        same &= torch.equal(cpu.start(), gpu.start().cpu())
-        report(f"noise bits equal, seed {seed}", same)
-    gpu = Streams(0, range(32), (3, 256, 256), CUDA)
-    report("noise of 32 images of 256x256, ms", 1e3 * seconds_of(lambda: gpu(7), 5))
-
-
-def _golden_networks() -> None:
-    sys.path.insert(0, str(ROOT / "tests" / "generation"))
-    import copy
-
-    from generation.networks.precision import PRECISIONS, arithmetic, prepare
-    from test_networks import GOLDENS, golden
-
-    for name in GOLDENS:
-        for precision in PRECISIONS:
-            with guarded(f"{name}, {precision}"):
-                network, arrays = golden(name)
-                expected = arrays.pop("output")
-                arrays = {key: value.to(CUDA) for key, value in arrays.items()}
-                prepared = prepare(copy.deepcopy(network).requires_grad_(False), precision, CUDA)
-                with torch.no_grad(), arithmetic(precision):
-                    first = prepared(arrays["x"], arrays["t"], **_rest(arrays)).clone()
-                    second = prepared(arrays["x"], arrays["t"], **_rest(arrays))
-                report(
-                    f"golden {name}, {precision}, relative difference",
-                    relative(first, expected),
-                    same_bytes_twice=torch.equal(first, second),
-                )
-
-
-def _rest(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in arrays.items() if key not in ("x", "t")}
-
-
-def _guided_gradient() -> None:
-    """The gradient of the golden classifier on CUDA against float64 on the CPU."""
-    from generation.guidance import classifier_gradient
-    from generation.networks.precision import PRECISIONS, arithmetic, prepare
-    from test_networks import golden
-
-    network, arrays = golden("classifier_attention_pool")
-    x, t, y = arrays["x"], arrays["t"], torch.arange(len(arrays["x"])) % 10
-    wide = golden("classifier_attention_pool")[0].double().requires_grad_(False)
-
-    def in_float64(x: Tensor, t: Tensor) -> Tensor:
-        return wide(x.double(), t)
-
-    with guarded("gradient in float64"):
-        # Its own layers round norms and embeddings to float32, so the reference is float32 on the CPU.
-        network.requires_grad_(False)
-        expected = classifier_gradient(network, x, t, y, 2.0)
-        for precision in PRECISIONS:
-            with guarded(f"gradient, {precision}"), arithmetic(precision):
-                prepared = prepare(
-                    golden("classifier_attention_pool")[0].requires_grad_(False), precision, CUDA
-                )
-                inputs = [v.to(CUDA) for v in (x, t, y)]
-                gradients = [prepared.run(classifier_gradient, *inputs, 2.0) for _ in range(2)]
-                report(
-                    f"guidance gradient, {precision}, relative difference",
-                    relative(gradients[0], expected),
-                    same_bytes_twice=torch.equal(*gradients),
-                )
-
-
-def _features() -> None:
-    from evalkit.comparison import compare
-    from evalkit.extractors.inception import Inception
-    from evalkit.extractors.weights import load_weights
-    from evalkit.verify import pictures
-
-    weights = load_weights()
-    images = pictures(256, 256, 16)
-    expected = Inception(weights, device="cpu")(images)
-    for precision in ("float32", "tf32", "bfloat16", "float16"):
-        with guarded(f"features, {precision}"):
-            network = Inception(weights, device="cuda", precision=precision)
-            found, again = network(images), network(images)
-            for output, rows in expected.items():
-                report(
-                    f"features {output}, {precision}, relative difference",
-                    relative(torch.from_numpy(found[output]), torch.from_numpy(rows)),
-                    largest=float(np.abs(found[output] - rows).max()),
-                    same_bytes_twice=bool((found[output] == again[output]).all()),
-                )
-    file = ROOT / ".gpu" / "cifar.npz"
-    if not file.exists():
-        return
-    golden = json.loads((ROOT / "tests" / "golden" / "evaluator_cifar10.json").read_text())
-    case = next(case for case in golden["cases"] if case["images_each"] == 300)["reference_evaluator"]
-    with np.load(file) as data:
-        batches = data["train"], data["test"]
-    for precision in ("float32", "tf32", "bfloat16", "float16"):
-        with guarded(f"CIFAR-10, {precision}"):
-            network = Inception(weights, device="cuda", precision=precision)
-            found = compare(*batches, extractor=network, metrics=["fid", "sfid", "precision_recall"])
-            for name in ("fid", "sfid", "precision", "recall"):
-                report(f"CIFAR-10 300, {name}, {precision}", found[name], reference=case[name])
+    checks.main()
 
 
 def extraction() -> None:
-    """Images per second of Inception: every way to compute it, and every stage from a file to the store."""
-    from evalkit.extractors.inception import PRECISIONS, Inception
-    from evalkit.extractors.weights import load_weights
-    from extraction import stages, variants
+    """Images per second of Inception, by stage from a file to the store."""
+    from extraction import stages
 
-    weights = load_weights()
-    for precision in ("float32", "bfloat16"):
-        with guarded(f"ways to compute {precision}"):
-            for way, (rate, difference) in variants(Inception(weights, precision=precision), 0.5).items():
-                report(f"{precision}, {way}, images/s", rate, difference=difference)
+    from evalkit.extractors.inception import PRECISIONS
+
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.exists() else None) as folder:
-        for precision, rates in stages(Path(folder), 20_000, PRECISIONS).items():
+        for precision, rates in stages(Path(folder), 16_384, PRECISIONS).items():
             for stage, rate in rates.items():
                 report(f"{precision}, {stage}, images/s", rate)
 
@@ -332,6 +179,7 @@ def sizes() -> None:
     """Guided images per second at the other published sizes."""
     _sampling(64, ("plain", "fast"), 128)
     _sampling(128, ("plain", "fast"), 64)
+    _sampling(512, ("plain", "fast"), 8)
 
 
 def _sampling(size: int, loops: tuple[str, ...], batch: int) -> None:
@@ -344,6 +192,13 @@ def _sampling(size: int, loops: tuple[str, ...], batch: int) -> None:
             report(
                 f"{size}x{size}, {loop}, batch {batch}, images/s", row.pop("images_per_second", None), **row
             )
+
+
+def kernels() -> None:
+    """The kernels of a sampling step one by one, against what the machine allows."""
+    import kernels as benchmark
+
+    benchmark.main(["--batch", "16"])
 
 
 def neighbours() -> None:
@@ -392,19 +247,16 @@ class Stages:
 
 
 def _write_images(path: Path, n: int, seed: int) -> None:
-    """An npz of images of 256x256, stored: 512 of smooth noise, shifted and mirrored, so that all differ."""
-    import zipfile
+    """An npz of images of 256x256, stored: 512 of smooth noise, shifted so that all differ."""
+    from evalkit.images import NpzWriter
 
     random = np.random.default_rng(seed)
     coarse = torch.from_numpy(random.random((512, 3, 32, 32), np.float32)).to(CUDA)
     smooth = F.interpolate(coarse, (256, 256), mode="bicubic").clamp(0, 1).mul(255).byte()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (n, 256, 256, 3)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for first in range(0, n, 512):
-                shifted = smooth[: n - first].roll((first % 251, first % 239), (2, 3)).permute(0, 2, 3, 1)
-                file.write(shifted.contiguous().cpu().numpy().data)
+    with NpzWriter.create(path, (n, 256, 256, 3)) as writer:
+        for first in range(0, n, 512):
+            shifted = smooth[: n - first].roll((first % 251, first % 239), (2, 3)).permute(0, 2, 3, 1)
+            writer.append(shifted.contiguous().cpu().numpy())
 
 
 def compare() -> None:
@@ -480,7 +332,7 @@ def training() -> None:
 
 STAGES: dict[str, Callable[[], None]] = {
     stage.__name__: stage
-    for stage in (machine, values, extraction, sampling, neighbours, compare, sizes, training)
+    for stage in (machine, values, extraction, sampling, kernels, neighbours, compare, sizes, training)
 }
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class Inception:
     def _network(self, images: Tensor) -> tuple[Tensor, Tensor]:
         layers = self._layers
         with float32_arithmetic(tf32=self.precision == "tf32"):
-            return layers(scaled_input(images, INPUT_SIZE, layers.dtype, layers.input_channels))
+            return layers(scaled_input(images, INPUT_SIZE, layers.dtype))
 
     @torch.inference_mode()
     def derive(self, output: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,7 +22,6 @@ def resize_and_scale(
     rows: tuple[Tensor, Tensor, Tensor],
     columns: tuple[Tensor, Tensor, Tensor],
     dtype: torch.dtype,
-    channels: int,
 ) -> Tensor:
     """Resize images bilinearly and scale them to [-1, 1], with the bits of the CPU's float32 arithmetic.
 
@@ -32,24 +31,23 @@ def resize_and_scale(
             of the second, float32.
         columns: The same for columns.
         dtype: Of the result.
-        channels: Of the result, at least 3; those that the images do not have are 0.
 
     Returns:
-        (n, channels, height, width), channels-last.
+        (n, 3, height, width), channels-last.
     """
     n, height, width, _ = images.shape
     out_height, out_width = len(rows[0]), len(columns[0])
     out = torch.empty(
-        (n, channels, out_height, out_width),
+        (n, 3, out_height, out_width),
         dtype=dtype,
         device=images.device,
         memory_format=torch.channels_last,
     )
     if n:
         with torch.cuda.device(images.get_device()):  # Triton launches on the current device
-            blocks = -(-out_width * channels // _BLOCK)
+            blocks = -(-out_width * 3 // _BLOCK)
             _resize[(n * out_height * blocks,)](
-                images, out, *rows, *columns, blocks, height, width, out_height, out_width, channels, _BLOCK
+                images, out, *rows, *columns, blocks, height, width, out_height, out_width, _BLOCK
             )
     return out
 
@@ -156,34 +154,31 @@ if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for 
         width,
         out_height,
         out_width,
-        CHANNELS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
         program = tl.program_id(0)
         row = program // blocks
         y = row % out_height
         image = images + (row // out_height).to(tl.int64) * height * width * 3
-        target = out + row.to(tl.int64) * out_width * CHANNELS
+        target = out + row.to(tl.int64) * out_width * 3
         above = image + tl.load(upper + y) * width * 3
         below = image + tl.load(lower + y) * width * 3
         down = tl.load(row_weight + y)
         place = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-        inside = place < out_width * CHANNELS
-        x = place // CHANNELS
-        channel = place % CHANNELS
-        used = inside & (channel < 3)
+        inside = place < out_width * 3
+        x = place // 3
+        channel = place % 3
         west = tl.load(left + x, inside, 0) * 3 + channel
         east = tl.load(right + x, inside, 0) * 3 + channel
         along = tl.load(column_weight + x, inside, 0.0)
         # Columns before rows, each a fused multiply-add: the order and the bits of the CPU.
-        near = tl.load(above + west, used, 0).to(tl.float32)
-        far = tl.load(above + east, used, 0).to(tl.float32)
+        near = tl.load(above + west, inside, 0).to(tl.float32)
+        far = tl.load(above + east, inside, 0).to(tl.float32)
         top = tl.fma(far - near, along, near)
-        near = tl.load(below + west, used, 0).to(tl.float32)
-        far = tl.load(below + east, used, 0).to(tl.float32)
+        near = tl.load(below + west, inside, 0).to(tl.float32)
+        far = tl.load(below + east, inside, 0).to(tl.float32)
         bottom = tl.fma(far - near, along, near)
         value = (tl.fma(bottom - top, down, top) - 128.0) * 0.0078125
-        value = tl.where(used, value, 0.0)
         tl.store(target + place, value.to(out.dtype.element_ty), inside)
 
     @triton.jit(do_not_specialize=["pixels"])  # type: ignore[misc,untyped-decorator,unused-ignore]

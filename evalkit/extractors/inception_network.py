@@ -8,7 +8,7 @@ pool branch of the last block is a maximum, batch norm has no scale and eps 1e-3
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evalkit.extractors.preprocess import has_triton
 
-__all__ = ["INPUT_SIZE", "SPATIAL_CHANNELS", "Epilogue", "Network"]
+__all__ = ["INPUT_SIZE", "SPATIAL_CHANNELS", "Network"]
 
 INPUT_SIZE = 299
 """Side of the square input, pixels."""
@@ -27,10 +27,6 @@ SPATIAL_CHANNELS = 7
 """Channels of the 17x17 layer that ``spatial`` takes."""
 
 BATCH_NORM_EPS = 1e-3
-
-Epilogue = Literal["torch", "cudnn", "triton"]
-"""How bias and ReLU follow a convolution on CUDA: two passes of torch; part of cuDNN's convolution; or one
-pass of a Triton kernel, which writes where the next layer reads, so that no copies split or join."""
 
 STRIDED = {
     "Conv2d_1a_3x3",
@@ -53,8 +49,8 @@ class _Convolution:
         names: Of the convolutions.
         like: A tensor of the device and type to compute in.
         relu: Whether ReLU follows.
-        epilogue: How bias and ReLU follow it on CUDA.
-        layout: Of the weights, and so of the result.
+        triton: Whether bias and ReLU are one pass of a Triton kernel, which writes where the next layer
+            reads, so that no copies split or join.
     """
 
     def __init__(
@@ -64,16 +60,14 @@ class _Convolution:
         like: Tensor,
         *,
         relu: bool,
-        epilogue: Epilogue = "torch",
-        layout: torch.memory_format = torch.channels_last,
+        triton: bool = False,
     ):
         kernels, biases = zip(*(self._fold(weights, name) for name in names), strict=True)
         kernel = torch.cat(kernels)
-        self.epilogue = epilogue
-        self.layout = layout
+        self.triton = triton
         self.stride = [2, 2] if names[0] in STRIDED else [1, 1]
         self.padding = [0, 0] if names[0] in UNPADDED else [side // 2 for side in kernel.shape[2:]]
-        self.kernel = kernel.to(like).contiguous(memory_format=layout)
+        self.kernel = kernel.to(like).contiguous(memory_format=torch.channels_last)
         self.bias = torch.cat(biases).to(like)
         self.relu = relu
         self.packed: Tensor | None = None
@@ -99,16 +93,10 @@ class _Convolution:
 
     def without_bias(self, x: Tensor) -> Tensor:
         """The convolution alone."""
-        return F.conv2d(x, self._kernel_for(x), None, self.stride, self.padding)
-
-    def _kernel_for(self, x: Tensor) -> Tensor:
-        if missing := x.shape[1] - self.kernel.shape[1]:  # channels of zeros, see Network.input_channels
-            kernel = F.pad(self.kernel, (0, 0, 0, 0, 0, missing))
-            self.kernel = kernel.contiguous(memory_format=self.layout)
-        return self.kernel
+        return F.conv2d(x, self.kernel, None, self.stride, self.padding)
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The result; with ``epilogue="triton"``, in ``out`` where it is given."""
+        """The result; with Triton's kernels, in ``out`` where it is given."""
         if self.packed is not None:
             return torch.ops.mkldnn._convolution_pointwise(  # type: ignore[no-any-return]
                 x,
@@ -122,15 +110,12 @@ class _Convolution:
                 [],
                 "",
             )
-        if self.relu and self.epilogue == "triton":
+        if self.relu and self.triton:
             from evalkit.extractors.inception_kernels import add_bias_relu
 
             x = self.without_bias(x)
             return add_bias_relu(x, self.bias, x if out is None else out)
-        kernel = self._kernel_for(x)
-        if self.relu and self.epilogue == "cudnn":
-            return torch.cudnn_convolution_relu(x, kernel, self.bias, self.stride, self.padding, [1, 1], 1)
-        x = F.conv2d(x, kernel, self.bias, self.stride, self.padding)
+        x = F.conv2d(x, self.kernel, self.bias, self.stride, self.padding)
         return x.relu_() if self.relu else x
 
 
@@ -142,11 +127,8 @@ class Network:
         device: Where it runs.
         dtype: Of weights and activations.
         fused: Whether to use oneDNN's fused convolution; None uses it on a CPU where torch has it.
-        epilogue: How bias and ReLU follow a convolution on CUDA; None uses Triton's kernels where it is
-            installed.
-        channels_last: Whether activations are channels-last; ``epilogue="triton"`` needs it.
-        input_channels: Channels of the input, from the 4th on zeros, for which tensor cores are faster; None
-            uses 8 in half precision on CUDA, otherwise 3.
+        triton: Whether to use the kernels of :mod:`evalkit.extractors.inception_kernels`; None uses them on
+            CUDA where Triton is installed.
     """
 
     def __init__(
@@ -156,25 +138,18 @@ class Network:
         dtype: torch.dtype,
         *,
         fused: bool | None = None,
-        epilogue: Epilogue | None = None,
-        channels_last: bool = True,
-        input_channels: int | None = None,
+        triton: bool | None = None,
     ):
-        half_on_cuda = device.type == "cuda" and dtype != torch.float32
-        self.input_channels = input_channels or (8 if half_on_cuda else 3)
         self.device, self.dtype = device, dtype
         self._weights = weights
         self._like = torch.empty(0, device=device, dtype=dtype)
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._convolutions: dict[tuple[str, ...], _Convolution] = {}
         self._fused = device.type == "cpu" and _has_fused_convolution(dtype) if fused is None else fused
-        self._epilogue = epilogue or ("triton" if channels_last and has_triton(device) else "torch")
+        self._triton = has_triton(device) if triton is None else triton
 
     def _convolution(self, x: Tensor, *names: str, relu: bool = True) -> _Convolution:
         if names not in self._convolutions:
-            convolution = _Convolution(
-                self._weights, names, self._like, relu=relu, epilogue=self._epilogue, layout=self._layout
-            )
+            convolution = _Convolution(self._weights, names, self._like, relu=relu, triton=self._triton)
             if self._fused:
                 convolution.pack(x)
             self._convolutions[names] = convolution
@@ -193,7 +168,7 @@ class Network:
         """The 1x1 convolutions that read the same input, as one convolution; the first of them in `out`."""
         convolution = self._convolution(x, *(f"{block}.{branch}" for branch in branches))
         sizes = [self._width(block, branch) for branch in branches]
-        if self._epilogue != "triton":
+        if not self._triton:
             return list(torch.split(convolution(x), sizes, dim=1))
         from evalkit.extractors.inception_kernels import add_bias_relu
 
@@ -202,7 +177,7 @@ class Network:
         outs = [out, *[None] * (len(sizes) - 1)]
         return [
             add_bias_relu(
-                part, bias, torch.empty_like(part, memory_format=self._layout) if to is None else to
+                part, bias, torch.empty_like(part, memory_format=torch.channels_last) if to is None else to
             )
             for part, bias, to in zip(parts, biases, outs, strict=True)
         ]
@@ -218,7 +193,7 @@ class Network:
 
     def _halve(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``max_pool2d(x, 3, 2)`` for ``x`` without negative values, such as the output of a ReLU."""
-        if self._epilogue != "triton":
+        if not self._triton:
             return _halve_on_cpu(x) if x.device.type == "cpu" else F.max_pool2d(x, 3, 2)
         from evalkit.extractors.inception_kernels import maximum_3x3
 
@@ -231,12 +206,15 @@ class Network:
         """Memory for the result of a layer that reads `x`; its windows of 3x3 are padded unless strided."""
         height, width = (side if stride == 1 else (side - 3) // stride + 1 for side in x.shape[2:])
         return torch.empty(
-            (len(x), channels, height, width), dtype=x.dtype, device=x.device, memory_format=self._layout
+            (len(x), channels, height, width),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last,
         )
 
     def _parts(self, x: Tensor, *channels: int, stride: int = 1) -> tuple[Tensor | None, Any]:
         """Memory for a block's result, and the channels of it for each branch; None where they are joined."""
-        if self._epilogue != "triton":
+        if not self._triton:
             return None, [None] * len(channels)
         whole = self._empty(x, sum(channels), stride)
         return whole, torch.split(whole, list(channels), dim=1)
@@ -245,8 +223,7 @@ class Network:
         """Features of a batch.
 
         Args:
-            x: (n, :attr:`input_channels`, 299, 299), floating point, in [-1, 1]; fastest where it is
-                channels-last.
+            x: (n, 3, 299, 299), floating point, in [-1, 1]; fastest where it is channels-last.
 
         Returns:
             ``pool`` (n, 2048) and ``spatial`` (n, 2023), both float32 whatever the network's dtype.
@@ -255,7 +232,7 @@ class Network:
             # The stem has the largest activations by far: one image per thread at a time stays in the caches.
             x = torch.cat([self._stem(images) for images in torch.split(x, torch.get_num_threads())])
         else:
-            x = self._stem(x.contiguous(memory_format=self._layout))
+            x = self._stem(x.contiguous(memory_format=torch.channels_last))
         for block in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
             x = self._block_35(x, block)
         x = self._reduce_to_17(x, "Mixed_6a")

@@ -7,7 +7,6 @@ from functools import cache, lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +32,7 @@ def resize_tf1(images: Tensor, size: int) -> Tensor:
     return _interpolate(rows.reshape(n, height, size * channels), size).reshape(n, size, size, channels)
 
 
-def scaled_input(images: Tensor, size: int, dtype: torch.dtype, channels: int = 3) -> Tensor:
+def scaled_input(images: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """What Inception sees of images: :func:`resize_tf1`, scaled to [-1, 1].
 
     On CUDA, where Triton is installed, one kernel does all of it. It gives the same bits in float32.
@@ -42,20 +41,18 @@ def scaled_input(images: Tensor, size: int, dtype: torch.dtype, channels: int = 
         images: (n, h, w, 3), uint8 or float32, values in [0, 255].
         size: Side of the square result, pixels.
         dtype: Of the result. It is computed in float32.
-        channels: Of the result; those beyond 3 are 0.
 
     Returns:
-        (n, channels, size, size), channels-last.
+        (n, 3, size, size), channels-last.
     """
     if has_triton(images.device):
         from evalkit.extractors.inception_kernels import resize_and_scale
 
         rows, columns = (_kernel_tables(extent, size, images.device) for extent in images.shape[1:3])
-        return resize_and_scale(images.contiguous(), rows, columns, dtype, channels)
+        return resize_and_scale(images.contiguous(), rows, columns, dtype)
     x = (resize_tf1(images.float(), size) - 128).mul_(0.0078125)
     # An NHWC tensor seen as NCHW is channels-last: no copy.
-    x = (F.pad(x, (0, channels - 3)) if channels > 3 else x).permute(0, 3, 1, 2)
-    return x.to(dtype)
+    return x.permute(0, 3, 1, 2).to(dtype)
 
 
 @lru_cache(maxsize=16)

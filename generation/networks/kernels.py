@@ -10,8 +10,6 @@ Nothing here waits for the device, so that calls can be captured as CUDA graphs.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generation.networks.flash import attention, attention_backward
 from generation.networks.fused_norm import (
     Moments,
     add,
@@ -28,7 +27,7 @@ from generation.networks.fused_norm import (
     normalise,
     normalise_backward,
 )
-from generation.networks.layers import AttentionBlock, ResidualBlock, Upsample, attend, split_heads
+from generation.networks.layers import AttentionBlock, ResidualBlock, Upsample, split_heads
 from generation.networks.unet import Trunk, UNet
 
 __all__ = ["use_kernels"]
@@ -237,7 +236,7 @@ class FusedAttention:
         table = coefficients((only.moments,), _pixels(x), self.norm.weight, self.norm.bias)
         tokens = _tokens(normalise((x,), table, activation=False)).view(len(x), -1, x.shape[1])
         qkv = F.linear(tokens, self.qkv, self.qkv_bias)
-        attended, saved = _attend(*self._split(qkv))
+        attended, saved = attention(*self._split(qkv))
         out = _map_of(attended.transpose(1, 2).flatten(2) @ self.projection.T, x)
         return Map(out, add(out, x, self.bias)), (x, table, qkv, attended, *saved)
 
@@ -250,58 +249,11 @@ class FusedAttention:
         b, n, _ = qkv.shape
         through = (_tokens(gradient) @ self.projection).view(b, n, self.heads, -1).transpose(1, 2)
         q, k, v = self._split(qkv)
-        parts = torch.stack(_attend_backward(through, q, k, v, attended, tuple(rest)))
+        parts = torch.stack(attention_backward(through, q, k, v, attended, tuple(rest)))
         # (3, b, heads, n, d), to the order of the channels of qkv.
         order = (1, 3, 0, 2, 4) if self.new_order else (1, 3, 2, 0, 4)
         tokens = parts.permute(order).reshape(b * n, -1) @ self.qkv
         return normalise_backward(x, _map_of(tokens, x), table, activation=False, skip=gradient)
-
-
-def _flash(q: Tensor) -> bool:
-    """Whether the flash kernels take heads like these; otherwise attention is by plain products."""
-    return q.is_cuda and q.dtype != torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Attention, (b, heads, n, d), and what the backward pass needs beside it."""
-    if not _flash(q):
-        return attend(q, k, v, repeatable=True), ()
-    out, log_sum, _, _, _, _, seed, offset, _ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
-    return out, (log_sum, seed, offset)
-
-
-def _attend_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, saved: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    if not _flash(q):
-        with torch.enable_grad():
-            inputs = tuple(each.detach().requires_grad_() for each in (q, k, v))
-            return torch.autograd.grad(attend(*inputs, repeatable=True), inputs, gradient)
-    log_sum, seed, offset = saved
-    n = q.shape[2]
-    with _fixed_order():
-        gradients: tuple[Tensor, ...] = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            gradient, q, k, v, out, log_sum, None, None, n, n, 0.0, False, seed, offset
-        )
-    return gradients
-
-
-@contextlib.contextmanager
-def _fixed_order() -> Iterator[None]:
-    """Make the backward of the flash kernels, which adds by atomics otherwise, repeat its bytes."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    memory: Any = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory
-    memory.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = filled
 
 
 def _bias(module: Any) -> Tensor:

@@ -125,7 +125,7 @@ def prepare(
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if fused:
-        from generation.networks.kernels import use_kernels  # type: ignore[import-not-found,unused-ignore]
+        from generation.networks.kernels import use_kernels
 
         use_kernels(network)
     return Prepared(network, channels_last=channels_last, graphs=(graphs or Graphs()) if fused else None)
