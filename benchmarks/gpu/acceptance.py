@@ -110,15 +110,10 @@ def main(stages: tuple[str, ...], seconds: float, out: Path | None) -> None:
                 out.write_text(json.dumps(results, indent=1))
     print("\n| stage | what | value | |\n|---|---|---|---|")
     for result in results:
-        rest = {
-            key: value
-            for key, value in result.items()
-            if key not in ("stage", "what", "kernel", "value", "error")
-        }
-        words = ", ".join(f"{key} {value}" for key, value in rest.items())
-        print(
-            f"| {result['stage']} | {result.get('what', result.get('kernel'))} | {result.get('value', '')} | {words} |"
-        )
+        names = ("stage", "what", "kernel", "value", "error")
+        words = ", ".join(f"{key} {value}" for key, value in result.items() if key not in names)
+        what = result.get("what", result.get("kernel"))
+        print(f"| {result['stage']} | {what} | {result.get('value', '')} | {words} |")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from results import CUDA, guarded, report, seconds_of
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "generation"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / place) for place in ("tests/support", "tests/generation", "tests", "benchmarks")]
 
 
 def machine() -> None:
@@ -235,7 +235,6 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
-        self._stage = "start"
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """As progress: the time since the last call belongs to the stage that is reported."""

@@ -109,8 +109,5 @@ def _features() -> None:
             network = Inception(weights, device="cuda", precision=precision)
             found = compare(*batches, extractor=network, metrics=["fid", "sfid", "precision_recall"])
             for name in ("fid", "sfid", "precision", "recall"):
-                report(
-                    f"CIFAR-10, {GOLDEN_IMAGES} images a side, {name}, {precision}",
-                    found[name],
-                    reference=case[name],
-                )
+                what = f"CIFAR-10, {GOLDEN_IMAGES} images a side, {name}, {precision}"
+                report(what, found[name], reference=case[name])
