@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from evalkit.system.devices import resolve_device
 from generation.batch import Networks, sample_batch
 from generation.checkpoints import Loaded
-from generation.networks import graphs as network_graphs
 from generation.networks import layers
 from generation.networks.precision import PRECISIONS, arithmetic
 from generation.networks.unet import Trunk
@@ -84,7 +83,6 @@ def our_loop(
     precision: str,
     *,
     graphs: bool = True,
-    cudnn_benchmark: bool = False,
 ) -> tuple[Loop, str]:
     """A function of the labels that samples a batch, and its arithmetic."""
     diffusion, classifier = (
@@ -102,7 +100,7 @@ def our_loop(
         networks.predict.graphs = networks.logits.graphs = None
 
     def run(labels: NDArray[np.int64]) -> Tensor:
-        with arithmetic(precision), mock.patch.object(network_graphs, "BENCHMARK", cudnn_benchmark):
+        with arithmetic(precision):
             return sample_batch(settings, networks, range(len(labels)), labels=labels)[0]
 
     own, guide = networks.predict.description, networks.logits.description
@@ -166,7 +164,6 @@ LOOPS: dict[str, Callable[..., tuple[Loop, str]]] = {
     "plain": plain_loop,
     **{precision: partial(our_loop, precision=precision) for precision in PRECISIONS},
     "fast-without-graphs": partial(our_loop, precision="fast", graphs=False),
-    "fast-cudnn-benchmark": partial(our_loop, precision="fast", cudnn_benchmark=True),
 }
 
 

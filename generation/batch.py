@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ class Networks:
     device: torch.device
     predict: Prepared
     logits: Prepared | None
-    graphs: Graphs
+    graphs: Graphs = field(default_factory=Graphs)
 
     @classmethod
     def prepare(

@@ -24,6 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evalkit.system.devices import has_triton
+
 __all__ = ["Noise", "Purpose", "Streams", "normal", "philox", "random_labels"]
 
 _WORD = 0xFFFFFFFF
@@ -99,7 +101,7 @@ def normal(seed: int, indices: Tensor, step: int, use: int, count: int) -> Tenso
     Magnitudes reach sqrt(66 log 2) = 6.76: beyond lies one number in 10^11. Not to be called from compiled
     code, where products and sums may be fused.
     """
-    if indices.is_cuda and _has_triton():
+    if has_triton(indices.device):
         from generation import noise_kernel
 
         return noise_kernel.normal(seed, indices, step, use, count, series=(_LOG, _SINE, _COSINE))
@@ -179,9 +181,3 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 def _maker(device: torch.device) -> torch.device:
     """Where the noise of a device is made."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def _has_triton() -> bool:
-    from torch.utils._triton import has_triton
-
-    return bool(has_triton())

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import EvalkitError, InputError
+from evalkit.errors import EvalkitError, InputError, brief
 from evalkit.images import ImageSource
 from evalkit.system.devices import with_smaller_batches
 from evalkit.system.files import versions
@@ -132,7 +132,7 @@ class _Worker:
         self.labels = _labels(settings, networks, base)
         self.steps = len(schedule_of(settings, networks))
         largest = CPU_BATCH if networks.device.type == "cpu" else settings.shard_size
-        self.batch_size = min(batch_size or largest, settings.shard_size)
+        self.batch_size = min(batch_size or largest, settings.shard_size, settings.count)
         self.done = 0.0
         self._progress = progress
         self._timed = self._waiting = False
@@ -195,11 +195,11 @@ class _Worker:
         try:
             with arithmetic(self.networks.precision):
                 return with_smaller_batches(make, self.batch_size, tell)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             raise EvalkitError(
                 f"{device} has too little memory for a single sample. End other programs that use it, or "
-                "give another --device."
-            ) from None
+                f"give another --device. It said: {brief(str(error).strip().partition(chr(10))[0])}"
+            ) from error
 
     def _batches(self, shard: Shard) -> Iterator[NDArray[np.uint8]]:
         small = None if self.base is None else _images(self.base, shard.begin, shard.end)

@@ -120,16 +120,16 @@ class Inception:
         prepare_forked_process()
         check_not_forked(self._device)
 
-        def forward(batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        def forward(batch_size: int) -> Pending:
             begins = range(0, len(images), batch_size)
-            return [self._forward(images[begin : begin + batch_size]) for begin in begins]
+            parts = [self._forward(images[begin : begin + batch_size]) for begin in begins]
+            pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+            outputs = {"pool": pool, "spatial": spatial}
+            if self._device.type == "cuda":
+                return Copies(outputs)
+            return Extracted({output: rows.cpu().numpy() for output, rows in outputs.items()})
 
-        parts = with_smaller_batches(forward, self.batch_size, self._use_batch_size)
-        pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        outputs = {"pool": pool, "spatial": spatial}
-        if self._device.type == "cuda":
-            return Copies(outputs)
-        return Extracted({output: rows.cpu().numpy() for output, rows in outputs.items()})
+        return with_smaller_batches(forward, self.batch_size, self._use_batch_size)
 
     def _use_batch_size(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -146,8 +146,8 @@ class Inception:
         return self._network(torch.from_numpy(images).to(self._device))
 
     def _network(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        layers = self._layers
         with float32_arithmetic(tf32=self.precision == "tf32"):
+            layers = self._layers
             return layers(scaled_input(images, INPUT_SIZE, layers.dtype))
 
     @torch.inference_mode()

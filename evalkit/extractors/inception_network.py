@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.extractors.preprocess import has_triton
+from evalkit.system.devices import has_triton
 
 __all__ = ["INPUT_SIZE", "SPATIAL_CHANNELS", "Network"]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["has_triton", "interpolation", "resize_tf1", "scaled_input"]
+from evalkit.system.devices import has_triton
+
+__all__ = ["interpolation", "resize_tf1", "scaled_input"]
 
 
 def resize_tf1(images: Tensor, size: int) -> Tensor:
@@ -60,16 +61,6 @@ def _kernel_tables(extent: int, size: int, device: torch.device) -> tuple[Tensor
     lower, upper, weight = interpolation(extent, size)
     near, far = (torch.from_numpy(index.astype(np.int32)).to(device) for index in (lower, upper))
     return near, far, torch.from_numpy(weight).to(device)
-
-
-@cache
-def has_triton(device: torch.device) -> bool:
-    """Whether the kernels in :mod:`evalkit.extractors.inception_kernels` run on a device."""
-    return (
-        device.type == "cuda"
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
 
 
 def _interpolate(x: Tensor, size: int, lanes: int = 1) -> Tensor:

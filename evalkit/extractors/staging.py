@@ -20,6 +20,8 @@ T = TypeVar("T")
 _AHEAD = 4
 """Batches that may be on the device at once: with more, pixels only take up its memory."""
 
+_PINNED_BYTES = 2**27
+
 
 class Upload:
     """Copies batches to a CUDA device while it computes on those before.
@@ -37,10 +39,13 @@ class Upload:
         while len(self._in_progress) >= _AHEAD:
             self._in_progress.popleft().synchronize()
         with torch.cuda.device(self._device):
-            pinned = torch.from_numpy(images).pin_memory()
+            host = torch.from_numpy(images)
+            # torch never gives pinned memory back, so it is not for batches that are large anyway.
+            if images.nbytes <= _PINNED_BYTES:
+                host = host.pin_memory()
             here = torch.cuda.current_stream()
             with torch.cuda.stream(self._stream):
-                x = pinned.to(self._device, non_blocking=True)
+                x = host.to(self._device, non_blocking=True)
             here.wait_stream(self._stream)
             x.record_stream(here)  # its memory may be reused only after that, too
             result = compute(x)

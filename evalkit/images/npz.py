@@ -119,8 +119,8 @@ class Npz(ImageSource):
                     yield np.array(array[first : first + size], order="C")
                 return
             offset = start * math.prod(self.shape) * header.dtype.itemsize
-            # The checksum is compared where all is read from the beginning: once, as the content is hashed.
-            with _reader(archive, header, offset, checked=self._found is not None) as read:
+            # The checksum is compared in this process once, where all is read from the beginning.
+            with _reader(archive, header, offset, checked=self._examined) as read:
                 for first in range(start, len(self), size):
                     batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
                     read(batch)

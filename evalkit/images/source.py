@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +75,8 @@ class ImageSource(ABC):
         self._count = count
         self._stored_dtype = dtype
         self._found: Mapping[str, Any] | None = None
+        # Whether this process has read all of it, and compared its checksums.
+        self._examined = False
         self._stamp: str | None = None
 
     def __len__(self) -> int:
@@ -163,7 +164,13 @@ class ImageSource(ABC):
         if self._found is not None:
             self.check_unchanged()
         else:
-            examine, paths = partial(self._examine, progress), self._paths()
+            paths = self._paths()
+
+            def examine() -> dict[str, Any]:
+                found = self._examine(progress)
+                self._examined = True
+                return found
+
             if paths is None:
                 self._found = examine()
             else:
@@ -210,7 +217,7 @@ class ImageSource(ABC):
         done = 0
         self._report(progress, done)
         # Read ahead, because a container's own checksums take about as long as this one.
-        with contextlib.closing(read_ahead(self._read(_BATCH_SIZE, 0))) as batches:
+        with contextlib.closing(read_ahead(self._read(_BATCH_SIZE, 0), depth=1)) as batches:
             for batch in batches:
                 digest.update(np.ascontiguousarray(batch, dtype).data)
                 if dtype.kind == "f":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import importlib.metadata
+import importlib.util
 import os
 import threading
 import traceback
@@ -19,6 +22,7 @@ from evalkit.system.processes import local_rank
 __all__ = [
     "check_not_forked",
     "float32_arithmetic",
+    "has_triton",
     "is_out_of_memory",
     "prepare_forked_process",
     "resolve_device",
@@ -105,17 +109,20 @@ _ARITHMETIC = threading.RLock()
 def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None) -> Iterator[None]:
     """Set how float32 convolutions and matrix products are computed while the block runs.
 
-    Without it, torch lets convolutions on CUDA round to TF32. One thread at a time holds it.
+    Without it, torch lets convolutions on CUDA round to TF32. cuDNN is on, and chooses by heuristics. One
+    thread at a time holds it.
 
     Args:
         tf32: Whether they may round to TF32 on CUDA; False is full float32, on a CPU too.
         deterministic: Whether cuDNN must be deterministic; None leaves that setting as it is.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     with _ARITHMETIC:
         restore = _remember_float32()
-        was_deterministic = cudnn.deterministic
+        flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
         try:
+            # With its benchmark mode, cuDNN may choose another algorithm in the next process.
+            cudnn.enabled, cudnn.benchmark = True, False
             # These set most of torch's newer settings as well, so that reading either is no error.
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
             cudnn.allow_tf32 = tf32
@@ -126,7 +133,8 @@ def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None)
                 cudnn.deterministic = deterministic
             yield
         finally:
-            cudnn.deterministic = was_deterministic
+            for name, value in flags.items():
+                setattr(cudnn, name, value)
             restore()
 
 
@@ -164,6 +172,34 @@ def _remember_float32() -> Callable[[], None]:
             place.fp32_precision = precision
 
     return restore
+
+
+OLDEST_TRITON = (3, 3)
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton compiles kernels for a device here; warns where it is installed and cannot.
+
+    It needs a GPU of compute capability 8.0, and a C compiler.
+    """
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    release = importlib.metadata.version("triton").split(".")[:2]
+    if torch.cuda.get_device_capability(device) < (8, 0) or tuple(map(int, release)) < OLDEST_TRITON:
+        return False
+    try:
+        from evalkit.system.triton_probe import probe
+
+        probe(device)
+    except Exception as error:  # of many kinds: no compiler, no headers, a driver that does not fit
+        reason = str(error).strip().partition("\n")[0][:200]
+        warnings.warn(
+            f"Triton is installed and cannot compile for {device}, so slower kernels are used: {reason}",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 # What libraries say where they lack memory, besides torch's own error.

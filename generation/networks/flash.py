@@ -7,6 +7,7 @@ attention has both: the memory-efficient kernels are slower, and cuDNN's are ref
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,16 @@ __all__ = ["attention", "attention_backward"]
 
 def _flash(q: Tensor) -> bool:
     """Whether the flash kernels take heads like these; otherwise attention is by plain products."""
-    return q.is_cuda and q.dtype != torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    fits = q.is_cuda and q.dtype != torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return fits and _has_flash(q.device)
+
+
+@functools.cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether this build of torch and this GPU have the flash kernels."""
+    return torch.backends.cuda.is_flash_attention_available() and (
+        torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["BENCHMARK", "CudaRecorder", "Graphs", "Recorder"]
-
-BENCHMARK = False
-"""Whether cuDNN may time its algorithms before a recording. Off, because it may choose others in the next
-process, and then the same run would not give the same bytes."""
+__all__ = ["CudaRecorder", "Graphs", "Recorder"]
 
 WARM_UPS = 2
 
@@ -59,12 +54,14 @@ class CudaRecorder:
         stream.wait_stream(caller)
         graph = torch.cuda.CUDAGraph()
         failure: RuntimeError | None = None
-        with torch.cuda.stream(stream), _cudnn_benchmark(BENCHMARK):
+        with torch.cuda.stream(stream):
             # Compiles kernels and chooses algorithms, which cannot be done while recording.
             for _ in range(WARM_UPS):
                 run()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+                ):
                     try:
                         output = run()
                     except RuntimeError as error:
@@ -90,16 +87,6 @@ class CudaRecorder:
         self._graphs.clear()
         self._pool = None  # a pool cannot be used again once it has lost its last graph
         torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _cudnn_benchmark(on: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = on
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @dataclass(frozen=True, eq=False)

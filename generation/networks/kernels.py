@@ -32,6 +32,9 @@ from generation.networks.unet import Trunk, UNet
 
 __all__ = ["use_kernels"]
 
+# Whether a product of half precision can have a float32 result.
+_WIDENS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+
 # Tensor cores take channels by eights.
 ALIGNMENT = 8
 
@@ -124,7 +127,7 @@ def _few_channels(x: Tensor, taps: Tensor, channels: int, bias: Tensor | None = 
     result is never rounded to half precision.
     """
     tokens = _tokens(x)
-    if x.is_cuda and x.dtype != torch.float32:
+    if x.is_cuda and x.dtype != torch.float32 and _WIDENS:
         products: Tensor = torch.mm(tokens, taps, out_dtype=torch.float32)
     else:
         products = tokens.float() @ taps.float()

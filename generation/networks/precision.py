@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.errors import InputError, brief
-from evalkit.system.devices import float32_arithmetic
+from evalkit.system.devices import float32_arithmetic, has_triton
 from generation.networks.classifier import Classifier
 from generation.networks.graphs import Graphs
 from generation.networks.unet import Trunk
@@ -113,11 +113,12 @@ def prepare(
     device = torch.device(device)
     fast = _known(precision) == "fast"
     fused = fast and device.type == "cuda"
-    if fused and not _has_triton():
+    if fused and not has_triton(device):
         raise InputError(
-            "Precision fast compiles its kernels on CUDA and needs Triton, which is not installed or does "
-            "not know this GPU. Install it with `pip install triton`, or use --precision published."
+            "Precision fast compiles its kernels on CUDA and needs Triton 3.3, a C compiler, and a GPU of "
+            "compute capability 8.0; one of them is missing. Install them, or use --precision published."
         )
+    network.kernels = None  # they may be of a precision before
     network.to(device)
     _round_convolutions(network, _convolution_type(network, precision, device, published))
     # What the published scripts use on a GPU is contiguous; a CPU is faster the other way.
@@ -170,9 +171,3 @@ def _cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for it, so that bfloat16 is the faster type."""
     cpu: Any = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
-
-
-def _has_triton() -> bool:
-    from torch.utils._triton import has_triton
-
-    return bool(has_triton())

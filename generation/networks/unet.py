@@ -218,10 +218,15 @@ class Trunk(nn.Module):
         embedding: Tensor = self.time_embed(timestep_embedding(t, self.settings.model_channels))
         return embedding if y is None else embedding + self.label_emb(y)
 
+    def _kernels_for(self, x: Tensor) -> Any:
+        """What computes in place of the modules for an input, or None."""
+        del x
+        return self.kernels
+
     def descend(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """(b, c, h, w) to the output of every input block, and last of the middle block."""
-        if self.kernels is not None:
-            return list(self.kernels(x, embedding))
+        if (kernels := self._kernels_for(x)) is not None:
+            return list(kernels(x, embedding))
         outputs = [x.to(self.dtype)]
         for block in (*self.input_blocks, self.middle_block):
             outputs.append(block(outputs[-1], embedding))
@@ -245,6 +250,10 @@ class UNet(Trunk):
             nn.SiLU(),
             zeroed(nn.Conv2d(settings.widths[0], settings.out_channels, 3, padding=1)),
         )
+
+    def _kernels_for(self, x: Tensor) -> Any:
+        # Those of a UNet have no backward pass.
+        return None if torch.is_grad_enabled() and x.requires_grad else self.kernels
 
     @staticmethod
     def input_channels(settings: UNetSettings) -> int:
@@ -278,8 +287,8 @@ class UNet(Trunk):
             InputError: Classes for an unconditional network, or none for a conditional one.
         """
         embedding = self.embed(t, y)
-        if self.kernels is not None:
-            predicted: Tensor = self.kernels.predict(x, embedding)
+        if (kernels := self._kernels_for(x)) is not None:
+            predicted: Tensor = kernels.predict(x, embedding)
             return predicted
         # Popped, not unpacked with a star, at which torch.compile would break the network into many graphs.
         outputs = self.descend(x, embedding)

@@ -165,3 +165,22 @@ def test_progress_never_goes_back(store: Path, images: NDArray[np.uint8]) -> Non
     extract(open_images(images), Ahead(), run=run)
     assert calls == sorted(calls)
     assert (calls[0], calls[-1]) == (0, 60)
+
+
+def test_a_subclass_that_changes_the_call_alone_is_called(images: NDArray[np.uint8]) -> None:
+    class Doubled(Ahead):
+        def __call__(self, batch: NDArray[Any]) -> dict[str, Rows]:
+            return {output: 2 * rows for output, rows in super().__call__(batch).items()}
+
+        def submit(self, batch: NDArray[Any]) -> Pending:
+            raise AssertionError("submit was asked for")
+
+    class Called(Doubled):
+        def __call__(self, batch: NDArray[Any]) -> dict[str, Rows]:
+            return super().__call__(batch)
+
+    expected = extract(open_images(images), Pixels(), run=NO_STORE).arrays["pool"]
+    found = extract(open_images(images), Called(), run=NO_STORE).arrays["pool"]
+    np.testing.assert_array_equal(found, 2 * expected)
+    with pytest.raises(AssertionError, match="submit was asked for"):
+        extract(open_images(images), Doubled(), run=NO_STORE)

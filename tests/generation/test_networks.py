@@ -326,7 +326,7 @@ def test_unknown_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(network, "turbo", "cpu")
     with pytest.raises(InputError, match="'turbo'"), arithmetic("turbo"):
         pass
-    monkeypatch.setattr(precisions, "_has_triton", lambda: False)
+    monkeypatch.setattr(precisions, "has_triton", lambda device: False)
     with pytest.raises(InputError, match=r"Triton.*--precision published"):
         prepare(network, "fast", "cuda")
 
@@ -345,3 +345,22 @@ def test_unknown_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_no_network_has(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         UNetSettings(**{**SMALL, **change})
+
+
+def test_prepare_forgets_the_kernels_of_a_precision_before() -> None:
+    network = UNet(UNetSettings(**SMALL)).eval().requires_grad_(False)
+    network.kernels = object()
+    prepare(network, "reference", "cpu")
+    assert network.kernels is None
+
+
+def test_a_gradient_through_a_unet_takes_the_modules() -> None:
+    """Its kernels have no backward pass."""
+    network = randomised(UNet(UNetSettings(**SMALL)).eval().requires_grad_(False))
+    x, t = torch.randn(2, 3, 8, 8, requires_grad=True), torch.tensor([3, 700])
+    expected = network(x, t)
+    network.kernels = object()
+    found = network(x, t)
+    assert torch.equal(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.any()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import re
+import sys
+import types
 import weakref
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 
 from evalkit.errors import InputError
-from evalkit.system.devices import float32_arithmetic, resolve_device, with_smaller_batches
+from evalkit.system.devices import float32_arithmetic, has_triton, resolve_device, with_smaller_batches
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -171,3 +175,39 @@ def test_only_usable_devices_are_accepted_and_local_ranks_share_gpus(monkeypatch
     assert resolve_device() == torch.device("cuda", 3)
     monkeypatch.setenv("LOCAL_RANK", "5")  # more workers than GPUs
     assert resolve_device() == torch.device("cuda", 1)
+
+
+def test_cudnn_is_on_and_does_not_choose_by_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark
+    cudnn.enabled, cudnn.benchmark = False, True
+    try:
+        with float32_arithmetic():
+            assert (cudnn.enabled, cudnn.benchmark) == (True, False)
+        assert (cudnn.enabled, cudnn.benchmark) == (False, True)
+    finally:
+        cudnn.enabled, cudnn.benchmark = before
+
+
+def test_triton_that_cannot_compile_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_triton(torch.device("cpu"))
+    module = types.ModuleType("evalkit.system.triton_probe")
+
+    def probe(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler.\nSet CC.")
+
+    module.probe = probe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "evalkit.system.triton_probe", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.6.0+git")
+    capability = (8, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with pytest.warns(UserWarning, match="slower kernels are used: Failed to find C compiler"):
+        assert not has_triton.__wrapped__(torch.device("cuda"))
+    module.probe = lambda device: None  # type: ignore[attr-defined]
+    assert has_triton.__wrapped__(torch.device("cuda"))
+    capability = (7, 5)
+    assert not has_triton.__wrapped__(torch.device("cuda"))
+    capability = (9, 0)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.2.0")
+    assert not has_triton.__wrapped__(torch.device("cuda"))

@@ -265,3 +265,22 @@ def test_a_folder_that_changes_leaves_nothing_in_the_store(tmp_path: Path) -> No
     with pytest.raises(InputError, match="changed while it was read"):
         extract(source, Pixels(), run=Run(store=store))
     assert list((tmp_path / "store").rglob("*.h5")) == []
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_file_that_is_remembered_still_has_its_checksum_compared(
+    tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    """Damage that changes neither size nor times is not the remembered file's features."""
+    sound = tmp_path / "x.npz"
+    np.savez(sound, images)
+    settle(sound)
+    digest = open_images(sound).digest
+    settle(flipped(sound, tmp_path / "y.npz", repair=False))
+    with sound.open("r+b") as file:
+        file.write((tmp_path / "y.npz").read_bytes())
+    settle(sound)
+    again = open_images(sound)
+    again._found, again._stamp = {"digest": digest}, None  # as if it were remembered, whatever the clock says
+    with pytest.raises(InputError, match="cannot be read"):
+        list(again.batches(4))

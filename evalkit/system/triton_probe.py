@@ -1,0 +1,27 @@
+"""The smallest Triton kernel: whether it compiles and runs says whether others will."""
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-not-found,unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+
+__all__ = ["probe"]
+
+
+def probe(device: torch.device) -> None:
+    """Compile and launch a kernel.
+
+    Raises:
+        Exception: Whatever Triton raises, for example where there is no C compiler.
+    """
+    x = torch.zeros(16, dtype=torch.int32, device=device)
+    with torch.cuda.device(device):
+        _count[(1,)](x)
+        torch.cuda.synchronize()
+
+
+@triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
+def _count(x):  # type: ignore[no-untyped-def]
+    lanes = tl.arange(0, 16)
+    tl.store(x + lanes, lanes)
