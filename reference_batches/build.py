@@ -41,6 +41,7 @@ from evalkit.images import (
 from evalkit.system.files import check_writable, versions
 from evalkit.system.identity import stamp
 from evalkit.system.progress import Progress
+from evalkit.system.storage import place_of
 from reference_batches.crop import Crop, cropped
 from reference_batches.journal import FORMAT, Journal
 from reference_batches.labels import ClassOrder, LabelsFrom, labels_of
@@ -156,7 +157,7 @@ def _open(
 ) -> ImageFiles | ImageSource:
     """Image files of any size, or arrays of images of one size."""
     if isinstance(source, str | os.PathLike) and os.fspath(source) and not is_pattern(source):
-        files = open_image_files(Path(source))
+        files = open_image_files(place_of(source))
         if files:
             check_range_used([files], value_range)
             return files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError, listing
 from evalkit.images.source import ImageSource
 from evalkit.system.progress import Progress
+from evalkit.system.ranges import fetch_each
+from evalkit.system.storage import Place, matching
+from evalkit.system.urls import is_url, scheme_of, shown
 
 __all__ = ["Parts", "is_pattern", "open_parts"]
 
@@ -23,14 +27,21 @@ _MOST_NOTES = 8
 
 
 def is_pattern(source: str | os.PathLike[str]) -> bool:
-    """Whether this is a pattern of paths, with ``*``, ``?``, ``[...]`` or ``**``, and no existing path."""
+    """Whether this is a pattern of paths, with ``*``, ``?``, ``[...]`` or ``**``, and no existing path.
+
+    In ``https://``, where ``?`` begins the query, it is none.
+    """
+    if is_url(source):
+        text = str(source)
+        is_web = scheme_of(text) in ("http", "https")
+        return bool(re.search(r"[*[]" if is_web else r"[*[?]", shown(text)))
     try:
         return glob.has_magic(os.fspath(source)) and not Path(source).exists()
     except OSError:  # a name that is too long, a folder that is not ours
         return False
 
 
-def open_parts(pattern: str, open_one: Callable[[str], ImageSource]) -> Parts:
+def open_parts(pattern: str, open_one: Callable[[Place], ImageSource]) -> Parts:
     """Open all files and folders that match a pattern, in the order of their sorted names.
 
     Args:
@@ -40,6 +51,10 @@ def open_parts(pattern: str, open_one: Callable[[str], ImageSource]) -> Parts:
     Raises:
         InputError: Nothing matches, or the parts do not go together.
     """
+    if is_url(pattern):
+        if not (places := matching(pattern)):
+            raise InputError(f"{shown(pattern)}: no file or folder matches this pattern.")
+        return Parts(shown(pattern), list(fetch_each(open_one, places, threads=4)))
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes none from the root
     if "[" in pattern:
         # Brackets that are part of a name, and not a choice of characters.
@@ -53,7 +68,7 @@ def open_parts(pattern: str, open_one: Callable[[str], ImageSource]) -> Parts:
     if not paths:
         brackets = " Brackets were tried as part of a name, too." if "[" in pattern else ""
         raise InputError(f"{pattern}: no file or folder matches this pattern.{brackets}")
-    return Parts(pattern, [open_one(path) for path in paths])
+    return Parts(pattern, [open_one(Path(path)) for path in paths])
 
 
 class Parts(ImageSource):
