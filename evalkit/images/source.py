@@ -192,6 +192,12 @@ class ImageSource(ABC):
             check_unchanged(self.name, self._stamp, paths)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether it is read from a URL."""
+        paths = self._paths()
+        return paths is not None and len(paths) == 1 and isinstance(paths[0], Remote)
+
+    @property
     def statistics_digest(self) -> str | None:
         """Hex sha256 of the statistics in the file; None if it has none."""
         return None if self.statistics is None else self._hash_statistics()

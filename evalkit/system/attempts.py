@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -17,6 +18,7 @@ T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds between two attempts."""
 
+_PASSING = re.compile("Connect|Disconnect|Timeout|Payload")
 _COPY = "Copy the file to this machine first, and give the copy."
 
 
@@ -64,7 +66,7 @@ def _reason(error: BaseException) -> tuple[str, bool]:
             "the server sends only whole files: it ignores requests for a range of bytes, by which larger "
             f"files are read. {_COPY}"
         ), True
-    if isinstance(root, FileNotFoundError):
+    if isinstance(root, FileNotFoundError) or "NoSuch" in type(root).__name__:
         return "there is no such file or folder", True
     if isinstance(root, PermissionError) or "Credential" in type(root).__name__:
         return f"no permission to read it, or no credentials ({detail}). Log in, or check its address", True
@@ -72,8 +74,8 @@ def _reason(error: BaseException) -> tuple[str, bool]:
         return "the server does not answer; it was tried several times. Try again later", False
     if isinstance(root, ShortRead):
         return f"the connection broke off or the file changed: {root}. Run the same command again", False
-    # aiohttp's errors are OSErrors only in part.
-    final = not isinstance(root, OSError) and not type(root).__module__.startswith(("aiohttp", "botocore"))
+    # Not all libraries derive errors of connections from OSError.
+    final = not isinstance(root, OSError) and not _PASSING.search(type(root).__name__)
     return f"cannot be read ({detail}). Check its address and your connection, and try again", final
 
 
