@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -294,7 +295,10 @@ class _Builder:
         """What an unfinished build must share with the one that resumes it."""
         items = self.items
         if isinstance(items, ImageFiles):
-            source = hashlib.sha256(json.dumps([items.names, stamp(items.paths())[0]]).encode()).hexdigest()
+            files, changed = stamp(items.paths())
+            if changed == float("inf"):
+                files = uuid.uuid4().hex  # a change would not show, so that no build is resumed
+            source = hashlib.sha256(json.dumps([items.names, files]).encode()).hexdigest()
         else:
             source = items.digest
         return {

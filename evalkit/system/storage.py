@@ -27,8 +27,6 @@ from typing import IO, Any, TypeAlias
 from urllib.parse import unquote
 
 from evalkit.errors import InputError, MissingDependencyError, RemoteError
-from evalkit.system.attempts import ShortRead, persist
-from evalkit.system.download import is_offline
 from evalkit.system.urls import is_url, scheme_of, shown
 
 __all__ = ["Place", "Remote", "file_or_path", "matching", "place_of", "size_of"]
@@ -53,6 +51,7 @@ _TIMEOUT = 30.0
 # Under these names fsspec's file systems say which version of a file is there.
 _TAGS = ("ETag", "etag", "generation", "VersionId")
 _TIMES = ("Last-Modified", "LastModified", "updated", "mtime", "created")
+_KEPT_KEYS = ("type", "size", "ino", *_TAGS, *_TIMES)
 # File systems and servers keep times in steps of up to 2 s; see evalkit.system.identity.
 _SETTLED_SECONDS = 2.0
 # Change with every signature of the same file.
@@ -79,6 +78,8 @@ class Remote:
                 f"{shown(url)}: evalkit does not read URLs of this kind; expected one that begins with "
                 f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}"
             )
+        from evalkit.system.download import is_offline  # here, so that local files load nothing of networks
+
         if is_offline() and self.scheme not in _THIS_MACHINE:
             raise RemoteError(
                 f"{self}: EVALKIT_OFFLINE forbids using the network. Unset it, or give a copy on this "
@@ -98,7 +99,9 @@ class Remote:
         return self.__dict__ | {"_token": uuid.uuid4().hex}
 
     def _file_system(self) -> Any:
-        return _file_system(self.scheme, os.getpid())
+        # What is escaped already, as the query of a signed URL has to be, is sent as it is.
+        is_escaped = self.url.isascii() and " " not in self.url
+        return _file_system(self.scheme, os.getpid(), is_escaped and self.scheme in _HTTP)
 
     @property
     def _path(self) -> str:
@@ -161,6 +164,8 @@ class Remote:
         return found
 
     def _persist(self, call: Callable[[], Any]) -> Any:
+        from evalkit.system.attempts import persist
+
         return persist(str(self), call, patient=self.scheme not in _THIS_MACHINE)
 
     def stamp(self) -> tuple[str, float]:
@@ -227,7 +232,8 @@ class Remote:
             if (self.scheme in _HTTP and "?" in path) or path.endswith("/") > is_folder:
                 continue
             url = path if self.scheme in _HTTP else self._file_system().unstrip_protocol(path)
-            child = Remote(f"{url.rstrip('/')}/" if is_folder else url, info)
+            kept = {key: info[key] for key in _KEPT_KEYS if key in info}
+            child = Remote(f"{url.rstrip('/')}/" if is_folder else url, kept)
             if (name := _relative(child, self)) and ".." not in name.split("/"):
                 children.append((child, is_folder))
         return children
@@ -247,6 +253,7 @@ class Remote:
         Raises:
             RemoteError: They cannot be had, also not after several attempts.
         """
+        from evalkit.system.attempts import ShortRead
 
         def read() -> bytes:
             system = self._file_system()
@@ -355,7 +362,7 @@ def _seconds(time: Any) -> float:
 
 
 @functools.lru_cache
-def _file_system(scheme: str, process: int) -> Any:  # noqa: ARG001 - one of its own after a fork
+def _file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG001 - one of its own after a fork
     """The file system of fsspec for a scheme."""
     try:
         import fsspec
@@ -367,6 +374,7 @@ def _file_system(scheme: str, process: int) -> Any:  # noqa: ARG001 - one of its
     try:
         options: dict[str, Any] = {}
         if scheme in _HTTP:
+            options["encoded"] = encoded
             import aiohttp
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT, sock_read=_TIMEOUT)

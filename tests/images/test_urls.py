@@ -291,6 +291,18 @@ def test_a_change_in_memory(name: str, tmp_path: Path, memory: Any, settled: Non
     assert open_images(f"memory://all/{path.name}").digest == first
 
 
+def test_a_large_file_is_announced(
+    web: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(evalkit.system.identity, "_LARGE_BYTES", 100)
+    web.files["/x.npz"] = npz_of(PIXELS)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert open_images(f"{web.address}/x.npz").digest
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("evalkit")]
+    assert [text.partition(" of its ")[0] for text in said] == [f"{web.address}/x.npz: all"]
+
+
 # --------------------------------------------------------------------------------------------------- errors
 
 
@@ -343,13 +355,16 @@ def test_credentials_are_not_shown(secret: str, web: Shelf, run: Callable[..., R
 
 def test_a_signed_url(web: Shelf, tmp_path: Path, pixels: Pixels, run: Callable[..., Result]) -> None:
     web.files["/x.npz"] = npz_of(PIXELS)
-    url = f"{web.address}/x.npz?X-Amz-Signature=secret&id=secret"
+    web.has_head = False  # it is signed for GET alone
+    url = f"{web.address}/x.npz?X-Amz-Signature=secret%2Fsecret%3D&id=secret"
     assert open_images(url).name == f"{web.address}/x.npz"
     result = run("compare", url, url, "--metrics", "fid", "--json", tmp_path / "out.json")
     assert result.code == 0, result.err
     assert "secret" not in result.out + result.err + (tmp_path / "out.json").read_text()
     remembered = [file.read_text() for file in tmp_path.parent.rglob("contents/*.json")]
+    assert remembered
     assert "secret" not in "".join(remembered)
+    assert {path for _, path, _ in web.asked} == {url.removeprefix(web.address)}
     one, other, third = (
         Remote(f"{web.address}/x.npz?{query}").identity
         for query in ("X-Amz-Signature=a&id=1", "X-Amz-Signature=b&id=1", "X-Amz-Signature=b&id=2")

@@ -23,6 +23,7 @@ class Shelf:
         self.has_tags = True
         self.has_sizes = True
         self.has_ranges = True
+        self.has_head = True
         self.statuses: list[int] = []  # of the next answers to GET; all is well once they are used up
         self.always: int | None = None  # of all answers
         self.delay = 0.0
@@ -54,6 +55,9 @@ class Shelf:
         path = unquote(urlsplit(handler.path).path)
         if self.always or (handler.command == "GET" and self.statuses):
             self._send(handler, self.always or self.statuses.pop(0), {}, b"")
+            return
+        if handler.command == "HEAD" and not self.has_head:
+            self._send(handler, 403, {}, b"")
             return
         if path.endswith("/"):
             self._send(handler, 200, {"Content-Type": "text/html"}, self._page(path))
@@ -87,6 +91,8 @@ class Shelf:
             handler.send_header(name, value)
         if self.has_sizes:
             handler.send_header("Content-Length", str(len(body)))
+        else:
+            handler.send_header("Connection", "close")
         handler.end_headers()
         if handler.command != "HEAD":
             try:
@@ -102,6 +108,9 @@ def shelf() -> Iterator[Shelf]:
     found = Shelf()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
         def do_GET(self) -> None:
             found.answer(self)
 
@@ -110,7 +119,12 @@ def shelf() -> Iterator[Shelf]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64
+        daemon_threads = True
+        block_on_close = False  # connections stay open for more
+
+    with Server(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
