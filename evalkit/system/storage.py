@@ -111,7 +111,12 @@ class Remote:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return unquote(str(self).rstrip("/").rpartition("/")[2])
+        return self._text().rpartition("/")[2]
+
+    def _text(self) -> str:
+        """The address as a local path would be written: nothing escaped, no slash at the end."""
+        text = str(self).rstrip("/")
+        return unquote(text) if self.scheme in _HTTP else text
 
     @property
     def identity(self) -> str:
@@ -331,7 +336,7 @@ def matching(pattern: str) -> list[Remote]:
         paths = root._persist(lambda: root._file_system().glob(root._path))
         found = [Remote(root._file_system().unstrip_protocol(path)) for path in paths]
     hidden = last.startswith(".")
-    return sorted((child for child in found if hidden or not child.name.startswith(".")), key=str)
+    return sorted((child for child in found if hidden or not child.name.startswith(".")), key=Remote._text)
 
 
 def _relative(child: Remote, folder: Remote) -> str:
