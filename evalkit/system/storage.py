@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
@@ -358,6 +357,8 @@ def _version(info: Mapping[str, Any]) -> tuple[str, float]:
 
 def _seconds(time: Any) -> float:
     """A time as seconds since 1970; infinite if it is none, so that it proves nothing."""
+    from email.utils import parsedate_to_datetime
+
     try:
         if isinstance(time, str):
             time = parsedate_to_datetime(time) if "," in time else datetime.fromisoformat(time)
