@@ -4,7 +4,8 @@
 
     EvalkitError                  anything a user can act on
     ├── InputError                a file or array is not what it is said to be
-    │   └── ImageError            one image of a batch is bad; the message names it
+    │   ├── ImageError            one image of a batch is bad; the message names it
+    │   └── RemoteError           a URL cannot be read: not there, no permission, no connection
     ├── DownloadError             a file could not be fetched: no connection, not there, not the file
     ├── WeightsError              Inception weights are missing, damaged or not the published ones
     ├── FeatureError              features of another extractor, or of another size, were mixed
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "MissingDependencyError",
     "OutputError",
+    "RemoteError",
     "UndefinedMetricError",
     "WeightsError",
     "WorkerError",
@@ -78,6 +80,10 @@ class InputError(EvalkitError):
 
 class ImageError(InputError):
     """One image of a batch is bad: corrupt, of another size, out of range."""
+
+
+class RemoteError(InputError):
+    """A URL cannot be read: nothing is there, no permission, no connection."""
 
 
 class DownloadError(EvalkitError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -41,6 +42,7 @@ from evalkit.images import (
 from evalkit.system.files import check_writable, versions
 from evalkit.system.identity import stamp
 from evalkit.system.progress import Progress
+from evalkit.system.storage import place_of
 from reference_batches.crop import Crop, cropped
 from reference_batches.journal import FORMAT, Journal
 from reference_batches.labels import ClassOrder, LabelsFrom, labels_of
@@ -156,7 +158,7 @@ def _open(
 ) -> ImageFiles | ImageSource:
     """Image files of any size, or arrays of images of one size."""
     if isinstance(source, str | os.PathLike) and os.fspath(source) and not is_pattern(source):
-        files = open_image_files(Path(source))
+        files = open_image_files(place_of(source))
         if files:
             check_range_used([files], value_range)
             return files
@@ -293,7 +295,10 @@ class _Builder:
         """What an unfinished build must share with the one that resumes it."""
         items = self.items
         if isinstance(items, ImageFiles):
-            source = hashlib.sha256(json.dumps([items.names, stamp(items.paths())[0]]).encode()).hexdigest()
+            files, changed = stamp(items.paths())
+            if changed == float("inf"):
+                files = uuid.uuid4().hex  # a change would not show, so that no build is resumed
+            source = hashlib.sha256(json.dumps([items.names, files]).encode()).hexdigest()
         else:
             source = items.digest
         return {

@@ -16,6 +16,7 @@ from evalkit.cli.options import (
 from evalkit.cli.parameters import file, text
 from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
+from evalkit.system.urls import shown
 
 __all__ = ["reference"]
 
@@ -159,11 +160,11 @@ def build(
 
 
 @reference.command()
-@click.argument("file", type=file)
+@click.argument("file", type=text)
 @click.option("--grid", metavar="PNG", type=file, help="Draw a grid of images.")
 @click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images in the grid.")
 @click.option("--check", is_flag=True, help="Check every image, and list what is unusual.")
-def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
+def show(file: str, grid: Path | None, images: int, check: bool) -> None:
     """Show what FILE holds: arrays, images, labels, statistics and how it was made.
 
     \b
@@ -179,7 +180,7 @@ def show(file: Path, grid: Path | None, images: int, check: bool) -> None:
     click.echo(looking.describe(found))
     if found.images is None or not len(found.images):
         if grid:
-            raise InputError(f"{file} holds no images, so there is nothing to draw.")
+            raise InputError(f"{shown(file)} holds no images, so there is nothing to draw.")
         return
     if grid:
         looking.draw(found.images, grid, images)
@@ -207,6 +208,6 @@ def convert(source: str, out: Path) -> None:
     from reference_batches.convert import convert
 
     images = convert(source, out, progress_bars())
-    click.echo(f"{out}: {len(images):,} images of {source}")
+    click.echo(f"{out}: {len(images):,} images of {shown(source)}")
     for note in images.notes:
         click.echo(f"note: {note}")

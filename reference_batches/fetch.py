@@ -23,6 +23,7 @@ from evalkit.images import is_pattern, open_images
 from evalkit.system.download import download, file_sha256, is_offline
 from evalkit.system.files import cache_directory, replace_atomically
 from evalkit.system.progress import Progress
+from evalkit.system.urls import is_url
 from reference_batches.catalog import Entry, closest, entries, find
 
 __all__ = ["cache_path", "fetch", "named"]
@@ -84,12 +85,12 @@ def cache_path(entry: Entry) -> Path:
 
 
 def named(text: str) -> Entry | None:
-    """Find the published batch that an argument names; None for a path, or a pattern of paths.
+    """Find the published batch that an argument names; None for a path, a URL or a pattern.
 
     Raises:
         InputError: It is neither.
     """
-    if Path(text).exists() or is_pattern(text):
+    if is_url(text) or Path(text).exists() or is_pattern(text):
         return None
     if (entry := entries().get(text)) is not None:
         return entry

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import ImageError, InputError
-from evalkit.images import ImageSource, are_ids, open_images
+from evalkit.images import ImageSource, are_ids, is_pattern, open_images
 from evalkit.images.npz import array_header
 from evalkit.images.reading import readable
 from evalkit.report.image_grid import write_grid
 from evalkit.system.progress import Progress
+from evalkit.system.storage import Place, file_or_path, place_of
 
 __all__ = ["Contents", "Finding", "check", "contents", "describe", "draw", "label_counts"]
 
@@ -75,10 +76,11 @@ def contents(path: str | PathLike[str]) -> Contents:
         InputError: Neither, or damaged.
     """
     arrays: list[tuple[str, str, tuple[int, ...]]] = []
-    if Path(path).is_file() and zipfile.is_zipfile(path):
-        with readable(str(path)), zipfile.ZipFile(path) as archive:
+    place = None if is_pattern(path) else place_of(path)
+    if place is not None and not place.is_dir() and _is_zip(place):
+        with readable(str(place)), file_or_path(place) as file, zipfile.ZipFile(file) as archive:
             for key in (name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")):
-                header = array_header(str(path), archive, key, any_type=True)
+                header = array_header(str(place), archive, key, any_type=True)
                 arrays.append((key, str(header.dtype), header.shape))
     try:
         # Values of any range are accepted here, so that unusual ones can be inspected.
@@ -87,6 +89,13 @@ def contents(path: str | PathLike[str]) -> Contents:
         if not arrays:
             raise
         return Contents(arrays=tuple(arrays), images=None, problem=str(error))
+
+
+def _is_zip(place: Place) -> bool:
+    if isinstance(place, Path) and not place.is_file():
+        return False
+    with file_or_path(place) as file:
+        return zipfile.is_zipfile(file)
 
 
 def describe(found: Contents) -> str:

@@ -19,6 +19,7 @@ from evalkit.cli.options import (
 )
 from evalkit.errors import InputError, OutputError
 from evalkit.protocols import PROTOCOLS
+from evalkit.system.urls import shown
 
 __all__ = ["compare", "curves", "features", "stats"]
 
@@ -81,8 +82,9 @@ def compare(
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
 
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
-    images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, or the
-    name of a published batch (see `evalkit reference list`), which is fetched when first needed.
+    images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, any of
+    these at a URL (https://, s3://, gs://), or the name of a published batch (see `evalkit reference list`),
+    which is fetched when first needed.
 
     Under torchrun, the processes share the work.
 
@@ -159,7 +161,7 @@ def features(images: str, out: Path, network: str, value_range: str | None, **op
         extracted = features_of(side, outputs=[*extractor.outputs], extractor=extractor, run=run)
         if run.is_main_process:
             extracted.save(out)
-            click.echo(f"{out}: features of {len(extracted):,} images of {images}")
+            click.echo(f"{out}: features of {len(extracted):,} images of {shown(images)}")
             echo_notes(side)
             echo_precision_check(side, extractor, run)
 
@@ -204,7 +206,7 @@ def stats(images: str, out: Path, value_range: str | None, **options: Any) -> No
                 arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
             with replace_atomically(out) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-            click.echo(f"{out}: statistics of {len(summed):,} images of {images}")
+            click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
             echo_notes(side)
             echo_precision_check(side, extractor, run)
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,11 +24,14 @@ from evalkit.images import (
     SupportsArray,
     ValueRange,
     check_range_used,
+    is_pattern,
     open_images,
     parse_value_range,
 )
 from evalkit.results import Batch
 from evalkit.system.run import Run
+from evalkit.system.storage import Remote, place_of
+from evalkit.system.urls import is_url
 
 __all__ = [
     "Opened",
@@ -44,7 +46,7 @@ __all__ = [
 ]
 
 Source = str | PathLike[str] | SupportsArray | ImageSource | Features
-"""A path to images, statistics or features; an array of images; or either of these already open."""
+"""A path or URL of images, statistics or features; an array of images; or either of these already open."""
 
 Opened = ImageSource | Features
 
@@ -70,8 +72,13 @@ def open_source(source: Source, value_range: ValueRange | None = None) -> Opened
             )
     if isinstance(source, Features | ImageSource):
         return source
-    if isinstance(source, str | PathLike) and is_features_file(Path(source)):
-        return replace(Features.load(Path(source)), name=str(source))
+    if isinstance(source, str | PathLike):
+        # A pattern is not looked for as a file at a URL.
+        place = place_of(source) if not is_url(source) or not is_pattern(source) else None
+        if place is not None and is_features_file(place):
+            return replace(Features.load(place), name=str(place))
+        if isinstance(place, Remote):
+            return open_images(place, value_range=value_range)
     return open_images(source, value_range=value_range)
 
 

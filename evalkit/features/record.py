@@ -17,6 +17,7 @@ from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.base import Rows
 from evalkit.features.moments import Gaussian, check_rows
 from evalkit.system.files import replace_atomically
+from evalkit.system.storage import Place, Remote, file_or_path
 
 __all__ = ["BatchFeatures", "Features", "check_same_extractor", "is_features_file", "split_output"]
 
@@ -90,14 +91,14 @@ class Features:
                 file.create_dataset(key, data=array)
 
     @classmethod
-    def load(cls, path: Path) -> Features:
+    def load(cls, path: Place) -> Features:
         """Read what :meth:`save` wrote.
 
         Raises:
             InputError: The file is damaged, or of another format.
         """
         try:
-            with h5py.File(path, "r") as file:
+            with file_or_path(path) as opened, h5py.File(opened, "r") as file:
                 if file.attrs.get("format") != FORMAT:
                     raise InputError(
                         f"{path} is not a features file of this version ({FORMAT!r}). Extract it again."
@@ -159,12 +160,15 @@ def _digest(texts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str
     return digest.hexdigest()
 
 
-def is_features_file(path: Path) -> bool:
+def is_features_file(path: Place) -> bool:
     """Whether ``path`` is an HDF5 file that :meth:`Features.save` wrote, of this or another version."""
     try:
-        if not path.is_file() or not h5py.is_hdf5(path):
+        if isinstance(path, Remote):
+            if path.is_dir() or path.fetch(0, min(4, path.size)) != b"\x89HDF":
+                return False
+        elif not path.is_file() or not h5py.is_hdf5(path):
             return False
-        with h5py.File(path, "r") as file:
+        with file_or_path(path) as opened, h5py.File(opened, "r") as file:
             return str(file.attrs.get("format", "")).startswith(FORMAT.rsplit(" ", 1)[0])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # what h5py raises for damage
         return False

@@ -29,6 +29,8 @@ from evalkit.images.source import ImageSource, read_ahead
 from evalkit.images.value_range import VALUE_RANGES, ValueRange, check_range_used, parse_value_range
 from evalkit.images.write import NpzWriter
 from evalkit.system.files import kind_of
+from evalkit.system.storage import Place, Remote, place_of
+from evalkit.system.urls import is_url
 
 __all__ = [
     "FORMATS",
@@ -66,7 +68,7 @@ FORMATS: Mapping[str, str] = {
 class Format(Protocol):
     """What a row of :data:`FORMATS` names: a subclass of ImageSource (arrays) or of ImageFiles (pictures)."""
 
-    def __call__(self, path: Path) -> ImageSource | ImageFiles:
+    def __call__(self, path: Place) -> ImageSource | ImageFiles:
         """Open the path.
 
         Raises:
@@ -78,7 +80,7 @@ class Format(Protocol):
 
 
 def open_images(
-    source: str | os.PathLike[str] | SupportsArray, *, value_range: ValueRange | None = None
+    source: str | os.PathLike[str] | SupportsArray | Remote, *, value_range: ValueRange | None = None
 ) -> ImageSource:
     """Open images from any container; its kind is recognised by the content, not by the suffix.
 
@@ -90,6 +92,7 @@ def open_images(
     - parquet, one file or a folder of them: a column of encoded images, with labels in ``label``.
     - HDF5: the dataset ``images`` or ``arr_0``, or the only one with four axes.
     - npy and arrays, also torch tensors on the CPU.
+    - Files and folders at URLs: ``https://``, ``s3://``, ``gs://``; see :mod:`evalkit.system.storage`.
     - Several of these as one: a pattern such as ``parts/*.npz``, in the order of their sorted names
       (``10`` before ``9``). All of one size, without statistics; labels if all have them.
 
@@ -98,7 +101,7 @@ def open_images(
     ``value_range`` says how it is scaled.
 
     Args:
-        source: A path or an array.
+        source: A path, a URL or an array.
         value_range: What floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``. The first two are scaled to
             [0, 255], not rounded; values outside are an error. Integers are from 0 to 255 in any case.
 
@@ -109,14 +112,15 @@ def open_images(
     """
     wanted = parse_value_range(value_range)
     images: ImageSource
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | Remote):
         images = open_array(source)
-    elif not os.fspath(source):
+    elif not isinstance(source, Remote) and not os.fspath(source):
         raise InputError("A path is empty. Give a file, a folder or a pattern; . is the current folder.")
-    elif is_pattern(source):
-        return open_parts(str(Path(source)), lambda path: open_images(path, value_range=value_range))
+    elif not isinstance(source, Remote) and is_pattern(source):
+        pattern = str(source) if is_url(source) else str(Path(source))
+        return open_parts(pattern, lambda path: open_images(path, value_range=value_range))
     else:
-        path = Path(source)
+        path = place_of(source)
         with readable(str(path)):
             opened = _find_format(path)(path)
             images = Decoded(opened) if isinstance(opened, ImageFiles) else opened
@@ -124,7 +128,7 @@ def open_images(
     return images
 
 
-def open_image_files(path: Path) -> ImageFiles | None:
+def open_image_files(path: Place) -> ImageFiles | None:
     """Open a folder, zip, tar or parquet file of images of any size; None if ``path`` holds arrays.
 
     Files ending in png, jpg, webp, bmp, tif or ppm count, at any depth; hidden ones do not. A folder of
@@ -141,7 +145,7 @@ def open_image_files(path: Path) -> ImageFiles | None:
     return opened if isinstance(opened, ImageFiles) else None
 
 
-def _find_format(path: Path) -> Format:
+def _find_format(path: Place) -> Format:
     """The class of the first row that claims the path."""
     candidate = Candidate.at(path)
     for row in FORMATS.values():

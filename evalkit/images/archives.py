@@ -19,19 +19,21 @@ from evalkit.errors import InputError, listing
 from evalkit.images.files import Members, duplicates_note, is_image
 from evalkit.images.reading import Candidate, readable
 from evalkit.system.space import check_free_space
+from evalkit.system.storage import Place, file_or_path
 
-__all__ = ["Tar", "Zip", "check_member_name", "check_zip", "is_pytorch"]
+__all__ = ["Tar", "Zip", "check_member_name", "check_zip", "is_pytorch", "open_tar"]
 
 
 class Zip(Members):
     """A zip of image files."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         name = str(path)
-        with readable(name), zipfile.ZipFile(path) as archive:
+        self._path = path
+        with readable(name), file_or_path(path) as file, zipfile.ZipFile(file) as archive:
             _refuse_pytorch(name, archive.namelist())
             infos = [info for info in archive.infolist() if not info.filename.endswith(("/", "\\"))]
-            notes = check_zip(name, archive)
+            notes = check_zip(path, archive)
         for info in infos:
             check_member_name(name, info.filename)
         super().__init__(name, "zip", ((info.filename, info) for info in infos), notes)
@@ -43,7 +45,7 @@ class Zip(Members):
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[zipfile.ZipInfo], bytes]]:
-        with zipfile.ZipFile(self.name) as archive:
+        with file_or_path(self._path) as file, zipfile.ZipFile(file) as archive:
             yield archive.read
 
     def _size(self, member: zipfile.ZipInfo) -> int:
@@ -59,11 +61,12 @@ class Tar(Members):
 
     _kind = "tar"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         name = str(path)
+        self._path = path
         members: list[tuple[str, tarfile.TarInfo]] = []
         others: list[str] = []
-        with readable(name), tarfile.open(path) as tar:
+        with readable(name), open_tar(path) as tar:
             for info in tar:
                 check_member_name(name, info.name)
                 member = PurePosixPath(info.name)
@@ -93,14 +96,17 @@ class Tar(Members):
     @classmethod
     def claims(cls, candidate: Candidate) -> bool:
         """Whether it is a tar, plain or compressed."""
-        return not candidate.is_folder and tarfile.is_tarfile(candidate.path)
+        if candidate.is_folder:
+            return False
+        with file_or_path(candidate.path) as file:
+            return tarfile.is_tarfile(file)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_unpacked": None}  # it goes with the object that made it
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[tarfile.TarInfo], bytes]]:
-        with tarfile.open(self.name if self._is_ordered else self._unpack()) as tar:
+        with open_tar(self._path if self._is_ordered else self._unpack()) as tar:
 
             def read(info: tarfile.TarInfo) -> bytes:
                 file = tar.extractfile(info)
@@ -124,7 +130,7 @@ class Tar(Members):
         )
         with tempfile.NamedTemporaryFile(prefix="evalkit-", suffix=".tar", delete=False) as unpacked:
             weakref.finalize(self, _remove, unpacked.name)
-            with tarfile.open(self.name) as tar:
+            with open_tar(self._path) as tar:
                 assert tar.fileobj is not None
                 tar.fileobj.seek(0)
                 while block := tar.fileobj.read(2**20):
@@ -132,6 +138,17 @@ class Tar(Members):
         # Only now, so that another thread never meets a part of it.
         self._unpacked = Path(unpacked.name)
         return self._unpacked
+
+
+@contextmanager
+def open_tar(place: Place) -> Iterator[tarfile.TarFile]:
+    """A tar, plain or compressed, opened."""
+    if isinstance(place, Path):
+        with tarfile.open(place) as tar:
+            yield tar
+    else:
+        with place.open() as file, tarfile.open(fileobj=file) as tar:
+            yield tar
 
 
 def _remove(path: str) -> None:
@@ -188,14 +205,14 @@ def _refuse_pytorch(name: str, members: Iterable[str]) -> None:
         )
 
 
-def check_zip(name: str, archive: zipfile.ZipFile) -> tuple[str, ...]:
+def check_zip(place: Place, archive: zipfile.ZipFile) -> tuple[str, ...]:
     """Check a zip's directory; the result is notes on what is not used because of it.
 
     Raises:
         InputError: Another archive stands before this one, or the directory is damaged.
     """
-    infos = archive.infolist()
-    with Path(str(archive.filename)).open("rb") as file:
+    name, infos = str(place), archive.infolist()
+    with place.open("rb") as file:
         start = file.read(4)
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _ZIP_END_BYTES))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError, listing
 from evalkit.images.reading import MAX_IMAGE_BYTES, READ_ERRORS, Candidate, readable
 from evalkit.images.source import ImageSource
+from evalkit.system.storage import Place, Remote, file_or_path, size_of
 
 __all__ = [
     "Array",
@@ -85,12 +86,14 @@ class Npy(ImageSource):
 
     _remembered = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         name = str(path)
         with path.open("rb") as file:
-            header = read_npy_header(name, file, path.stat().st_size)
+            header = read_npy_header(name, file, size_of(path))
         shape = check_layout(name, header.shape, header.dtype)
         super().__init__(name, "npy", header.shape[0], shape, header.dtype)
+        self._path = path
+        self._remembered = isinstance(path, Remote) and path.scheme != "file"
         self._header = header
 
     @classmethod
@@ -98,19 +101,19 @@ class Npy(ImageSource):
         """Whether the file begins as npy files do."""
         return candidate.head.startswith(b"\x93NUMPY")
 
-    def _paths(self) -> Sequence[Path]:
-        return [Path(self.name)]
+    def _paths(self) -> Sequence[Place]:
+        return [self._path]
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         header = self._header
         if header.fortran:
-            with readable(self.name):
-                array = np.load(self.name, allow_pickle=False)
+            with readable(self.name), file_or_path(self._path) as file:
+                array = np.load(file, allow_pickle=False)
                 for first in range(start, len(self), size):
                     yield np.array(array[first : first + size], order="C")
             return
         offset = header.length + start * math.prod(header.shape[1:]) * header.dtype.itemsize
-        with readable(self.name), parallel_reader(Path(self.name), offset) as read:
+        with readable(self.name), parallel_reader(self._path, offset) as read:
             for first in range(start, len(self), size):
                 batch = np.empty((min(size, len(self) - first), *header.shape[1:]), header.dtype)
                 read(batch)
@@ -125,11 +128,16 @@ def fill(stream: IO[bytes], array: NDArray[Any]) -> None:
 
 
 @contextmanager
-def parallel_reader(path: Path, offset: int) -> Iterator[Callable[[NDArray[Any]], None]]:
+def parallel_reader(path: Place, offset: int) -> Iterator[Callable[[NDArray[Any]], None]]:
     """What reads one array after the other from a file, as :func:`fill` does, by several threads.
 
-    One thread copies only a few GB/s out of the system's cache.
+    One thread copies only a few GB/s out of the system's cache. A file at a URL reads ahead by itself.
     """
+    if isinstance(path, Remote):
+        with path.open() as remote:
+            remote.seek(offset)
+            yield partial(fill, remote)
+        return
     with path.open("rb") as file, ThreadPoolExecutor(_READ_THREADS, "read") as pool:
         file.seek(offset)
 

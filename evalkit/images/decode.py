@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from evalkit.images.reading import MAX_IMAGE_BYTES
 from evalkit.images.source import ImageSource
 from evalkit.system.files import kind_of
 from evalkit.system.progress import Progress
+from evalkit.system.storage import Place
 
 __all__ = ["DECODERS", "Decoded", "decode_rgb"]
 
@@ -91,7 +91,7 @@ class Decoded(ImageSource):
                 )
             yield image
 
-    def _paths(self) -> Sequence[Path]:
+    def _paths(self) -> Sequence[Place]:
         return self._files.paths()
 
     def _examine(self, progress: Progress | None) -> dict[str, Any]:

@@ -13,16 +13,19 @@ import re
 import stat
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.errors import InputError, listing
+from evalkit.errors import InputError, RemoteError, listing
 from evalkit.images.reading import MAX_IMAGE_BYTES, Candidate, check_size, readable
+from evalkit.system.ranges import fetch_each
+from evalkit.system.storage import Place, Remote
 
 __all__ = [
     "DATASET",
@@ -80,8 +83,8 @@ class ImageFiles(ABC):
         """
 
     @abstractmethod
-    def paths(self) -> list[Path]:
-        """The files on disk that hold the images."""
+    def paths(self) -> Sequence[Place]:
+        """The files that hold the images; of a folder at a URL the folder."""
 
     def leave_labels_out(self, problem: str) -> None:
         """Note why existing labels are not used."""
@@ -107,10 +110,12 @@ class ImageFiles(ABC):
 class Members(ImageFiles):
     """Image files that their container lists by name, such as a folder, a zip or a tar.
 
-    A subclass lists its members and implements ``_open`` and ``_size``. It may override ``_take_labels``, if
-    labels are not in ``dataset.json``; ``_in_order``, if images come in another order than that of their
-    paths; and ``_take_repeated``, if members of the same name are an error.
+    A subclass lists its members, sets ``_path`` and implements ``_open`` and ``_size``. It may override
+    ``_take_labels``, if labels are not in ``dataset.json``; ``_in_order``, if images come in another order
+    than that of their paths; and ``_take_repeated``, if members of the same name are an error.
     """
+
+    _path: Place
 
     def __init__(
         self, name: str, kind: str, members: Iterable[tuple[str, Any]], notes: tuple[str, ...] = ()
@@ -195,46 +200,74 @@ class Members(ImageFiles):
     def _size(self, member: Any) -> int:
         """The member's size in bytes, uncompressed."""
 
-    def paths(self) -> list[Path]:
+    def paths(self) -> Sequence[Place]:
         """The container itself."""
-        return [Path(self.name)]
+        return [self._path]
 
     def read(self, indices: Iterable[int]) -> Generator[tuple[str, bytes | InputError], None, None]:
         """Yield the name and content of these images; see :meth:`ImageFiles.read`."""
         with readable(self.name), self._open() as read:
-            for index in indices:
-                name, member = self.names[index], self._members[index]
-                content: bytes | InputError
-                try:
-                    with readable(f"{self.name}, {name}"):
-                        check_size(f"{self.name}, {name}", self._size(member))
-                        content = read(member)
-                except InputError as error:
-                    content = error
-                yield name, content
+            yield from self._contents(partial(self._content, read), indices)
+
+    def _contents(
+        self, content: Callable[[int], tuple[str, bytes | InputError]], indices: Iterable[int]
+    ) -> Generator[tuple[str, bytes | InputError], None, None]:
+        for index in indices:
+            yield content(index)
+
+    def _content(self, read: Callable[[Any], bytes], index: int) -> tuple[str, bytes | InputError]:
+        """Name and content of an image; a server that fails is an error of the whole container."""
+        name, member = self.names[index], self._members[index]
+        try:
+            with readable(f"{self.name}, {name}"):
+                check_size(f"{self.name}, {name}", self._size(member))
+                return name, read(member)
+        except RemoteError:
+            raise
+        except InputError as error:
+            return name, error
 
 
 class Folder(Members):
     """A folder, searched at every depth; folders that are links are not entered."""
 
-    def __init__(self, path: Path) -> None:
-        files, notes = list_folder(path)
-        super().__init__(str(path), "folder", ((file, file) for file in files), notes)
+    def __init__(self, path: Place) -> None:
+        self._path = path
+        members: Iterable[tuple[str, str | Remote]]
+        notes: tuple[str, ...] = ()
+        if isinstance(path, Remote):
+            members = path.walk()
+        else:
+            files, notes = list_folder(path)
+            members = ((file, file) for file in files)
+        super().__init__(str(path), "folder", members, notes)
 
     @classmethod
     def claims(cls, candidate: Candidate) -> bool:
         """Whether it is a folder."""
         return candidate.is_folder
 
-    def paths(self) -> list[Path]:
-        """The image files."""
+    def paths(self) -> Sequence[Place]:
+        """The image files; see :meth:`ImageFiles.paths`."""
+        if isinstance(self._path, Remote):
+            return [self._path]
         return [Path(self.name, member) for member in self._members]
 
     @contextmanager
-    def _open(self) -> Iterator[Callable[[str], bytes]]:
-        yield lambda name: Path(self.name, name).read_bytes()
+    def _open(self) -> Iterator[Callable[[str | Remote], bytes]]:
+        yield lambda member: (member if isinstance(member, Remote) else Path(self.name, member)).read_bytes()
 
-    def _size(self, member: str) -> int:
+    def _contents(
+        self, content: Callable[[int], tuple[str, bytes | InputError]], indices: Iterable[int]
+    ) -> Generator[tuple[str, bytes | InputError], None, None]:
+        if isinstance(self._path, Remote):  # many at a time, because each has to be asked for
+            yield from fetch_each(content, indices)
+        else:
+            yield from super()._contents(content, indices)
+
+    def _size(self, member: str | Remote) -> int:
+        if isinstance(member, Remote):
+            return member.size
         found = Path(self.name, member).stat()
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{self.name}, {member}: is not a regular file")

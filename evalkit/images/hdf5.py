@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 from numpy.typing import NDArray
 
-from evalkit.errors import InputError, listing
+from evalkit.errors import InputError, brief, listing
 from evalkit.images.arrays import Layout, check_layout, check_only_images
 from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
+from evalkit.system.storage import Place, Remote, file_or_path
 
 __all__ = ["Hdf5"]
 
@@ -22,9 +23,10 @@ __all__ = ["Hdf5"]
 class Hdf5(ImageSource):
     """One dataset of an HDF5 file, read by slices."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         name = str(path)
-        with readable(name), h5py.File(path, "r") as file:
+        self._path = path
+        with readable(name), file_or_path(path) as opened, h5py.File(opened, "r") as file:
             datasets: dict[str, Any] = {}
             file.visititems(
                 lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})
@@ -47,6 +49,8 @@ class Hdf5(ImageSource):
                 name, {key: d for key, d in numbered.items() if re.fullmatch(r"arr_[0-9]+", key)}
             )
             dataset = datasets[self._key]
+            if isinstance(path, Remote):
+                _check_no_other_files(name, file, datasets)
             shape = check_layout(f"{name}, {self._key}", dataset.shape or (), dataset.dtype)
             super().__init__(name, "hdf5", len(dataset), shape, dataset.dtype)
             _check_written(f"{name}, {self._key}", dataset)
@@ -67,22 +71,34 @@ class Hdf5(ImageSource):
             if links:
                 self.notes += (f"Links in {name} that are not followed: {listing(links)}.",)
             # Values may lie in other files, and changes of those would not be noticed.
-            own = Path(dataset.file.filename).samefile(path)
+            own = isinstance(path, Remote) or Path(dataset.file.filename).samefile(path)
             self._is_whole = own and not (dataset.is_virtual or dataset.external)
 
     @classmethod
     def claims(cls, candidate: Candidate) -> bool:
         """Whether HDF5's signature is at one of its places."""
+        if isinstance(candidate.path, Remote):
+            return candidate.head.startswith(b"\x89HDF")
         return not candidate.is_folder and bool(h5py.is_hdf5(candidate.path))
 
-    def _paths(self) -> Sequence[Path] | None:
-        return [Path(self.name)] if self._is_whole else None
+    def _paths(self) -> Sequence[Place] | None:
+        return [self._path] if self._is_whole else None
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
-        with readable(self.name), h5py.File(self.name, "r") as file:
+        with readable(self.name), file_or_path(self._path) as opened, h5py.File(opened, "r") as file:
             dataset = file[self._key]
             for first in range(start, len(self), size):
                 yield dataset[first : first + size]
+
+
+def _check_no_other_files(name: str, file: Any, datasets: Mapping[str, Any]) -> None:
+    """Raise an InputError if a file at a URL leads to others: these would be looked for on this machine."""
+    for key, dataset in datasets.items():
+        if dataset.file.id != file.id or dataset.is_virtual or dataset.external:
+            raise InputError(
+                f"{name}: its dataset {brief(key)} lies in other files, which are not read over the network. "
+                "Copy all of them to this machine, and give the copy"
+            )
 
 
 def _check_written(where: str, dataset: Any) -> None:

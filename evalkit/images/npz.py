@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from evalkit.images.files import is_image
 from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
 from evalkit.system.progress import Progress
+from evalkit.system.storage import Place, file_or_path
 
 __all__ = ["STATISTICS", "Npz", "array_header"]
 
@@ -45,13 +46,14 @@ _OUR_KEYS = {"provenance", "indices"}
 class Npz(ImageSource):
     """Images in ``arr_0``, labels in ``arr_1`` and statistics, each where the file has them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         name = str(path)
-        with readable(name), zipfile.ZipFile(path) as archive:
+        self._path = path
+        with readable(name), file_or_path(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.namelist()
             for member in members:
                 check_member_name(name, member)
-            notes = check_zip(name, archive)
+            notes = check_zip(path, archive)
             keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
             statistics = _read_statistics(name, archive, keys)
             used = {*_OUR_KEYS, *(statistics or {})}
@@ -94,14 +96,14 @@ class Npz(ImageSource):
         """Whether it is a zip that holds arrays and no image files."""
         if not candidate.head.startswith(b"PK"):
             return False
-        with zipfile.ZipFile(candidate.path) as archive:
+        with file_or_path(candidate.path) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
         members = [PurePosixPath(name) for name in names]
         has_arrays = any(member.suffix == ".npy" for member in members)
         return has_arrays and not any(map(is_image, members)) and not is_pytorch(names)
 
-    def _paths(self) -> Sequence[Path]:
-        return [Path(self.name)]
+    def _paths(self) -> Sequence[Place]:
+        return [self._path]
 
     def _examine(self, progress: Progress | None) -> dict[str, Any]:
         if self.shape:
@@ -112,7 +114,7 @@ class Npz(ImageSource):
         if not self.shape:
             return
         header = self._header
-        with readable(self.name), zipfile.ZipFile(self.name) as archive:
+        with readable(self.name), file_or_path(self._path) as file, zipfile.ZipFile(file) as archive:
             if header.fortran:
                 array = _array(archive, "arr_0", header)
                 for first in range(start, len(self), size):
@@ -120,7 +122,7 @@ class Npz(ImageSource):
                 return
             offset = start * math.prod(self.shape) * header.dtype.itemsize
             # The checksum is compared in this process once, where all is read from the beginning.
-            with _reader(archive, header, offset, checked=self._examined) as read:
+            with _reader(self._path, archive, header, offset, checked=self._examined) as read:
                 for first in range(start, len(self), size):
                     batch = np.empty((min(size, len(self) - first), *self.shape), header.dtype)
                     read(batch)
@@ -129,12 +131,13 @@ class Npz(ImageSource):
 
 @contextmanager
 def _reader(
-    archive: zipfile.ZipFile, header: NpyHeader, offset: int, *, checked: bool
+    path: Place, archive: zipfile.ZipFile, header: NpyHeader, offset: int, *, checked: bool
 ) -> Iterator[Callable[[NDArray[Any]], None]]:
     """What reads the values of the images from byte ``offset`` on, one array after the other.
 
     Args:
-        archive: The file.
+        path: The file.
+        archive: The same, opened.
         header: Of its images.
         offset: Where to begin.
         checked: Whether the file's checksum was compared before. If not, it is, unless there is an offset.
@@ -149,7 +152,6 @@ def _reader(
             yield partial(fill, stream)
         return
     # zipfile would compute the checksum, at half of the speed; before Python 3.13, of all that comes before.
-    path = Path(str(archive.filename))
     with path.open("rb") as file:
         file.seek(info.header_offset)
         signature, *lengths = struct.unpack("<4s22x2H", file.read(30))  # of the name and the extra field

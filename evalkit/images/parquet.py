@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from evalkit.images.files import (
 )
 from evalkit.images.reading import Candidate, check_size, readable
 from evalkit.system.files import kind_of
+from evalkit.system.storage import Place, Remote
 
 __all__ = ["Parquet"]
 
@@ -32,9 +33,10 @@ _SUFFIXES = {".parquet", ".pq"}
 class Parquet(ImageFiles):
     """Rows of parquet files as the Hugging Face hub ships images: a column of ``{bytes, path}`` or bytes."""
 
-    def __init__(self, path: Path) -> None:
-        files, notes = _list(path) if path.is_dir() else ([path], ())
-        self._files = files
+    def __init__(self, path: Place) -> None:
+        listed, notes = _list(path) if path.is_dir() else ({path.name: path}, ())
+        files = [*listed.values()]
+        self._path, self._files = path, files
         self._rows: list[int] = []
         labels: list[NDArray[np.int64]] = []
         problems: list[str] = []
@@ -52,9 +54,7 @@ class Parquet(ImageFiles):
                     else:
                         labels.append(column.to_numpy().astype(np.int64))
         names = [
-            f"{file.relative_to(path).as_posix() if file != path else file.name}/{row:08d}"
-            for file, rows in zip(files, self._rows, strict=True)
-            for row in range(rows)
+            f"{file}/{row:08d}" for file, rows in zip(listed, self._rows, strict=True) for row in range(rows)
         ]
         if not names:
             raise InputError(f"{path}: its parquet files have no rows; expected at least one image")
@@ -71,8 +71,8 @@ class Parquet(ImageFiles):
         if unused:
             self.notes += (f"Columns of {path} that are not used: {listing(sorted(unused))}.",)
         splits: Counter[str] = Counter()
-        for file, rows in zip(files, self._rows, strict=True):
-            splits[split_of((file.relative_to(path) if file != path else Path(file.name)).parts)] += rows
+        for name, rows in zip(listed, self._rows, strict=True):
+            splits[split_of(PurePosixPath(name).parts)] += rows
         if note := splits_note(str(path), splits, "rows"):
             self.notes += (note,)
 
@@ -83,9 +83,9 @@ class Parquet(ImageFiles):
             candidate.is_folder and _is_folder_of_tables(candidate.path)
         )
 
-    def paths(self) -> list[Path]:
-        """The parquet files."""
-        return self._files
+    def paths(self) -> Sequence[Place]:
+        """The parquet files; see :meth:`ImageFiles.paths`."""
+        return [self._path] if isinstance(self._path, Remote) else self._files
 
     def read(self, indices: Iterable[int]) -> Generator[tuple[str, bytes | InputError], None, None]:
         """Yield the name and content of these rows; see :meth:`ImageFiles.read`."""
@@ -103,7 +103,7 @@ class Parquet(ImageFiles):
                             break
             first += rows
 
-    def _rows_of(self, file: Path, first: int) -> Iterator[tuple[int, Any]]:
+    def _rows_of(self, file: Place, first: int) -> Iterator[tuple[int, Any]]:
         with _parquet_file(file) as table:
             for batch in table.iter_batches(16, columns=[self._column]):
                 yield from enumerate(batch.column(0), first)
@@ -123,22 +123,29 @@ class Parquet(ImageFiles):
         return bytes(content)
 
 
-def _is_folder_of_tables(folder: Path) -> bool:
+def _is_folder_of_tables(folder: Place) -> bool:
     found = False
-    for name in walk_names(folder):
+    names = map(PurePosixPath, dict(folder.walk())) if isinstance(folder, Remote) else walk_names(folder)
+    for name in names:
         if is_image(name):
             return False
         found |= _is_table(name)
     return found
 
 
-def _list(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The parquet files in a folder, sorted by name, and notes on what else is in it."""
-    names, notes = list_folder(folder)
-    tables = sorted(name for name in names if _is_table(PurePosixPath(name)))
-    if others := listing(sorted({*names} - {*tables})):
+def _list(folder: Place) -> tuple[dict[str, Place], tuple[str, ...]]:
+    """The parquet files in a folder, by relative path and sorted by it, and notes on what else is in it."""
+    listed: dict[str, Place]
+    notes: tuple[str, ...] = ()
+    if isinstance(folder, Remote):
+        listed = {**dict(folder.walk())}
+    else:
+        names, notes = list_folder(folder)
+        listed = {name: folder / name for name in names}
+    tables = sorted(name for name in listed if _is_table(PurePosixPath(name)))
+    if others := listing(sorted({*listed} - {*tables})):
         notes += (f"Files that are not parquet are left out: {others}.",)
-    return [folder / name for name in tables], notes
+    return {name: listed[name] for name in tables}, notes
 
 
 def _is_table(name: PurePosixPath) -> bool:
@@ -146,7 +153,7 @@ def _is_table(name: PurePosixPath) -> bool:
 
 
 @contextmanager
-def _parquet_file(file: Path) -> Iterator[Any]:
+def _parquet_file(file: Place) -> Iterator[Any]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:

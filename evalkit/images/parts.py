@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,33 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError, listing
 from evalkit.images.source import ImageSource
 from evalkit.system.progress import Progress
+from evalkit.system.ranges import fetch_each
+from evalkit.system.storage import Place, matching
+from evalkit.system.urls import is_url, scheme_of, shown
 
 __all__ = ["Parts", "is_pattern", "open_parts"]
 
 _MOST_NOTES = 8
 
+T = TypeVar("T")
+
 
 def is_pattern(source: str | os.PathLike[str]) -> bool:
-    """Whether this is a pattern of paths, with ``*``, ``?``, ``[...]`` or ``**``, and no existing path."""
+    """Whether this is a pattern of paths, with ``*``, ``?``, ``[...]`` or ``**``, and no existing path.
+
+    In ``https://``, where ``?`` begins the query, it is none.
+    """
+    if is_url(source):
+        text = str(source)
+        is_web = scheme_of(text) in ("http", "https")
+        return bool(re.search(r"[*[]" if is_web else r"[*[?]", shown(text)))
     try:
         return glob.has_magic(os.fspath(source)) and not Path(source).exists()
     except OSError:  # a name that is too long, a folder that is not ours
         return False
 
 
-def open_parts(pattern: str, open_one: Callable[[str], ImageSource]) -> Parts:
+def open_parts(pattern: str, open_one: Callable[[Place], ImageSource]) -> Parts:
     """Open all files and folders that match a pattern, in the order of their sorted names.
 
     Args:
@@ -40,6 +53,10 @@ def open_parts(pattern: str, open_one: Callable[[str], ImageSource]) -> Parts:
     Raises:
         InputError: Nothing matches, or the parts do not go together.
     """
+    if is_url(pattern):
+        if not (places := matching(pattern)):
+            raise InputError(f"{shown(pattern)}: no file or folder matches this pattern.")
+        return Parts(shown(pattern), list(fetch_each(open_one, places, threads=4)))
     paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes none from the root
     if "[" in pattern:
         # Brackets that are part of a name, and not a choice of characters.
@@ -53,7 +70,7 @@ def open_parts(pattern: str, open_one: Callable[[str], ImageSource]) -> Parts:
     if not paths:
         brackets = " Brackets were tried as part of a name, too." if "[" in pattern else ""
         raise InputError(f"{pattern}: no file or folder matches this pattern.{brackets}")
-    return Parts(pattern, [open_one(path) for path in paths])
+    return Parts(pattern, [open_one(Path(path)) for path in paths])
 
 
 class Parts(ImageSource):
@@ -106,21 +123,35 @@ class Parts(ImageSource):
         for part in self._parts:
             if start < len(part):
                 yield from part.checked_batches(size, start)  # here, so that a message names the part
+                if self.is_remote:
+                    part.check_unchanged()
             start = max(0, start - len(part))
 
     def _examine(self, progress: Progress | None) -> dict[str, Any]:
         content, done = [], 0
         self._report(progress, done)
-        for part in self._parts:
-            content.append((len(part), part.digest))
+        for part, digest in zip(self._parts, self._on_each(lambda part: part.digest), strict=True):
+            content.append((len(part), digest))
             done += len(part)
             self._report(progress, done)
         digests = Counter(digest for _, digest in content)
-        if again := [part.name for part in self._parts if digests[part.digest] > 1]:
+        parts = zip(self._parts, content, strict=True)
+        if again := [part.name for part, (_, digest) in parts if digests[digest] > 1]:
             self.notes += (f"Some parts of {self.name} hold the same images: {listing(again)}.",)
         return {"digest": hashlib.sha256(f"parts {content}".encode()).hexdigest()}
 
     def check_unchanged(self, *, every_file: bool = False) -> None:
         """Check every part; see :meth:`ImageSource.check_unchanged`."""
-        for part in self._parts:
-            part.check_unchanged(every_file=every_file)
+        # Those at URLs are checked as each is read, and not all of them again and again.
+        if every_file or not self.is_remote:
+            for _ in self._on_each(lambda part: part.check_unchanged(every_file=every_file)):
+                pass
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the parts are read from URLs."""
+        return self._parts[0].is_remote
+
+    def _on_each(self, function: Callable[[ImageSource], T]) -> Iterator[T]:
+        """Call it with each part; at URLs with a few at the same time."""
+        return fetch_each(function, self._parts, threads=4) if self.is_remote else map(function, self._parts)

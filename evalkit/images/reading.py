@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from evalkit.errors import ImageError, InputError
+from evalkit.system.storage import Place, Remote
 
 __all__ = ["MAX_IMAGE_BYTES", "READ_ERRORS", "Candidate", "check_size", "readable"]
 
@@ -46,17 +46,22 @@ class Candidate:
         head: The file's first 64 bytes; empty for a folder.
     """
 
-    path: Path
+    path: Place
     is_folder: bool
     head: bytes
 
     @classmethod
-    def at(cls, path: Path) -> Self:
+    def at(cls, path: Place) -> Self:
         """Look at a path.
 
         Raises:
             InputError: It is missing, or neither a file nor a folder.
         """
+        if isinstance(path, Remote):
+            if path.is_dir():
+                return cls(path=path, is_folder=True, head=b"")
+            with path.open() as remote:
+                return cls(path=path, is_folder=False, head=remote.read(64))
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder")
         if path.is_dir():

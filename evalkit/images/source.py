@@ -26,6 +26,7 @@ from evalkit.images.value_range import (
 )
 from evalkit.system.identity import check_unchanged, recall
 from evalkit.system.progress import Progress
+from evalkit.system.storage import Place, Remote
 
 __all__ = ["ImageSource", "read_ahead"]
 
@@ -174,9 +175,10 @@ class ImageSource(ABC):
             if paths is None:
                 self._found = examine()
             else:
+                place = paths[0] if isinstance(paths[0], Remote) else Path(self.name)
                 with readable(self.name):
                     self._found, self._stamp = recall(
-                        Path(self.name), self.kind, lambda: paths, examine, remember=self._remembered
+                        place, self.kind, lambda: paths, examine, remember=self._remembered
                     )
         found = str(self._found["digest"])
         if self.value_range in (None, VALUE_RANGES["0..255"]):
@@ -187,11 +189,20 @@ class ImageSource(ABC):
         """Raise an InputError if files are not as they were when their content was hashed.
 
         Args:
-            every_file: Check every file of a folder; otherwise only a source of one single file is checked.
+            every_file: Check every file of a folder, and folders at URLs; otherwise only a source of one
+                single file is checked.
         """
         paths = self._paths()
-        if self._stamp is not None and paths is not None and (every_file or len(paths) == 1):
+        if self._stamp is None or paths is None:
+            return
+        if every_file or (len(paths) == 1 and not (isinstance(paths[0], Remote) and paths[0].is_dir())):
             check_unchanged(self.name, self._stamp, paths)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read from a URL."""
+        paths = self._paths()
+        return paths is not None and len(paths) == 1 and isinstance(paths[0], Remote)
 
     @property
     def statistics_digest(self) -> str | None:
@@ -205,7 +216,7 @@ class ImageSource(ABC):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def _paths(self) -> Sequence[Path] | None:
+    def _paths(self) -> Sequence[Place] | None:
         """The files that decide the content; None if other things decide it, too."""
         return None
 

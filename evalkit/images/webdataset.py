@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.errors import InputError, brief, listing
-from evalkit.images.archives import Tar
+from evalkit.images.archives import Tar, open_tar
 from evalkit.images.files import is_hidden, is_image
 from evalkit.images.reading import Candidate, readable
 
@@ -53,7 +53,7 @@ class WebDataset(Tar):
         if not super().claims(candidate):
             return False
         found: defaultdict[str, set[str]] = defaultdict(set)
-        with tarfile.open(candidate.path) as tar:
+        with open_tar(candidate.path) as tar:
             for info in islice(tar, _MEMBERS_LOOKED_AT):
                 path = PurePosixPath(info.name)
                 if info.isreg():

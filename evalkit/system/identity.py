@@ -2,7 +2,8 @@
 
 A batch is known by a hash of its content (:attr:`evalkit.images.ImageSource.digest`), never by what a file
 says about itself. Hashing reads the whole file. The result is kept in the cache folder under the file's path,
-with its size, inode and times: as long as these are the same, the file is not read again.
+with its size, inode and times: as long as these are the same, the file is not read again. A file at a URL is
+remembered by its size and the version or time that the server gives; if it gives none, it is read each time.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from evalkit.errors import EvalkitError, InputError
 from evalkit.system.files import cache_directory, replace_atomically
+from evalkit.system.storage import Place, Remote, size_of
 
 __all__ = ["check_unchanged", "recall", "stamp"]
 
@@ -28,21 +30,32 @@ SETTLED_SECONDS = 2.0
 again unnoticed."""
 
 
-def stamp(paths: Iterable[Path]) -> tuple[str, float]:
+_LARGE_BYTES = 10**9
+
+_log = logging.getLogger(__name__)
+
+
+def stamp(paths: Iterable[Place]) -> tuple[str, float]:
     """Fingerprint of files, which changes when one of them does.
 
     Args:
-        paths: Files, in a fixed order.
+        paths: Files, in a fixed order; or a folder at a URL.
 
     Returns:
         Hex sha256 over the path, size, device, inode and times of each; and when the last of them changed, in
-        seconds since 1970.
+        seconds since 1970; infinite if a change would not show.
 
     Raises:
         OSError: One of them is missing.
+        RemoteError: One at a URL is missing, or cannot be looked at.
     """
     digest, latest = hashlib.sha256(), 0.0
     for path in paths:
+        if isinstance(path, Remote):
+            text, changed = path.stamp()
+            digest.update(f"{text}\n".encode())
+            latest = max(latest, changed)
+            continue
         found = path.stat()
         # The time of the last change of the inode cannot be set back, as that of the content can.
         numbers = (found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
@@ -52,9 +65,9 @@ def stamp(paths: Iterable[Path]) -> tuple[str, float]:
 
 
 def recall(
-    name: Path,
+    name: Place,
     kind: str,
-    paths: Callable[[], Iterable[Path]],
+    paths: Callable[[], Iterable[Place]],
     examine: Callable[[], Mapping[str, Any]],
     *,
     remember: bool = True,
@@ -73,7 +86,7 @@ def recall(
         EvalkitError: As ``examine`` raises.
     """
     before, changed = stamp(paths())
-    key = json.dumps([FORMAT, kind, os.path.realpath(name)])
+    key = json.dumps([FORMAT, kind, name.identity if isinstance(name, Remote) else os.path.realpath(name)])
     record = None
     with contextlib.suppress(EvalkitError):  # no home folder, so no cache: it is read every time
         if remember:
@@ -83,6 +96,7 @@ def recall(
             known = json.loads(record.read_text(encoding="utf-8"))
             if known["stamp"] == before and known["key"] == key and known["sha256"] == _seal(known):
                 return dict(known["found"]), before
+    _announce(str(name), paths())
     begun = time.time()
     found = examine()
     check_unchanged(str(name), before, paths())
@@ -96,13 +110,20 @@ def recall(
     return found, before
 
 
+def _announce(name: str, paths: Iterable[Place]) -> None:
+    """Say beforehand that a large file is read over the network."""
+    size = sum(size_of(path) for path in paths if isinstance(path, Remote) and not path.is_dir())
+    if size > _LARGE_BYTES:
+        _log.info("%s: all of its %.2g GB are read once, for a checksum of its content", name, size / 1e9)
+
+
 def _seal(record: Mapping[str, Any]) -> str:
     """Checksum of a record."""
     content = json.dumps([record["key"], record["stamp"], record["found"]], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def check_unchanged(name: str, before: str, paths: Iterable[Path]) -> None:
+def check_unchanged(name: str, before: str, paths: Iterable[Place]) -> None:
     """Raise an InputError unless :func:`stamp` of the files is what it was ``before``."""
     try:
         unchanged = stamp(paths)[0] == before

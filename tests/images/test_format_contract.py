@@ -98,6 +98,20 @@ def test_what_it_holds(case: Case) -> None:
     assert source.labels_problem is None
 
 
+def test_the_same_at_a_url(case: Case) -> None:
+    path = case.write("x")
+    memory = pytest.importorskip("fsspec", reason="needs fsspec, which comes with torch").filesystem("memory")
+    memory.put(str(path), "/contract/x", recursive=path.is_dir())
+    try:
+        source, local = open_images("memory://contract/x"), open_images(path)
+        assert (source.kind, source.name) == (case.row, "memory://contract/x")
+        np.testing.assert_array_equal(pixels(source), IMAGES)
+        assert source.digest == local.digest
+        np.testing.assert_array_equal(source.labels, local.labels)
+    finally:
+        memory.rm("/contract", recursive=True)
+
+
 @pytest.mark.parametrize("start", [0, 3, 11, 12])
 @pytest.mark.parametrize("size", [1, 5, 12, 100])
 def test_batches_of_any_size_and_start(case: Case, size: int, start: int) -> None:

@@ -1,0 +1,164 @@
+"""A file at a URL, read by ranges: large ones ahead where it is read in order, small ones elsewhere.
+
+What was read last is kept for all files together, so that looking at a file several times, as its opening
+does, asks the server once.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from evalkit.system.storage import Remote
+
+__all__ = ["fetch_each", "open_ranges"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SMALL = 2**20
+"""Bytes of a range where a file is not read in order, as the directory of a zip."""
+LARGE = 2**23
+"""Bytes of a range where it is."""
+_AHEAD = 3
+"""Large ranges under way while one is used; they hide what a request takes to be answered."""
+_KEPT = 2**27
+"""Bytes that are kept of all files."""
+_BUFFER = 2**17
+
+
+class _Kept:
+    """The ranges that were used last, up to :data:`_KEPT` bytes."""
+
+    def __init__(self) -> None:
+        self._ranges: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int, int]) -> bytes | None:
+        with self._lock:
+            if key in self._ranges:
+                self._ranges.move_to_end(key)
+            return self._ranges.get(key)
+
+    def put(self, key: tuple[str, int, int], data: bytes) -> None:
+        with self._lock:
+            if key not in self._ranges:
+                self._ranges[key] = data
+                self._bytes += len(data)
+            while self._bytes > _KEPT:
+                self._bytes -= len(self._ranges.popitem(last=False)[1])
+
+
+_kept = _Kept()
+
+
+def open_ranges(remote: Remote) -> IO[bytes]:
+    """Open the file; it can be sought, and closing it ends its threads."""
+    return io.BufferedReader(_Ranges(remote), _BUFFER)
+
+
+class _Ranges(io.RawIOBase):
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+        self._size = remote.size
+        self._version = remote.version
+        self._position = 0
+        self._last_small = -1
+        self._ahead: dict[int, Future[bytes]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self.name = str(remote)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("seek to before the beginning of the file")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        with self._lock:
+            count = min(len(view), self._size - self._position)
+            if count <= 0:
+                return 0
+            start, data = self._range_at(self._position)
+            piece = memoryview(data)[self._position - start :][:count]
+            view[: len(piece)] = piece
+            self._position += len(piece)
+            return len(piece)
+
+    def _range_at(self, position: int) -> tuple[int, bytes]:
+        """A range that holds this byte, and its start."""
+        large, small = position // LARGE, position // SMALL
+        in_order, self._last_small = self._last_small == small - 1, small
+        if large in self._ahead or self._get(LARGE, large) is not None:
+            return large * LARGE, self._large(large)
+        data = self._get(SMALL, small)
+        if data is None and in_order:
+            return large * LARGE, self._large(large)
+        return small * SMALL, self._fetch(SMALL, small) if data is None else data
+
+    def _large(self, index: int) -> bytes:
+        """A large range, and those after it in the background."""
+        for old in [other for other in self._ahead if not index <= other <= index + _AHEAD]:
+            self._ahead.pop(old).cancel()
+        if index not in self._ahead:
+            data = self._get(LARGE, index)
+            if data is not None:
+                return data  # it says nothing about the order
+            self._start(index)
+        for following in range(index + 1, min(index + _AHEAD, (self._size - 1) // LARGE) + 1):
+            if following not in self._ahead and self._get(LARGE, following) is None:
+                self._start(following)
+        return self._ahead[index].result()
+
+    def _start(self, index: int) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_AHEAD + 1, "ranges")
+        self._ahead[index] = self._pool.submit(self._fetch, LARGE, index)
+
+    def _get(self, unit: int, index: int) -> bytes | None:
+        return _kept.get((self._version, unit, index))
+
+    def _fetch(self, unit: int, index: int) -> bytes:
+        data = self._remote.fetch(index * unit, min((index + 1) * unit, self._size))
+        _kept.put((self._version, unit, index), data)
+        return data
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._ahead = {}
+        super().close()
+
+
+def fetch_each(function: Callable[[T], R], items: Iterable[T], threads: int = 16) -> Generator[R, None, None]:
+    """Yield ``function(item)`` in order, while threads already wait for the answers to the next ones."""
+    with ThreadPoolExecutor(threads, "fetch") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

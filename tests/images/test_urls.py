@@ -1,0 +1,500 @@
+"""Inputs at URLs: the same images and digests as of local files, read by ranges, and errors in words."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from containers import CONTAINERS, PIXELS, STATISTICS, encoded, image_files, write_npz, write_tar, write_zip
+from invoked import Result
+from numpy.typing import NDArray
+from optional import optional
+from range_server import Shelf, shelf
+from stand_ins import NO_STORE
+from stand_ins import InceptionPixels as Pixels
+
+import evalkit.system.identity
+from evalkit.comparison import compare, features_of
+from evalkit.errors import InputError, RemoteError
+from evalkit.features.extraction import extract
+from evalkit.images import ImageSource, open_images
+from evalkit.system import attempts, ranges, storage
+from evalkit.system.run import Run
+from evalkit.system.storage import Remote
+
+fsspec = pytest.importorskip("fsspec", reason="needs fsspec, which comes with torch")
+
+BY_PATH = [name for name in CONTAINERS if not name.startswith(("array", "tensor"))]
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's file system in memory, empty."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    optional("aiohttp", "remote")
+    monkeypatch.setenv("EVALKIT_OFFLINE", "0")
+    monkeypatch.setattr(attempts, "WAITS", (0.0, 0.0))
+    with shelf() as found:
+        yield found
+
+
+@pytest.fixture
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are read in many ranges, as large ones are."""
+    monkeypatch.setattr(ranges, "SMALL", 2**10)
+    monkeypatch.setattr(ranges, "LARGE", 2**13)
+    monkeypatch.setattr(ranges, "_BUFFER", 2**8)
+    monkeypatch.setattr(ranges, "_kept", ranges._Kept())
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written a moment ago is remembered, too."""
+    monkeypatch.setattr(evalkit.system.identity, "SETTLED_SECONDS", -3600.0)
+
+
+def images_of(source: ImageSource, size: int = 3) -> NDArray[Any]:
+    return np.concatenate(list(source.batches(size)))
+
+
+def put(web: Shelf, path: Path) -> str:
+    """Serve a file or folder under its own name, and return its URL."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            web.files[f"/{file.relative_to(path.parent).as_posix()}"] = file.read_bytes()
+    return f"{web.address}/{path.name}{'/' if path.is_dir() else ''}"
+
+
+def npz_of(pixels: NDArray[Any], **more: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, pixels, **more)
+    return file.getvalue()
+
+
+def large() -> NDArray[Any]:
+    return np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
+
+
+def refusal(source: str, error: type[Exception] = RemoteError) -> str:
+    with pytest.raises(error) as caught:
+        for _ in open_images(source).batches(2):
+            pass
+    assert len(str(caught.value)) <= 1000
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ the same images
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file", "small ranges"])
+@pytest.mark.parametrize("name", BY_PATH)
+def test_any_container_at_a_url(name: str, scheme: str, tmp_path: Path, memory: Any, request: Any) -> None:
+    if scheme == "small ranges":
+        request.getfixturevalue("small_ranges")
+    folder = tmp_path / "all"
+    folder.mkdir()
+    path = CONTAINERS[name](folder)
+    url = f"file://{path}"
+    if scheme != "file":
+        memory.put(str(folder), "/all", recursive=True)
+        url = f"memory://all/{path.relative_to(folder)}"
+    source, local = open_images(url), open_images(path)
+    assert (source.name, source.kind, len(source)) == (url, local.kind, 7)
+    np.testing.assert_array_equal(images_of(source), PIXELS)
+    np.testing.assert_array_equal(np.concatenate(list(source.batches(2, 5))), PIXELS[5:])
+    assert source.digest == local.digest
+    assert [note.replace(url, "") for note in source.notes] == [
+        note.replace(str(path), "") for note in local.notes
+    ]
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(images_of(copy), PIXELS)
+
+
+@pytest.mark.parametrize(
+    "name", ["npz", "npz deflated", "npy", "zip", "tar", "tar.gz", "folder", "hdf5 images"]
+)
+def test_any_container_by_http(name: str, tmp_path: Path, web: Shelf, small_ranges: None) -> None:
+    path = CONTAINERS[name](tmp_path)
+    source = open_images(put(web, path))
+    np.testing.assert_array_equal(images_of(source), PIXELS)
+    assert source.digest == open_images(path).digest
+    assert all(asked for method, name, asked in web.asked if method == "GET" and not name.endswith("/"))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A file system of S3, from a server on loopback, with an empty bucket."""
+    optional("s3fs", "remote")
+    moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3,server]'")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"endpoint_url": f"http://{host}:{port}", "key": "key", "secret": "secret"}
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+    monkeypatch.setenv("EVALKIT_OFFLINE", "0")
+    monkeypatch.setattr(attempts, "WAITS", (0.0,))
+    storage._file_system.cache_clear()
+    system = fsspec.filesystem("s3")
+    if system.exists("bucket"):  # moto keeps it from server to server
+        system.rm("bucket", recursive=True)
+    system.mkdir("bucket")
+    yield system
+    storage._file_system.cache_clear()
+    server.stop()
+
+
+@pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder", "parquet folder", "parts"])
+def test_s3(name: str, tmp_path: Path, bucket: Any, small_ranges: None) -> None:
+    (tmp_path / "all").mkdir()
+    path = CONTAINERS[name](tmp_path / "all")
+    bucket.put(str(tmp_path / "all"), "bucket/", recursive=True)
+    url = f"s3://bucket/{path.relative_to(tmp_path)}"
+    source, local = open_images(url), open_images(path)
+    assert source.name == url
+    np.testing.assert_array_equal(images_of(source), PIXELS)
+    assert source.digest == local.digest
+    source.check_unchanged(every_file=True)
+    file = next(each for each in bucket.find("bucket") if not each.endswith(".md"))
+    bucket.pipe(file, b"another content")
+    with pytest.raises(InputError, match="changed while it was read"):
+        source.check_unchanged(every_file=True)
+    assert "there is no such file or folder" in refusal("s3://bucket/nothing.npz")
+    assert "there is no such file or folder" in refusal("s3://nowhere/nothing.npz")
+
+
+@pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder"])
+def test_features_are_found_in_the_store(name: str, tmp_path: Path, memory: Any) -> None:
+    (tmp_path / "all").mkdir()
+    path = CONTAINERS[name](tmp_path / "all")
+    memory.put(str(tmp_path / "all"), "/all", recursive=True)
+    run = Run(store=tmp_path / "store")
+    local = extract(open_images(path), Pixels(), run=run)
+
+    class Unused(Pixels):
+        def __call__(self, images: Any) -> Any:
+            pytest.fail("the store has these features")
+
+    remote = extract(open_images(f"memory://all/{path.name}"), Unused(), run=run)
+    assert remote.digest == local.digest
+    np.testing.assert_array_equal(remote.arrays["pool"], local.arrays["pool"])
+
+
+def test_statistics_and_features_files(tmp_path: Path, memory: Any, run: Callable[..., Result]) -> None:
+    write_npz(tmp_path / "statistics.npz", **STATISTICS)
+    features_of(PIXELS, extractor=Pixels(), run=NO_STORE).save(tmp_path / "features.h5")
+    memory.put(str(tmp_path), "/all", recursive=True)
+    assert set(open_images("memory://all/statistics.npz").statistics or ()) == set(STATISTICS)
+    found = compare("memory://all/features.h5", PIXELS[::-1], metrics="fid", extractor=Pixels(), run=NO_STORE)
+    assert found.reference.name == "memory://all/features.h5"
+    expected = compare(PIXELS, PIXELS[::-1], metrics="fid", extractor=Pixels(), run=NO_STORE)
+    assert [score.value for score in found.scores] == [score.value for score in expected.scores]
+
+
+def test_the_command_line(tmp_path: Path, memory: Any, pixels: Pixels, run: Callable[..., Result]) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": encoded(PIXELS[0]), "1.png": encoded(PIXELS[1])})
+    write_tar(tmp_path / "b.tar", {"2.png": encoded(PIXELS[2])})
+    memory.put(f"{tmp_path}/*.tar", "/shards/")
+    result = run("features", "memory://shards/*.tar", "-o", tmp_path / "out.h5")
+    assert result.code == 0, result.err
+    assert "features of 3 images of memory://shards/*.tar" in result.out
+    result = run("compare", "memory://shards", "memory://shards/a.tar")
+    assert result.code == 2
+    assert "no images" in result.err
+    result = run("reference", "show", "memory://shards/a.tar")
+    assert "2 images of 5x6" in result.out, result
+    result = run("reference", "build", "memory://shards/a.tar", "-o", tmp_path / "r.npz", "--size", "8",
+                 "--statistics", "none")  # fmt: skip
+    assert result.code == 0, result.err
+
+
+def test_local_files_do_not_load_fsspec(tmp_path: Path) -> None:
+    write_zip(tmp_path / "x.zip", image_files())
+    code = (
+        "import sys\nfrom evalkit.images import open_images\n"
+        f"before = 'fsspec' in sys.modules\nopen_images({str(tmp_path / 'x.zip')!r}).digest\n"
+        "print(before, 'fsspec' in sys.modules, 'aiohttp' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "False"]
+
+
+# --------------------------------------------------------------------------------------------------- ranges
+
+
+def test_a_large_npz_is_read_ahead_and_never_whole(web: Shelf, small_ranges: None) -> None:
+    pixels = large()
+    web.files["/x.npz"] = npz_of(pixels)
+    web.delay = 0.01
+    source = open_images(f"{web.address}/x.npz")
+    np.testing.assert_array_equal(images_of(source, 8), pixels)
+    assert max(end - start for start, end in web.ranges()) <= 2**13
+    assert web.most_at_once > 1
+    # All that is read twice is what shows the order, before it is read in large ranges.
+    assert web.bytes_sent < 1.2 * len(web.files["/x.npz"])
+
+
+def test_opening_reads_only_a_part(web: Shelf, small_ranges: None) -> None:
+    pixels = large()
+    web.files["/y.npz"] = npz_of(pixels)
+    open_images(f"{web.address}/y.npz")
+    assert web.bytes_sent < len(web.files["/y.npz"]) / 4
+
+
+def test_pictures_of_a_folder_are_fetched_side_by_side(web: Shelf, tmp_path: Path) -> None:
+    for number in range(40):
+        web.files[f"/folder/{number:02} a.png"] = encoded(PIXELS[number % 7])
+    web.delay = 0.01
+    source = open_images(f"{web.address}/folder/")
+    assert len(images_of(source)) == 40
+    assert web.most_at_once > 4
+
+
+def test_a_server_without_ranges(web: Shelf, small_ranges: None) -> None:
+    web.has_ranges = False
+    web.files |= {"/large.npz": npz_of(large()), "/f/a.png": encoded(PIXELS[0])}
+    message = refusal(f"{web.address}/large.npz")
+    assert "sends only whole files" in message
+    assert "Copy the file" in message
+    np.testing.assert_array_equal(images_of(open_images(f"{web.address}/f/")), PIXELS[:1])
+
+
+def test_a_server_that_gives_no_size(web: Shelf) -> None:
+    web.has_sizes = False
+    web.files["/x.npz"] = npz_of(PIXELS)
+    assert "does not say how large the file is" in refusal(f"{web.address}/x.npz")
+
+
+# ------------------------------------------------------------------------------------------------- identity
+
+
+def test_the_digest_is_remembered_by_the_tag(web: Shelf, small_ranges: None) -> None:
+    pixels = large()
+    web.files["/x.npz"] = npz_of(pixels)
+    first = open_images(f"{web.address}/x.npz").digest
+    ranges._kept = ranges._Kept()  # the fixture puts the old one back
+    before = web.bytes_sent
+    assert open_images(f"{web.address}/x.npz").digest == first
+    assert web.bytes_sent - before < len(web.files["/x.npz"]) / 4
+    web.files["/x.npz"] = npz_of(pixels[::-1].copy())
+    assert open_images(f"{web.address}/x.npz").digest != first
+
+
+def test_without_a_tag_it_is_read_each_time(web: Shelf, small_ranges: None) -> None:
+    web.has_tags = False
+    pixels = large()
+    web.files["/x.npz"] = npz_of(pixels)
+    first = open_images(f"{web.address}/x.npz").digest
+    web.files["/x.npz"] = npz_of(pixels[::-1].copy())  # of the same size
+    assert open_images(f"{web.address}/x.npz").digest != first
+
+
+def test_a_change_while_it_is_read(web: Shelf, small_ranges: None) -> None:
+    pixels = large()
+    web.files["/x.npz"] = npz_of(pixels)
+    source = open_images(f"{web.address}/x.npz")
+    source.identify()
+    web.files["/x.npz"] = npz_of(pixels[::-1].copy())
+    with pytest.raises(InputError, match=r"x\.npz changed while it was read"):
+        source.check_unchanged()
+    ranges._kept = ranges._Kept()
+    with pytest.raises(InputError, match=r"x\.npz: changed while it was read"):
+        images_of(source)
+
+
+@pytest.mark.parametrize("name", ["npz", "folder", "parquet folder"])
+def test_a_change_in_memory(name: str, tmp_path: Path, memory: Any, settled: None) -> None:
+    (tmp_path / "all").mkdir()
+    path = CONTAINERS[name](tmp_path / "all")
+    memory.put(str(tmp_path / "all"), "/all", recursive=True)
+    source = open_images(f"memory://all/{path.name}")
+    first = source.digest
+    source.check_unchanged(every_file=True)
+    file = next(key for key in sorted(memory.store) if not key.endswith(".md"))
+    memory.pipe(file, bytes(memory.cat(file)))
+    with pytest.raises(InputError, match="changed while it was read"):
+        source.check_unchanged(every_file=True)
+    assert open_images(f"memory://all/{path.name}").digest == first
+
+
+def test_a_large_file_is_announced(
+    web: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(evalkit.system.identity, "_LARGE_BYTES", 100)
+    web.files["/x.npz"] = npz_of(PIXELS)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert open_images(f"{web.address}/x.npz").digest
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("evalkit")]
+    assert [text.partition(" of its ")[0] for text in said] == [f"{web.address}/x.npz: all"]
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(404, "there is no such file"), (403, "no permission"), (401, "no permission"), (503, "answered 503")],
+)
+def test_what_a_server_refuses(status: int, words: str, web: Shelf, run: Callable[..., Result]) -> None:
+    web.always = status
+    assert words in refusal(f"{web.address}/x.npz")
+    result = run("compare", f"{web.address}/x.npz", f"{web.address}/x.npz")
+    assert result.code == 2
+    assert words in result.err
+
+
+def test_a_failure_that_passes(web: Shelf) -> None:
+    web.files["/x.npz"] = npz_of(PIXELS)
+    web.statuses = [503, 429]
+    np.testing.assert_array_equal(images_of(open_images(f"{web.address}/x.npz")), PIXELS)
+    assert web.statuses == []
+
+
+def test_a_server_that_is_silent(web: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(attempts, "WAITS", (0.0,))
+    storage._file_system.cache_clear()
+    web.files["/x.npz"] = npz_of(PIXELS)
+    web.delay = 0.5
+    try:
+        assert "does not answer" in refusal(f"{web.address}/x.npz")
+    finally:
+        storage._file_system.cache_clear()
+
+
+def test_no_server(web: Shelf) -> None:
+    assert "cannot be read" in refusal("http://127.0.0.1:9/x.npz")
+
+
+@pytest.mark.parametrize("secret", ["user:secret@", "user:se/secret@"])
+def test_credentials_are_not_shown(secret: str, web: Shelf, run: Callable[..., Result]) -> None:
+    url = f"{web.address}/x.npz?X-Amz-Signature=secret&id=secret".replace("://", f"://{secret}")
+    for answer in (None, 403, 500):
+        web.always = answer
+        assert "secret" not in refusal(url, InputError)
+        for verb in (("compare", url, url), ("features", url, "-o", "x.h5"), ("reference", "show", url)):
+            result = run(*verb)
+            assert result.code == 2, result
+            assert "secret" not in result.err + result.out
+
+
+def test_a_signed_url(web: Shelf, tmp_path: Path, pixels: Pixels, run: Callable[..., Result]) -> None:
+    web.files["/x.npz"] = npz_of(PIXELS)
+    web.has_head = False  # it is signed for GET alone
+    url = f"{web.address}/x.npz?X-Amz-Signature=secret%2Fsecret%3D&id=secret"
+    assert open_images(url).name == f"{web.address}/x.npz"
+    result = run("compare", url, url, "--metrics", "fid", "--json", tmp_path / "out.json")
+    assert result.code == 0, result.err
+    assert "secret" not in result.out + result.err + (tmp_path / "out.json").read_text()
+    remembered = [file.read_text() for file in tmp_path.parent.rglob("contents/*.json")]
+    assert remembered
+    assert "secret" not in "".join(remembered)
+    assert {path for _, path, _ in web.asked} == {url.removeprefix(web.address)}
+    one, other, third = (
+        Remote(f"{web.address}/x.npz?{query}").identity
+        for query in ("X-Amz-Signature=a&id=1", "X-Amz-Signature=b&id=1", "X-Amz-Signature=b&id=2")
+    )
+    assert one == other != third
+
+
+def test_offline(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result]) -> None:
+    monkeypatch.setenv("EVALKIT_OFFLINE", "1")
+    assert "EVALKIT_OFFLINE" in refusal("https://host.example/x.npz")
+    assert run("compare", "s3://bucket/x.npz", "s3://bucket/y.npz").code == 2
+
+
+@pytest.mark.parametrize("url", ["sftp://host/x.npz", "simplecache::s3://bucket/x.npz", "zip://x::file://y"])
+def test_urls_of_other_kinds(url: str) -> None:
+    assert "evalkit does not read URLs of this kind; expected one that begins with https://" in refusal(
+        url, InputError
+    )
+
+
+@pytest.mark.parametrize("url", ["https://host.example/x.npz", "s3://bucket/x.npz", "gs://bucket/x.npz"])
+def test_a_missing_package(url: str, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result]) -> None:
+    monkeypatch.setenv("EVALKIT_OFFLINE", "0")
+
+    def missing(scheme: str, **_: Any) -> None:
+        raise ImportError(f"Install what {scheme} needs")
+
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    storage._file_system.cache_clear()
+    result = run("compare", url, url)
+    assert result.code == 2
+    assert "pip install 'evalkit[remote]'" in result.err
+
+
+def test_a_url_that_became_a_path() -> None:
+    with pytest.raises(InputError, match=r"s3://bucket/x\.npz: give a URL as text"):
+        open_images(Path("s3://bucket/x.npz"))
+
+
+def test_a_missing_file_in_memory(memory: Any) -> None:
+    assert "there is no such file or folder" in refusal("memory://nowhere/x.npz")
+    assert "there is no such file or folder" in refusal("memory://nowhere/*.npz")
+    memory.pipe("/somewhere/x.npy", b"")
+    assert "no file or folder matches" in refusal("memory://somewhere/*.npz", InputError)
+
+
+def test_patterns_over_http(web: Shelf) -> None:
+    web.files |= {"/parts/b.npz": npz_of(PIXELS[3:]), "/parts/a.npz": npz_of(PIXELS[:3])}
+    web.files["/parts/.hidden.npz"] = npz_of(PIXELS)
+    source = open_images(f"{web.address}/parts/*.npz")
+    np.testing.assert_array_equal(images_of(source), PIXELS)
+    web.files["/parts/a b.npz"] = web.files.pop("/parts/b.npz")  # after a.npz only if it stays escaped
+    assert len(images_of(open_images(f"{web.address}/parts/a*.npz"))) == 7
+    np.testing.assert_array_equal(images_of(open_images(f"{web.address}/parts/a*.npz"))[:4], PIXELS[3:])
+    assert "only the last part" in refusal(f"{web.address}/*/a.npz", InputError)
+
+
+def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["images"] = PIXELS
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["images"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "images")
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        layout = h5py.VirtualLayout(PIXELS.shape, np.uint8)
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "images", PIXELS.shape)
+        file.create_virtual_dataset("images", layout)
+    for name in ("link", "virtual"):
+        assert len(open_images(tmp_path / f"{name}.h5")) == 7
+    assert "found none" in refusal(f"file://{tmp_path}/link.h5", InputError)
+    assert "lies in other files" in refusal(f"file://{tmp_path}/virtual.h5", InputError)
+
+
+@pytest.mark.parametrize("name", ["npz", "zip", "tar", "parquet", "hdf5 images"])
+def test_a_connection_that_is_lost_names_the_url(
+    name: str, tmp_path: Path, web: Shelf, small_ranges: None
+) -> None:
+    if name == "parquet":
+        optional("pyarrow", "parquet")
+    source = open_images(put(web, CONTAINERS[name](tmp_path)))
+    ranges._kept = ranges._Kept()
+    web.always = 403
+    with pytest.raises(RemoteError, match="no permission"):
+        images_of(source)
+
+
+def test_unsafe_archives_are_refused(tmp_path: Path, memory: Any) -> None:
+    memory.pipe("/x.zip", write_zip(tmp_path / "x.zip", {"../a.png": encoded(PIXELS[0])}).read_bytes())
+    assert "expected relative paths" in refusal("memory://x.zip", InputError)
+    np.savez(tmp_path / "x.npz", np.array([{}]))
+    memory.pipe("/x.npz", (tmp_path / "x.npz").read_bytes())
+    assert "never loaded" in refusal("memory://x.npz", InputError)
