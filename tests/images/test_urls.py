@@ -26,7 +26,7 @@ from evalkit.comparison import compare, features_of
 from evalkit.errors import InputError, RemoteError
 from evalkit.features.extraction import extract
 from evalkit.images import ImageSource, open_images
-from evalkit.system import attempts, ranges, storage
+from evalkit.system import attempts, file_systems, http_files, ranges
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote
 
@@ -149,13 +149,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(fsspec.config.conf, "s3", settings)
     monkeypatch.setenv("EVALKIT_OFFLINE", "0")
     monkeypatch.setattr(attempts, "WAITS", (0.0,))
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     system = fsspec.filesystem("s3")
     if system.exists("bucket"):  # moto keeps it from server to server
         system.rm("bucket", recursive=True)
     system.mkdir("bucket")
     yield system
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     server.stop()
 
 
@@ -269,8 +269,8 @@ def test_a_server_without_ranges(web: Shelf, small_ranges: None) -> None:
     web.has_ranges = False
     web.files |= {"/large.npz": npz_of(large()), "/f/a.png": encoded(PIXELS[0])}
     message = refusal(f"{web.address}/large.npz")
-    assert "sends only whole files" in message
-    assert "Copy the file" in message
+    assert "ignores range requests" in message
+    assert "Download the file" in message
     np.testing.assert_array_equal(images_of(open_images(f"{web.address}/f/")), PIXELS[:1])
 
 
@@ -341,7 +341,7 @@ def test_a_large_file_is_announced(
         for _ in range(2):
             assert open_images(f"{web.address}/x.npz").digest
     said = [record.getMessage() for record in caplog.records if record.name.startswith("evalkit")]
-    assert [text.partition(" of its ")[0] for text in said] == [f"{web.address}/x.npz: all"]
+    assert [text.partition(" all ")[0] for text in said] == [f"{web.address}/x.npz: reading"]
 
 
 # --------------------------------------------------------------------------------------------------- errors
@@ -367,15 +367,15 @@ def test_a_failure_that_passes(web: Shelf) -> None:
 
 
 def test_a_server_that_is_silent(web: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(http_files, "TIMEOUT", 0.1)
     monkeypatch.setattr(attempts, "WAITS", (0.0,))
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     web.files["/x.npz"] = npz_of(PIXELS)
     web.delay = 0.5
     try:
-        assert "does not answer" in refusal(f"{web.address}/x.npz")
+        assert "did not answer" in refusal(f"{web.address}/x.npz")
     finally:
-        storage._file_system.cache_clear()
+        file_systems.file_system.cache_clear()
 
 
 def test_no_server(web: Shelf) -> None:
@@ -435,7 +435,7 @@ def test_a_missing_package(url: str, monkeypatch: pytest.MonkeyPatch, run: Calla
 
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     result = run("compare", url, url)
     assert result.code == 2
     assert "pip install 'evalkit[remote]'" in result.err
@@ -476,7 +476,7 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
     for name in ("link", "virtual"):
         assert len(open_images(tmp_path / f"{name}.h5")) == 7
     assert "found none" in refusal(f"file://{tmp_path}/link.h5", InputError)
-    assert "lies in other files" in refusal(f"file://{tmp_path}/virtual.h5", InputError)
+    assert "is stored in other files" in refusal(f"file://{tmp_path}/virtual.h5", InputError)
 
 
 @pytest.mark.parametrize("name", ["npz", "zip", "tar", "parquet", "hdf5 images"])
