@@ -55,7 +55,7 @@ def file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG00
 def version_of(info: Mapping[str, Any]) -> tuple[str, float]:
     """Size, tag and times as text; and when it changed last, in seconds since 1970.
 
-    The time is 0 where the server gives an exact version alone, and infinite where nothing would show a change.
+    The time is 0 where the server gives an exact version alone, and infinite where no change would show.
     """
     tags = [str(info[key]) for key in TAGS if info.get(key) not in (None, "", "null")]
     times = [_seconds(info[key]) for key in TIMES if info.get(key) is not None]

@@ -392,4 +392,5 @@ def _versions(members: Mapping[str, Remote]) -> list[tuple[str, str, float]]:
         except RemoteError:  # a link that leads nowhere, perhaps to no image
             return item[0], "", float("inf")
 
-    return list(fetch_each(version, members.items()))
+    is_known = all(child._info or child._listed for child in members.values())
+    return list((map if is_known else fetch_each)(version, members.items()))
