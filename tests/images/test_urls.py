@@ -285,7 +285,7 @@ def test_a_server_that_gives_no_size(web: Shelf) -> None:
 
 
 def shifted(headers: dict[str, str], body: bytes) -> bytes:
-    headers["Content-Range"] = f"bytes 0-{len(body) - 1}/100000"
+    headers["Content-Range"] = headers["Content-Range"].replace("bytes ", "bytes 1")
     return body
 
 
@@ -692,7 +692,8 @@ def test_patterns_over_http(web: Shelf) -> None:
 def test_a_page_of_links(web: Shelf) -> None:
     address = web.address.replace("://", "://user:secret@")
     web.pages["/a folder/"] = f"""
-        <a href="http_1.png">1</a> <A class=x HREF = http_2.png>2</A> <a href='{web.address}/a%20folder/3.png'>3</a>
+        <a href="http_1.png">1</a> <A class=x HREF = http_2.png>2</A>
+        <a href='{web.address}/a%20folder/3.png'>3</a>
         <a href="/a%20folder/sub/#part">4</a> <a href="./5 a.png">5</a> <a href="http_1.png">again</a>
         <a href="https://{web.address[7:]}/a%20folder/6.png">other scheme</a>
         <a href="http://127.0.0.1:1/a%20folder/7.png">other port</a> <a href="8.png?C=N">order</a>
@@ -733,8 +734,7 @@ def test_what_looks_like_a_pattern_or_a_url(tmp_path: Path, monkeypatch: pytest.
     assert is_pattern("https://[::1]:8000/*.npz")
     monkeypatch.chdir(tmp_path)
     Path("run:").mkdir()
-    write_npz(Path("run:/x"), PIXELS)
-    Path("run:/x.npz").rename("run:/x") if Path("run:/x.npz").exists() else None
+    Path("run:/x").write_bytes(npz_of(PIXELS))
     assert open_images("run://x").kind == "npz"
     features_of(PIXELS, extractor=Pixels(), run=NO_STORE).save(tmp_path / "features.h5")
     assert open_source("./features.h5").name == "./features.h5"
