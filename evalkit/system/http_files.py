@@ -143,7 +143,7 @@ def links(system: Any, url: str) -> list[str]:
         session = await system.set_session()
         async with session.get(system.encode_url(url), **system.kwargs) as answer:
             answer.raise_for_status()
-            if answer.headers.get("Content-Type", "text/html").partition(";")[0] not in (
+            if answer.headers.get("Content-Type", "text/html").partition(";")[0].strip().lower() not in (
                 "text/html",
                 "application/xhtml+xml",
             ):
@@ -156,7 +156,10 @@ def links(system: Any, url: str) -> list[str]:
                         f"{shown(url)}: the page of links is larger than {_PAGE_BYTES >> 20} MiB. Put the "
                         "files into a zip or a tar"
                     )
-            return page.decode(answer.charset or "utf-8", "replace")
+            try:
+                return page.decode(answer.charset or "utf-8", "replace")
+            except LookupError:  # no encoding of that name
+                return page.decode("utf-8", "replace")
 
     parser = _Links()
     parser.feed(_run(system, ask(), _RANGE_SECONDS))
