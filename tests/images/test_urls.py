@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -33,6 +34,8 @@ from evalkit.images import ImageSource, is_pattern, open_images
 from evalkit.system import attempts, file_systems, http_files, ranges, urls
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote
+from generation import training_data
+from reference_batches import build
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec, which comes with torch")
 
@@ -446,6 +449,28 @@ def test_nothing_is_stored_if_no_change_would_show(
     np.testing.assert_array_equal(
         extract(open_images(web.address + url), Pixels(), run=run).arrays["pool"], found.arrays["pool"]
     )
+
+
+@pytest.mark.parametrize("name", ["x.npz", ""])
+def test_no_build_is_resumed_if_no_change_would_show(name: str, web: Shelf) -> None:
+    web.files |= {"/d/x.npz": npz_of(PIXELS)} if name else {"/d/x.png": encoded(PIXELS[0])}
+    for web.has_tags in (True, False):
+        opened = build._open(f"{web.address}/d/{name}", None)
+        builder = SimpleNamespace(items=opened, settings=build.Settings(size=8), extractor=None)
+        keys = {build._Builder._identity(builder)["source"] for _ in range(2)}  # type: ignore[arg-type]
+        assert len(keys) == (1 if web.has_tags else 2)
+
+
+def test_pixels_that_change_are_not_kept(web: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "physical_memory", lambda: 1)
+    web.minds_conditions = False
+    web.files["/x.npz"] = npz_of(PIXELS)
+    source = open_images(f"{web.address}/x.npz")
+    assert source.digest
+    web.files["/x.npz"] = npz_of(PIXELS[::-1].copy())
+    with pytest.raises(InputError, match="changed while it was read"):
+        training_data.load_pixels(source, tmp_path / "pixels")
+    assert not (tmp_path / "pixels").exists()
 
 
 @pytest.mark.parametrize("minds", [True, False])
