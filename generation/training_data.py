@@ -127,6 +127,8 @@ def _fill(array: NDArray[np.uint8], images: ImageSource) -> None:
     for batch in images.batches(READ_AT_ONCE):
         array[first : first + len(batch)] = as_bytes(batch)
         first += len(batch)
+    if images.is_remote:
+        images.check_unchanged(every_file=True)  # they are kept under the hash of what was read before
 
 
 def as_bytes(batch: NDArray[Any]) -> NDArray[np.uint8]:

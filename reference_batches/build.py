@@ -299,8 +299,8 @@ class _Builder:
             if changed == float("inf"):
                 files = uuid.uuid4().hex  # a change would not show, so that no build is resumed
             source = hashlib.sha256(json.dumps([items.names, files]).encode()).hexdigest()
-        else:
-            source = items.digest
+        else:  # where a change would not show, no build is resumed
+            source = items.digest if items.shows_changes() else uuid.uuid4().hex
         return {
             "format": FORMAT,
             "source": source,

@@ -76,7 +76,7 @@ def open_source(source: Source, value_range: ValueRange | None = None) -> Opened
         # A pattern is not looked for as a file at a URL.
         place = place_of(source) if not is_url(source) or not is_pattern(source) else None
         if place is not None and is_features_file(place):
-            return replace(Features.load(place), name=str(place))
+            return replace(Features.load(place), name=str(place if isinstance(place, Remote) else source))
         if isinstance(place, Remote):
             return open_images(place, value_range=value_range)
     return open_images(source, value_range=value_range)

@@ -47,6 +47,15 @@ class Shards:
         self._stored: dict[str, StoredBatch] = {}
         if (root := run.store_folder) is not None:
             self._stored = {each.network: StoredBatch(root, images, each) for each in wanted}
+            if not images.shows_changes() and not all(each.is_complete() for each in self._stored.values()):
+                # What is read now may be something else than what was hashed.
+                self._stored = {}
+                if run.engine.size > 1:
+                    raise InputError(
+                        f"{images.name}: the server gives no version of it, so its features are not stored, "
+                        "and several processes cannot share the work. Download it first and give the local "
+                        "path, or use one process."
+                    )
             for stored in self._stored.values():
                 stored.prepare()
         # Powers of two, like a shard, so that no forward pass goes over the end of one.
@@ -129,7 +138,8 @@ class Shards:
                 stored.remove(number)
                 self._count(self._missing())
                 found = self._begin(number, [extractor]).result()[network]
-                stored.write(number, found)
+                if self._images.shows_changes():
+                    stored.write(number, found)
                 self._count(self._missing())
             shard[network] = found
         return shard

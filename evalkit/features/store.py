@@ -66,6 +66,10 @@ class StoredBatch:
         there = set(self.folder.iterdir())
         return [number for number, file in enumerate(self._files) if file not in there]
 
+    def is_complete(self) -> bool:
+        """Whether all shards are there; may be asked before :meth:`prepare`."""
+        return self.folder.is_dir() and not self.missing()
+
     def read(self, number: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Rows] | None:
         """The outputs of these shapes of a shard; None where it is damaged or not there."""
         shard = {output: np.empty(shape, np.float32) for output, shape in shapes.items()}

@@ -236,7 +236,7 @@ class Folder(Members):
         members: Iterable[tuple[str, str | Remote]]
         notes: tuple[str, ...] = ()
         if isinstance(path, Remote):
-            members = path.walk()
+            members = path.walk().items()
         else:
             files, notes = list_folder(path)
             members = ((file, file) for file in files)
@@ -261,7 +261,7 @@ class Folder(Members):
         self, content: Callable[[int], tuple[str, bytes | InputError]], indices: Iterable[int]
     ) -> Generator[tuple[str, bytes | InputError], None, None]:
         if isinstance(self._path, Remote):  # many at a time, because each has to be asked for
-            yield from fetch_each(content, indices)
+            yield from fetch_each(content, indices, size=lambda index: self._size(self._members[index]))
         else:
             yield from super()._contents(content, indices)
 

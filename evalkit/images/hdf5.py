@@ -96,8 +96,8 @@ def _check_no_other_files(name: str, file: Any, datasets: Mapping[str, Any]) -> 
     for key, dataset in datasets.items():
         if dataset.file.id != file.id or dataset.is_virtual or dataset.external:
             raise InputError(
-                f"{name}: its dataset {brief(key)} lies in other files, which are not read over the network. "
-                "Copy all of them to this machine, and give the copy"
+                f"{name}: the data of {brief(key)} is stored in other files, which are not read over the "
+                "network. Copy all of the files to this machine and give the local path."
             )
 
 

@@ -125,7 +125,7 @@ class Parquet(ImageFiles):
 
 def _is_folder_of_tables(folder: Place) -> bool:
     found = False
-    names = map(PurePosixPath, dict(folder.walk())) if isinstance(folder, Remote) else walk_names(folder)
+    names = map(PurePosixPath, folder.walk()) if isinstance(folder, Remote) else walk_names(folder)
     for name in names:
         if is_image(name):
             return False
@@ -138,7 +138,7 @@ def _list(folder: Place) -> tuple[dict[str, Place], tuple[str, ...]]:
     listed: dict[str, Place]
     notes: tuple[str, ...] = ()
     if isinstance(folder, Remote):
-        listed = {**dict(folder.walk())}
+        listed = {**folder.walk()}
     else:
         names, notes = list_folder(folder)
         listed = {name: folder / name for name in names}

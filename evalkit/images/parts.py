@@ -19,7 +19,7 @@ from evalkit.images.source import ImageSource
 from evalkit.system.progress import Progress
 from evalkit.system.ranges import fetch_each
 from evalkit.system.storage import Place, matching
-from evalkit.system.urls import is_url, scheme_of, shown
+from evalkit.system.urls import after_host, is_url, scheme_of, shown, without_query
 
 __all__ = ["Parts", "is_pattern", "open_parts"]
 
@@ -36,7 +36,9 @@ def is_pattern(source: str | os.PathLike[str]) -> bool:
     if is_url(source):
         text = str(source)
         is_web = scheme_of(text) in ("http", "https")
-        return bool(re.search(r"[*[]" if is_web else r"[*[?]", shown(text)))
+        if is_web:
+            return bool(re.search(r"[*[]", after_host(without_query(text))))
+        return bool(re.search(r"[*[?]", shown(text)))
     try:
         return glob.has_magic(os.fspath(source)) and not Path(source).exists()
     except OSError:  # a name that is too long, a folder that is not ours
@@ -146,6 +148,10 @@ class Parts(ImageSource):
         if every_file or not self.is_remote:
             for _ in self._on_each(lambda part: part.check_unchanged(every_file=every_file)):
                 pass
+
+    def shows_changes(self) -> bool:
+        """See :meth:`ImageSource.shows_changes`."""
+        return all(part.shows_changes() for part in self._parts)
 
     @property
     def is_remote(self) -> bool:

@@ -26,6 +26,7 @@ from evalkit.images.value_range import (
 )
 from evalkit.system.identity import check_unchanged, recall
 from evalkit.system.progress import Progress
+from evalkit.system.stops import Stop
 from evalkit.system.storage import Place, Remote
 
 __all__ = ["ImageSource", "read_ahead"]
@@ -198,6 +199,13 @@ class ImageSource(ABC):
         if every_file or (len(paths) == 1 and not (isinstance(paths[0], Remote) and paths[0].is_dir())):
             check_unchanged(self.name, self._stamp, paths)
 
+    def shows_changes(self) -> bool:
+        """Whether a change of the files since they were hashed would show; not on a server without versions.
+
+        Where it would not, nothing that is read later may be kept under the hash.
+        """
+        return all(path.shows_changes() for path in self._paths() or () if isinstance(path, Remote))
+
     @property
     def is_remote(self) -> bool:
         """Whether it is read from a URL."""
@@ -303,21 +311,23 @@ def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None
     """Yield the same items while a background thread already produces the next ones.
 
     An exception of the iterator is raised where its item would have come. When the generator is closed or
-    dropped, or the consumer is interrupted, the item in progress is finished, the iterator closed and the
-    thread ended.
+    dropped, or the consumer is interrupted, the item in progress is finished (a request to a server is given
+    up), the iterator closed and the thread ended.
 
     Args:
         iterator: Produces the items.
         depth: How many items may wait, besides the one that the consumer holds.
     """
     items, end = iter(iterator), object()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
+    stop = Stop()
+    with ThreadPoolExecutor(1, "read-ahead", stop.put_on_thread) as thread:
         try:
             waiting = deque(thread.submit(next, items, end) for _ in range(depth))
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(thread.submit(next, items, end))
                 yield item  # type: ignore[misc]
         finally:
+            stop.set()
             thread.shutdown(cancel_futures=True)
             if isinstance(items, Generator):
                 items.close()

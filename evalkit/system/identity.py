@@ -114,7 +114,7 @@ def _announce(name: str, paths: Iterable[Place]) -> None:
     """Say beforehand that a large file is read over the network."""
     size = sum(size_of(path) for path in paths if isinstance(path, Remote) and not path.is_dir())
     if size > _LARGE_BYTES:
-        _log.info("%s: all of its %.2g GB are read once, for a checksum of its content", name, size / 1e9)
+        _log.info("%s: reading all %.1f GB once to compute a checksum", name, size / 1e9)
 
 
 def _seal(record: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from evalkit.system.stops import Stop
+
 if TYPE_CHECKING:
     from evalkit.system.storage import Remote
 
@@ -30,6 +32,8 @@ _AHEAD = 3
 _KEPT = 2**27
 """Bytes that are kept of all files."""
 _BUFFER = 2**17
+_MOST_BYTES = 2**28
+"""Bytes that :func:`fetch_each` has under way or in wait, unless a single item is larger."""
 
 
 class _Kept:
@@ -72,6 +76,7 @@ class _Ranges(io.RawIOBase):
         self._last_small = -1
         self._ahead: dict[int, Future[bytes]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._stop = Stop()
         self._lock = threading.Lock()
         self.name = str(remote)
 
@@ -130,7 +135,7 @@ class _Ranges(io.RawIOBase):
 
     def _start(self, index: int) -> None:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_AHEAD + 1, "ranges")
+            self._pool = ThreadPoolExecutor(_AHEAD + 1, "ranges", self._stop.put_on_thread)
         self._ahead[index] = self._pool.submit(self._fetch, LARGE, index)
 
     def _get(self, unit: int, index: int) -> bytes | None:
@@ -142,6 +147,7 @@ class _Ranges(io.RawIOBase):
         return data
 
     def close(self) -> None:
+        self._stop.set()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -149,16 +155,38 @@ class _Ranges(io.RawIOBase):
         super().close()
 
 
-def fetch_each(function: Callable[[T], R], items: Iterable[T], threads: int = 16) -> Generator[R, None, None]:
-    """Yield ``function(item)`` in order, while threads already wait for the answers to the next ones."""
-    with ThreadPoolExecutor(threads, "fetch") as pool:
-        waiting: deque[Future[R]] = deque()
+def fetch_each(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    threads: int = 16,
+    *,
+    size: Callable[[T], int] = lambda _: 0,
+) -> Generator[R, None, None]:
+    """Yield ``function(item)`` in order, while threads already wait for the answers to the next ones.
+
+    Args:
+        function: Asks a server.
+        items: What it is called with.
+        threads: How many requests are under way at a time.
+        size: Bytes of a result; may ask the server. Results of many bytes are fetched fewer at a time.
+    """
+    stop, end = Stop(), object()
+    rest = iter(items)
+    asked: deque[tuple[T, Future[int]]] = deque()  # for their size
+    waiting: deque[tuple[int, Future[R]]] = deque()
+    with ThreadPoolExecutor(threads, "fetch", stop.put_on_thread) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            while True:
+                while len(asked) <= threads and (item := next(rest, end)) is not end:
+                    asked.append((item, pool.submit(size, item)))  # type: ignore[arg-type]
+                while asked and len(waiting) <= threads and (asked[0][1].done() or not waiting):
+                    count = asked[0][1].result()
+                    if waiting and count + sum(each for each, _ in waiting) > _MOST_BYTES:
+                        break
+                    waiting.append((count, pool.submit(function, asked.popleft()[0])))
+                if not waiting:
+                    return
+                yield waiting.popleft()[1].result()
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)

@@ -12,8 +12,8 @@ reports show, has neither user and password nor the query of the URL, which may 
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import math
 import os
 import re
 import uuid
@@ -23,34 +23,21 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeAlias
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
-from evalkit.errors import InputError, MissingDependencyError, RemoteError
-from evalkit.system.urls import is_url, scheme_of, shown
+from evalkit.errors import InputError, RemoteError
+from evalkit.system.file_systems import HTTP, SCHEMES, TAGS, TIMES, file_system, version_of
+from evalkit.system.urls import after_host, is_url, scheme_of, shown, without_query
 
 __all__ = ["Place", "Remote", "file_or_path", "matching", "place_of", "size_of"]
 
-# Scheme: the package that fsspec needs for it.
-SCHEMES = {
-    "https": "aiohttp",
-    "http": "aiohttp",
-    "s3": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "file": None,
-    "memory": None,
-}
-_HTTP = ("http", "https")
 _THIS_MACHINE = ("file", "memory")
 _OBJECT_STORES = ("s3", "gs", "gcs")
 
-_TIMEOUT = 30.0
-"""Seconds without an answer or a byte after which a connection is given up."""
+_MOST_LEVELS = 32
+_MOST_FOLDERS = 100_000
 
-# Under these names fsspec's file systems say which version of a file is there.
-_TAGS = ("ETag", "etag", "generation", "VersionId")
-_TIMES = ("Last-Modified", "LastModified", "updated", "mtime", "created")
-_KEPT_KEYS = ("type", "size", "ino", *_TAGS, *_TIMES)
+_KEPT_KEYS = ("type", "size", "ino", *TAGS, *TIMES)
 # File systems and servers keep times in steps of up to 2 s; see evalkit.system.identity.
 _SETTLED_SECONDS = 2.0
 # Change with every signature of the same file.
@@ -69,7 +56,7 @@ class Remote:
         RemoteError: ``EVALKIT_OFFLINE`` is set.
     """
 
-    def __init__(self, url: str, info: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, url: str, listed: Mapping[str, Any] | None = None) -> None:
         self.url = url
         self.scheme = scheme_of(url)
         if self.scheme not in SCHEMES:
@@ -81,11 +68,14 @@ class Remote:
 
         if is_offline() and self.scheme not in _THIS_MACHINE:
             raise RemoteError(
-                f"{self}: EVALKIT_OFFLINE forbids using the network. Unset it, or give a copy on this "
-                "machine."
+                f"{self}: EVALKIT_OFFLINE forbids using the network. Unset it, or give a local copy."
             )
         self._file_system()  # so that a missing package is said first
-        self._info = info
+        # A listing may describe a file in other words than the file's own entry does, so the two are not
+        # compared: versions and times of other precision.
+        self._listed = listed
+        self._info: Mapping[str, Any] | None = None
+        self._members: dict[str, Remote] | None = None
         self._token = uuid.uuid4().hex
 
     def __str__(self) -> str:
@@ -100,7 +90,7 @@ class Remote:
     def _file_system(self) -> Any:
         # What is escaped already, as the query of a signed URL has to be, is sent as it is.
         is_escaped = self.url.isascii() and " " not in self.url
-        return _file_system(self.scheme, os.getpid(), is_escaped and self.scheme in _HTTP)
+        return file_system(self.scheme, os.getpid(), is_escaped and self.scheme in HTTP)
 
     @property
     def _path(self) -> str:
@@ -114,14 +104,21 @@ class Remote:
 
     def _text(self) -> str:
         """The address as a local path would be written: nothing escaped, no slash at the end."""
-        text = str(self).rstrip("/")
-        return unquote(text) if self.scheme in _HTTP else text
+        text = self._bare.rstrip("/")
+        return unquote(text) if self.scheme in HTTP else text
+
+    @property
+    def _bare(self) -> str:
+        """The URL without its query."""
+        return without_query(self.url)
 
     @property
     def identity(self) -> str:
         """The address without credentials, under which its content is remembered."""
-        query = self.url.partition("?")[2] if self.scheme in _HTTP else ""
+        query = self.url.partition("?")[2] if self.scheme in HTTP else ""
         kept = "&".join(part for part in query.split("&") if part and not _SIGNATURE.match(part))
+        if str(self).endswith("://..."):
+            kept += f" {self._bare}"
         return f"{self}?{hashlib.sha256(kept.encode()).hexdigest()}" if kept else str(self)
 
     # ------------------------------------------------------------------------------------------ looking
@@ -132,8 +129,8 @@ class Remote:
         Raises:
             RemoteError: There is nothing, or it cannot be looked at.
         """
-        if self.scheme in _HTTP:
-            return shown(self.url).endswith("/")
+        if self.scheme in HTTP:
+            return self._bare.endswith("/")
         return bool(self._known()["type"] == "directory")
 
     @property
@@ -148,19 +145,25 @@ class Remote:
             size = self._info.get("size")
         if size is None:
             raise RemoteError(
-                f"{self}: the server does not say how large the file is, so it cannot be read by ranges. "
-                "Copy it to this machine first, and give the copy."
+                f"{self}: the server does not say how large the file is, so it cannot be read in ranges. "
+                "Download the file first and give the local path."
             )
         return int(size)
 
     def _known(self) -> Mapping[str, Any]:
         if self._info is None:
+            if self._listed is not None:
+                return self._listed
             self._info = self._look()
         return self._info
 
     def _look(self) -> dict[str, Any]:
         def look() -> dict[str, Any]:
             system = self._file_system()
+            if self.scheme in HTTP:
+                from evalkit.system.http_files import describe
+
+                return describe(system, self._path)
             system.invalidate_cache(self._path)
             return dict(system.info(self._path))
 
@@ -175,55 +178,79 @@ class Remote:
     def stamp(self) -> tuple[str, float]:
         """What changes when the content does, asked anew; and when it changed last, in seconds since 1970.
 
-        The time is 0 where the server gives a version, and infinite where nothing would show a change.
+        The time is 0 where the server gives a version alone, and infinite where nothing would show a change.
+        Files in a folder over HTTP are asked once: each range of them is read only if it is of this version.
 
         Raises:
             RemoteError: It cannot be looked at, or is not what it was when it was opened.
         """
         if self.is_dir():
-            found = [(name, *_version(child._info or {})) for name, child in self.walk()]
-            text = f"{self.identity} {[(name, version) for name, version, _ in found]}"
-            return text, max((changed for *_, changed in found), default=float("inf"))
+            versions = _versions(self.walk())
+            return f"{self.identity} {versions}", max((time for *_, time in versions), default=float("inf"))
         now, before = self._look(), self._info
-        version, changed = _version(now)
-        if before is not None and before.get("size") is not None and _version(before)[0] != version:
-            raise RemoteError(
-                f"{self} changed while it was read. Wait until it is complete, and run the same command "
-                "again."
-            )
+        version, changed = version_of(now)
+        if before is not None and before.get("size") is not None and version_of(before)[0] != version:
+            raise self._has_changed()
         return f"{self.identity} {version}", changed
+
+    def shows_changes(self) -> bool:
+        """Whether the server gives versions or times: of the file, or of all files in the folder."""
+        if self.is_dir():
+            return all(math.isfinite(changed) for *_, changed in _versions(self._members or {}))
+        return math.isfinite(version_of(self._known())[1])
+
+    def _has_changed(self) -> RemoteError:
+        return RemoteError(
+            f"{self} changed while it was read. Wait until it is complete, and run the same command again."
+        )
 
     @property
     def version(self) -> str:
         """Names what was there when it was opened; of this object alone, if the server gives no version."""
-        version, changed = _version(self._known())
+        version, changed = version_of(self._known())
         settled = changed < datetime.now().timestamp() - _SETTLED_SECONDS
         return f"{self.identity} {version if settled else self._token}"
 
     # ---------------------------------------------------------------------------------------- listing
 
-    def walk(self) -> list[tuple[str, Remote]]:
-        """All files in a folder, at every depth: relative POSIX paths and files, sorted by path.
+    def walk(self) -> dict[str, Remote]:
+        """All files in a folder, at every depth: relative POSIX path and file, sorted by path.
 
         Raises:
-            RemoteError: It cannot be listed.
+            InputError: There are too many folders.
+            RemoteError: It cannot be listed, or is not what it was when it was listed first.
         """
         found: dict[str, Remote] = {}
-        pending = [self]
+        pending, folders = [(self, 0)], 0
         while pending:
-            folder = pending.pop()
+            folder, level = pending.pop()
+            folders += 1
+            if level > _MOST_LEVELS or folders > _MOST_FOLDERS:
+                raise InputError(
+                    f"{self}: holds folders more than {_MOST_LEVELS} levels deep, or more than "
+                    f"{_MOST_FOLDERS:,}. The server may answer every URL with the same page"
+                )
             for child, is_folder in folder._children(deep=self.scheme in _OBJECT_STORES):
                 if is_folder:
-                    pending.append(child)
+                    pending.append((child, level + 1))
                 else:
                     found[_relative(child, self)] = child
-        return sorted(found.items())
+        found = dict(sorted(found.items()))
+        if self._members is None:
+            self._members = found
+        elif _listed(self._members) != _listed(found):
+            raise self._has_changed()
+        return self._members  # what is known of them already is not asked again
 
     def _children(self, *, deep: bool = False) -> list[tuple[Remote, bool]]:
         """What is in a folder, and whether it is a folder itself; with ``deep`` all files below."""
 
         def listed() -> list[dict[str, Any]]:
             system = self._file_system()
+            if self.scheme in HTTP:
+                from evalkit.system.http_files import links
+
+                return [{"name": link} for link in links(system, self._path)]
             system.invalidate_cache()
             if deep:
                 return list(system.find(self._path, detail=True).values())
@@ -231,13 +258,17 @@ class Remote:
 
         children = []
         for info in self._persist(listed):
-            path, is_folder = str(info["name"]), info["type"] == "directory"
-            # Over HTTP a listing is a web page, with links to itself in another order.
-            if (self.scheme in _HTTP and "?" in path) or path.endswith("/") > is_folder:
-                continue
-            url = path if self.scheme in _HTTP else self._file_system().unstrip_protocol(path)
-            kept = {key: info[key] for key in _KEPT_KEYS if key in info}
-            child = Remote(f"{url.rstrip('/')}/" if is_folder else url, kept)
+            path = str(info["name"])
+            if self.scheme in HTTP:
+                child = Remote(path)
+                is_folder = child.is_dir()
+            else:
+                is_folder = info["type"] == "directory"
+                if path.endswith("/") > is_folder:
+                    continue
+                url = str(self._file_system().unstrip_protocol(path))
+                kept = {key: info[key] for key in _KEPT_KEYS if key in info}
+                child = Remote(f"{url.rstrip('/')}/" if is_folder else url, kept)
             if (name := _relative(child, self)) and ".." not in name.split("/"):
                 children.append((child, is_folder))
         return children
@@ -255,22 +286,17 @@ class Remote:
         """The bytes from ``start`` to before ``end``, no fewer.
 
         Raises:
-            RemoteError: They cannot be had, also not after several attempts.
+            RemoteError: They could not be read, even after several attempts.
         """
         from evalkit.system.attempts import ShortRead
 
         def read() -> bytes:
             system = self._file_system()
-            if self.scheme in _HTTP:
-                # Unlike cat_file, this notices a server that sends the whole file.
-                headers = dict(system.kwargs.get("headers", {}))
-                if (tag := str(self._known().get("ETag") or "W/")) and not tag.startswith("W/"):
-                    headers["If-Match"] = tag
-                with system.open(self._path, size=self.size, cache_type="none", headers=headers) as file:
-                    file.seek(start)
-                    data = file.read(end - start)
-            else:
-                data = system.cat_file(self._path, start=start, end=end)
+            if self.scheme in HTTP:
+                from evalkit.system.http_files import read_range
+
+                return read_range(system, self._path, start, end, self._known(), self.size)
+            data = system.cat_file(self._path, start=start, end=end)
             if len(data) != end - start:
                 raise ShortRead(f"{len(data):,} of {end - start:,} bytes came")
             return bytes(data)
@@ -326,9 +352,12 @@ def matching(pattern: str) -> list[Remote]:
         InputError: As :class:`Remote`, or it is a pattern that cannot be followed over HTTP.
     """
     folder, _, last = pattern.rpartition("/")
-    if not re.search(r"[*[?]" if scheme_of(pattern) not in _HTTP else r"[*[]", folder):
-        found = [child for child, _ in Remote(f"{folder}/")._children() if fnmatchcase(child.name, last)]
-    elif scheme_of(pattern) in _HTTP:
+    is_web = scheme_of(pattern) in HTTP
+    if not (re.search(r"[*[]", after_host(f"{folder}/")) if is_web else re.search(r"[*[?]", folder)):
+        children = Remote(f"{folder}/")._children()
+        # Without what the listing says: each is opened for itself.
+        found = [Remote(child.url) for child, _ in children if fnmatchcase(child.name, last)]
+    elif is_web:
         raise InputError(f"{shown(pattern)}: over HTTP only the last part of a URL may be a pattern")
     else:
         root = Remote(pattern)
@@ -340,56 +369,28 @@ def matching(pattern: str) -> list[Remote]:
 
 def _relative(child: Remote, folder: Remote) -> str:
     """Relative POSIX path; names in HTTP's listings have their special characters escaped."""
-    path, base = (re.sub("^https?://", "", place._path).rstrip("/") for place in (child, folder))
-    inside = path.removeprefix(base).lstrip("/")
-    return str(PurePosixPath(unquote(inside) if child.scheme in _HTTP else inside)) if inside else ""
+    if child.scheme in HTTP:
+        path, base = (unquote(urlsplit(place._bare).path) for place in (child, folder))
+    else:
+        path, base = child._path, folder._path
+    inside = path.removeprefix(base.rstrip("/")).strip("/")
+    return str(PurePosixPath(inside)) if inside else ""
 
 
-def _version(info: Mapping[str, Any]) -> tuple[str, float]:
-    """Size, tag and times as text; and the time of the last change, as :meth:`Remote.stamp` gives it."""
-    tags = [str(info[key]) for key in _TAGS if info.get(key) not in (None, "", "null")]
-    times = [_seconds(info[key]) for key in _TIMES if info.get(key) is not None]
-    # A weak tag stands for a meaning and not for bytes.
-    is_exact = any(not tag.startswith("W/") for tag in tags)
-    changed = 0.0 if is_exact else max(times, default=float("inf"))
-    return str((info.get("size"), tags, times, info.get("ino"))), changed
+def _listed(members: Mapping[str, Remote]) -> list[tuple[str, str]]:
+    """The names of files, and what the listing says of their versions."""
+    return [(name, version_of(child._listed or {})[0]) for name, child in members.items()]
 
 
-def _seconds(time: Any) -> float:
-    """A time as seconds since 1970; infinite if it is none, so that it proves nothing."""
-    from email.utils import parsedate_to_datetime
+def _versions(members: Mapping[str, Remote]) -> list[tuple[str, str, float]]:
+    """The names of files, and their versions; those that a listing does not say are asked for."""
+    from evalkit.system.ranges import fetch_each
 
-    try:
-        if isinstance(time, str):
-            time = parsedate_to_datetime(time) if "," in time else datetime.fromisoformat(time)
-        return float(time.timestamp() if isinstance(time, datetime) else time)
-    except (ValueError, TypeError):
-        return float("inf")
+    def version(item: tuple[str, Remote]) -> tuple[str, str, float]:
+        try:
+            return item[0], *version_of(item[1]._known())
+        except RemoteError:  # a link that leads nowhere, perhaps to no image
+            return item[0], "", float("inf")
 
-
-@functools.lru_cache
-def _file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG001 - one of its own after a fork
-    """The file system of fsspec for a scheme."""
-    try:
-        import fsspec
-        from fsspec.config import conf
-    except ImportError:
-        raise MissingDependencyError(
-            f"{scheme}:// URLs are read with fsspec, which is not installed: pip install 'evalkit[remote]'"
-        ) from None
-    try:
-        options: dict[str, Any] = {}
-        if scheme in _HTTP:
-            options["encoded"] = encoded
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT, sock_read=_TIMEOUT)
-            user = conf.get(scheme, {})  # what the user set for fsspec
-            options["client_kwargs"] = {"timeout": timeout, "trust_env": True} | user.get("client_kwargs", {})
-            options["headers"] = {"Accept-Encoding": "identity"} | user.get("headers", {})
-        return fsspec.filesystem(scheme, **options)
-    except ImportError:
-        raise MissingDependencyError(
-            f"{scheme}:// URLs are read with {SCHEMES[scheme]}, which is not installed: "
-            "pip install 'evalkit[remote]'"
-        ) from None
+    is_known = all(child._info or child._listed for child in members.values())
+    return list((map if is_known else fetch_each)(version, members.items()))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 
-__all__ = ["is_url", "scheme_of", "scrubbed", "shown"]
+__all__ = ["after_host", "is_url", "scheme_of", "scrubbed", "shown", "without_query"]
 
 # Two letters at least, as Windows has C://; and the :: of fsspec's chains, which are refused.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+)://")
-_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"<>]+")
+_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s\"<>]+")
 
 
 def is_url(source: object) -> bool:
-    """Whether it is a URL and not a path. No URL is a :class:`~pathlib.Path`."""
-    return isinstance(source, str) and bool(_URL.match(source))
+    """Whether it is a URL and not an existing path. No URL is a :class:`~pathlib.Path`."""
+    return isinstance(source, str) and bool(_URL.match(source)) and not os.path.lexists(source)
 
 
 def scheme_of(url: str) -> str:
@@ -21,19 +22,33 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0].lower()
 
 
+def without_query(url: str) -> str:
+    """A URL of the web up to its query or fragment; any other URL as it is."""
+    return re.split(r"[?#]", url, maxsplit=1)[0] if scheme_of(url) in ("http", "https") else url
+
+
+def after_host(url: str) -> str:
+    """What follows the host, which may be an IPv6 address in brackets."""
+    return url.partition("://")[2].partition("/")[2]
+
+
 def shown(text: str) -> str:
     """A URL without user, password and query; any other text as it is."""
-    if not is_url(text):
+    if not _URL.match(text):
         return text
     scheme, _, rest = text.partition("://")
-    if scheme.lower() in ("http", "https"):
-        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+    is_web = scheme.lower() in ("http", "https")
+    hidden = f"{scheme}://..."  # where it cannot be told what is secret
+    if is_web:
+        whole, rest = rest, re.split(r"[?#]", rest, maxsplit=1)[0]
+        if "@" in whole and "@" not in rest:  # a user or password with ? or #
+            return hidden
     host, slash, path = rest.partition("/")
+    if is_web and ":" in host and "@" in path:  # a password with a slash
+        return hidden
     host = host.rpartition("@")[2]
     port = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else "0"
-    if not port.isdecimal():  # a password with a slash in it
-        return f"{scheme}://..."
-    return f"{scheme}://{host}{slash}{path}"
+    return f"{scheme}://{host}{slash}{path}" if port.isdecimal() else hidden
 
 
 def scrubbed(text: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -23,12 +27,15 @@ from stand_ins import InceptionPixels as Pixels
 
 import evalkit.system.identity
 from evalkit.comparison import compare, features_of
+from evalkit.comparison.sources import open_source
 from evalkit.errors import InputError, RemoteError
 from evalkit.features.extraction import extract
-from evalkit.images import ImageSource, open_images
-from evalkit.system import attempts, ranges, storage
+from evalkit.images import ImageSource, is_pattern, open_images
+from evalkit.system import attempts, file_systems, http_files, ranges, urls
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote
+from generation import training_data
+from reference_batches import build
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec, which comes with torch")
 
@@ -149,13 +156,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(fsspec.config.conf, "s3", settings)
     monkeypatch.setenv("EVALKIT_OFFLINE", "0")
     monkeypatch.setattr(attempts, "WAITS", (0.0,))
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     system = fsspec.filesystem("s3")
     if system.exists("bucket"):  # moto keeps it from server to server
         system.rm("bucket", recursive=True)
     system.mkdir("bucket")
     yield system
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     server.stop()
 
 
@@ -269,8 +276,8 @@ def test_a_server_without_ranges(web: Shelf, small_ranges: None) -> None:
     web.has_ranges = False
     web.files |= {"/large.npz": npz_of(large()), "/f/a.png": encoded(PIXELS[0])}
     message = refusal(f"{web.address}/large.npz")
-    assert "sends only whole files" in message
-    assert "Copy the file" in message
+    assert "ignores range requests" in message
+    assert "Download the file" in message
     np.testing.assert_array_equal(images_of(open_images(f"{web.address}/f/")), PIXELS[:1])
 
 
@@ -278,6 +285,101 @@ def test_a_server_that_gives_no_size(web: Shelf) -> None:
     web.has_sizes = False
     web.files["/x.npz"] = npz_of(PIXELS)
     assert "does not say how large the file is" in refusal(f"{web.address}/x.npz")
+
+
+def shifted(headers: dict[str, str], body: bytes) -> bytes:
+    headers["Content-Range"] = headers["Content-Range"].replace("bytes ", "bytes 1")
+    return body
+
+
+def of_another_size(headers: dict[str, str], body: bytes) -> bytes:
+    headers["Content-Range"] = headers["Content-Range"].partition("/")[0] + "/1"
+    return body
+
+
+def packed(headers: dict[str, str], body: bytes) -> bytes:
+    headers["Content-Encoding"] = "gzip"
+    return gzip.compress(body)
+
+
+def without_range(headers: dict[str, str], body: bytes) -> bytes:
+    del headers["Content-Range"]
+    return body
+
+
+def of_another_version(headers: dict[str, str], body: bytes) -> bytes:
+    headers["ETag"] = '"another"'
+    return body
+
+
+@pytest.mark.parametrize(
+    ("mangle", "words"),
+    [
+        (shifted, "sent something else than was asked for: bytes"),
+        (of_another_size, "changed while it was read"),
+        (packed, "a compressed copy"),
+        (without_range, "unnamed ones came"),
+        (of_another_version, "changed while it was read"),
+        (lambda _, body: body[:-1], "the connection was lost or the file changed"),
+        (lambda _, body: body + bytes(100), "more than the"),
+    ],
+)
+def test_an_answer_that_is_not_the_range(mangle: Any, words: str, web: Shelf, small_ranges: None) -> None:
+    web.files["/x.npz"] = npz_of(large())
+    web.mangle = mangle
+    assert words in refusal(f"{web.address}/x.npz")
+
+
+def test_few_large_results_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "_MOST_BYTES", 100)
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item
+
+    found = ranges.fetch_each(work, range(20), size=lambda item: 1000 if item == 5 else 40)
+    for item in range(20):
+        assert next(found) == item
+        assert len(begun) <= item + 3
+    assert next(found, None) is None
+
+
+@pytest.mark.parametrize("trouble", ["silent", "failing"])
+def test_closing_does_not_wait_for_answers(trouble: str, web: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "WAITS", (20.0,))
+    web.files["/x.npz"] = npz_of(PIXELS)
+    remote = Remote(f"{web.address}/x.npz")
+    assert remote.size
+    web.delay, web.always = (5.0, None) if trouble == "silent" else (0.0, 503)
+    results = ranges.fetch_each(lambda item: remote.read_bytes() if item else b"", range(4))
+    assert next(results) == b""
+    time.sleep(0.1)
+    begun = time.monotonic()
+    results.close()
+    assert time.monotonic() - begun < 2
+
+
+def test_a_host_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ConnectionTimeoutError(TimeoutError):
+        pass
+
+    tried = []
+
+    def call() -> None:
+        tried.append(1)
+        raise ConnectionTimeoutError
+
+    monkeypatch.setattr(attempts, "WAITS", (0.0,) * 4)
+    monkeypatch.setattr(attempts, "_said", float("-inf"))
+    with caplog.at_level("INFO"), pytest.raises(RemoteError, match="did not answer after several attempts"):
+        attempts.persist("https://host.example/x", call)
+    assert len(tried) == 2
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("evalkit")] == [
+        "https://host.example/x: no answer yet, trying again"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- identity
@@ -302,6 +404,127 @@ def test_without_a_tag_it_is_read_each_time(web: Shelf, small_ranges: None) -> N
     first = open_images(f"{web.address}/x.npz").digest
     web.files["/x.npz"] = npz_of(pixels[::-1].copy())  # of the same size
     assert open_images(f"{web.address}/x.npz").digest != first
+
+
+def test_a_file_that_changes_twice_in_a_second(web: Shelf, small_ranges: None) -> None:
+    """The tags of nginx are made of time and size."""
+    web.tag, web.modified = '"time-size"', formatdate(usegmt=True)
+    pixels = large()
+    web.files["/x.npz"] = npz_of(pixels)
+    first = open_images(f"{web.address}/x.npz").digest
+    web.files["/x.npz"] = npz_of(pixels[::-1].copy())
+    assert open_images(f"{web.address}/x.npz").digest != first
+
+
+def stored(root: Path) -> list[Path]:
+    return list(root.rglob("*.h5"))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "parts"])
+def test_nothing_is_stored_if_no_change_would_show(
+    kind: str, web: Shelf, tmp_path: Path, small_ranges: None
+) -> None:
+    url = {"file": "/d/x.npy", "folder": "/d/", "parts": "/d/*.npy"}[kind]
+
+    def put(pixels: NDArray[Any]) -> None:
+        file = io.BytesIO()
+        np.save(file, pixels)
+        web.files |= {f"/d/{number}.bmp": encoded(each, "BMP") for number, each in enumerate(pixels)}
+        if kind != "folder":
+            web.files = {"/d/x.npy": file.getvalue()}
+        ranges._kept = ranges._Kept()
+
+    run = Run(store=tmp_path / "store")
+    web.has_tags = False
+    put(PIXELS)
+    source = open_images(web.address + url)
+    assert source.digest
+    put(PIXELS[::-1])
+    extract(source, Pixels(), run=run)
+    assert not stored(tmp_path)
+    web.has_tags = True
+    found = extract(open_images(web.address + url), Pixels(), run=run)
+    assert stored(tmp_path)
+    web.has_tags = False  # what is stored is used all the same
+    np.testing.assert_array_equal(
+        extract(open_images(web.address + url), Pixels(), run=run).arrays["pool"], found.arrays["pool"]
+    )
+
+
+@pytest.mark.parametrize("name", ["x.npz", ""])
+def test_no_build_is_resumed_if_no_change_would_show(name: str, web: Shelf) -> None:
+    web.files |= {"/d/x.npz": npz_of(PIXELS)} if name else {"/d/x.png": encoded(PIXELS[0])}
+    for web.has_tags in (True, False):
+        opened = build._open(f"{web.address}/d/{name}", None)
+        builder = SimpleNamespace(items=opened, settings=build.Settings(size=8), extractor=None)
+        keys = {build._Builder._identity(builder)["source"] for _ in range(2)}  # type: ignore[arg-type]
+        assert len(keys) == (1 if web.has_tags else 2)
+
+
+def test_pixels_that_change_are_not_kept(web: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "physical_memory", lambda: 1)
+    web.minds_conditions = False
+    web.files["/x.npz"] = npz_of(PIXELS)
+    source = open_images(f"{web.address}/x.npz")
+    assert source.digest
+    web.files["/x.npz"] = npz_of(PIXELS[::-1].copy())
+    with pytest.raises(InputError, match="changed while it was read"):
+        training_data.load_pixels(source, tmp_path / "pixels")
+    assert not (tmp_path / "pixels").exists()
+
+
+@pytest.mark.parametrize("minds", [True, False])
+@pytest.mark.parametrize("by", ["tag", "time", "size"])
+def test_a_picture_that_changes_in_between(by: str, minds: bool, web: Shelf, tmp_path: Path) -> None:
+    web.has_tags, web.minds_conditions = by == "tag", minds
+    web.modified = formatdate(1e9, usegmt=True) if by == "time" else None
+    for number in range(3):
+        web.files[f"/d/{number}.bmp"] = encoded(PIXELS[number], "BMP")
+    source = open_images(f"{web.address}/d/")
+    first = source.digest
+    assert ("Sun, 09 Sep 2001 01:46:40 GMT" in web.conditions) == (by == "time")
+    before = dict(web.files)
+    web.files["/d/1.bmp"] = encoded(PIXELS[5], "BMP") + bytes(by == "size")
+    web.modified = formatdate(1e9 + 10, usegmt=True) if by == "time" else None
+    with pytest.raises(RemoteError, match="changed while it was read"):
+        extract(source, Pixels(), run=Run(store=tmp_path / "store"))
+    assert not stored(tmp_path)
+    web.files, web.modified = before, formatdate(1e9, usegmt=True) if by == "time" else None
+    web.asked.clear()
+    assert open_images(f"{web.address}/d/").digest == first
+    read = [path for method, path, _ in web.asked if method == "GET" and path == "/d/2.bmp"]
+    assert len(read) == (by == "size")  # remembered by the versions of its files
+
+
+@pytest.mark.parametrize("url", ["memory://shards/*.zip", "memory://shards/", "memory://*/*.zip"])
+def test_a_listing_in_other_words(
+    url: str, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 lists no versions, and some servers list times in milliseconds."""
+    for number in range(2):
+        content = write_zip(tmp_path / "x.zip", {"a.png": encoded(PIXELS[number])}).read_bytes()
+        memory.pipe(f"/shards/{number}.zip", content)
+        memory.pipe(f"/shards/{number}.png", encoded(PIXELS[number]))
+    info = type(memory).info
+
+    def with_version(self: Any, path: str, **how: Any) -> Any:
+        found = info(self, path, **how)
+        return {**found, "VersionId": "v1", "created": 1e9} if found["type"] == "file" else found
+
+    monkeypatch.setattr(type(memory), "info", with_version)
+    source = open_images(url)
+    assert source.digest
+    source.check_unchanged(every_file=True)
+    np.testing.assert_array_equal(images_of(source), PIXELS[:2])
+
+
+def test_a_folder_that_changes_while_it_is_opened(memory: Any) -> None:
+    for number in range(2):
+        memory.pipe(f"/d/{number}.png", encoded(PIXELS[number]))
+    source = open_images("memory://d/")
+    memory.pipe("/d/1.png", encoded(PIXELS[5]))
+    with pytest.raises(InputError, match="changed while it was read"):
+        source.identify()
 
 
 def test_a_change_while_it_is_read(web: Shelf, small_ranges: None) -> None:
@@ -341,7 +564,11 @@ def test_a_large_file_is_announced(
         for _ in range(2):
             assert open_images(f"{web.address}/x.npz").digest
     said = [record.getMessage() for record in caplog.records if record.name.startswith("evalkit")]
-    assert [text.partition(" of its ")[0] for text in said] == [f"{web.address}/x.npz: all"]
+    assert [text.partition(" all ")[0] for text in said] == [f"{web.address}/x.npz: reading"]
+    monkeypatch.setattr(evalkit.system.identity, "size_of", lambda _: 150 * 10**9)
+    with caplog.at_level("INFO"):
+        evalkit.system.identity._announce("x", [Remote(f"{web.address}/x.npz")])
+    assert caplog.records[-1].getMessage() == "x: reading all 150.0 GB once to compute a checksum"
 
 
 # --------------------------------------------------------------------------------------------------- errors
@@ -367,19 +594,42 @@ def test_a_failure_that_passes(web: Shelf) -> None:
 
 
 def test_a_server_that_is_silent(web: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(http_files, "TIMEOUT", 0.1)
     monkeypatch.setattr(attempts, "WAITS", (0.0,))
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     web.files["/x.npz"] = npz_of(PIXELS)
     web.delay = 0.5
     try:
-        assert "does not answer" in refusal(f"{web.address}/x.npz")
+        assert "did not answer" in refusal(f"{web.address}/x.npz")
     finally:
-        storage._file_system.cache_clear()
+        file_systems.file_system.cache_clear()
 
 
 def test_no_server(web: Shelf) -> None:
     assert "cannot be read" in refusal("http://127.0.0.1:9/x.npz")
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://user:12/secret@host/x", "https://..."),
+        ("https://secret#en:secret@host/x", "https://..."),
+        ("https://user:secret?x@host/x", "https://..."),
+        ("https://user:it's-secret@host/x?y='secret", "https://host/x"),
+        ("https://host/x@2.png", "https://host/x@2.png"),
+        ("https://user:secret@[::1]:80/x", "https://[::1]:80/x"),
+    ],
+)
+def test_how_a_url_is_shown(url: str, text: str) -> None:
+    assert urls.shown(url) == text
+    assert urls.scrubbed(f'no file "{url}", <{url}>') == f'no file "{text}", <{text}>'
+
+
+def test_urls_that_are_not_shown_are_told_apart(web: Shelf) -> None:
+    web.files |= {"/d/a@2.npy": b"", "/d/b@2.npy": b""}
+    one, other = (Remote(f"{web.address}/d/{name}@2.npy") for name in "ab")
+    assert one.identity != other.identity
+    assert (one.name, one.is_dir(), Remote(f"{web.address}/d@2/").is_dir()) == ("a@2.npy", False, True)
 
 
 @pytest.mark.parametrize("secret", ["user:secret@", "user:se/secret@"])
@@ -435,7 +685,7 @@ def test_a_missing_package(url: str, monkeypatch: pytest.MonkeyPatch, run: Calla
 
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    storage._file_system.cache_clear()
+    file_systems.file_system.cache_clear()
     result = run("compare", url, url)
     assert result.code == 2
     assert "pip install 'evalkit[remote]'" in result.err
@@ -464,6 +714,57 @@ def test_patterns_over_http(web: Shelf) -> None:
     assert "only the last part" in refusal(f"{web.address}/*/a.npz", InputError)
 
 
+def test_a_page_of_links(web: Shelf) -> None:
+    address = web.address.replace("://", "://user:secret@")
+    web.pages["/a folder/"] = f"""
+        <a href="http_1.png">1</a> <A class=x HREF = http_2.png>2</A>
+        <a href='{web.address}/a%20folder/3.png'>3</a>
+        <a href="/a%20folder/sub/#part">4</a> <a href="./5 a.png">5</a> <a href="http_1.png">again</a>
+        <a href="https://{web.address[7:]}/a%20folder/6.png">other scheme</a>
+        <a href="http://127.0.0.1:1/a%20folder/7.png">other port</a> <a href="8.png?C=N">order</a>
+        <a href="../9.png">above</a> <a href="http://[">none</a> <a name="x">none</a>
+        {web.address}/a%20folder/10.png <a href="x/%2e%2e/%2e%2e/11.png">above</a> <a href=".">itself</a>
+    """
+    web.pages["/a folder/sub/"] = '<a href="4.png">4</a>'
+    found = Remote(f"{address}/a%20folder/").walk()
+    assert list(found) == ["3.png", "5 a.png", "http_1.png", "http_2.png", "sub/4.png"]
+    assert all(child.url.startswith(f"{address}/a%20folder/") for child in found.values())
+    web.files |= {f"/a folder/{name}": encoded(PIXELS[0]) for name in found}
+    assert len(images_of(open_images(f"{address}/a%20folder/"))) == 5
+    assert len(images_of(open_images(f"{web.address}/a folder/"))) == 5
+
+
+def test_a_page_that_leads_to_itself(web: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.pages[""] = '<a href="one/">1</a><a href="two/">2</a>'
+    assert "with the same page" in refusal(f"{web.address}/d/", InputError)
+    monkeypatch.setattr(http_files, "_PAGE_BYTES", 2**20)
+    web.pages[""] = " " * (2**20 + 1)
+    assert "page of links is larger than 1 MiB" in refusal(f"{web.address}/d/", InputError)
+
+
+def test_the_settings_of_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    optional("aiohttp", "remote")
+    settings = {"headers": {"A": "1", "B": "1"}, "client_kwargs": {"trust_env": False}}
+    monkeypatch.setitem(fsspec.config.conf, "http", settings)
+    monkeypatch.setitem(fsspec.config.conf, "https", {"headers": {"B": "2"}})
+    for scheme, b in (("https", "2"), ("http", "1")):
+        found = http_files.options(scheme, encoded=True)
+        assert found["headers"] == {"Accept-Encoding": "identity", "A": "1", "B": b}
+        assert found["client_kwargs"]["trust_env"] is False
+
+
+def test_what_looks_like_a_pattern_or_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_pattern("https://[::1]:8000/x.npz")
+    assert not is_pattern("https://host/x.npz?id=*")
+    assert is_pattern("https://[::1]:8000/*.npz")
+    monkeypatch.chdir(tmp_path)
+    Path("run:").mkdir()
+    Path("run:/x").write_bytes(npz_of(PIXELS))
+    assert open_images("run://x").kind == "npz"
+    features_of(PIXELS, extractor=Pixels(), run=NO_STORE).save(tmp_path / "features.h5")
+    assert open_source("./features.h5").name == "./features.h5"
+
+
 def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["images"] = PIXELS
@@ -476,7 +777,7 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
     for name in ("link", "virtual"):
         assert len(open_images(tmp_path / f"{name}.h5")) == 7
     assert "found none" in refusal(f"file://{tmp_path}/link.h5", InputError)
-    assert "lies in other files" in refusal(f"file://{tmp_path}/virtual.h5", InputError)
+    assert "is stored in other files" in refusal(f"file://{tmp_path}/virtual.h5", InputError)
 
 
 @pytest.mark.parametrize("name", ["npz", "zip", "tar", "parquet", "hdf5 images"])

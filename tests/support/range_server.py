@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote, urlsplit
@@ -27,6 +27,13 @@ class Shelf:
         self.statuses: list[int] = []  # of the next answers to GET; all is well once they are used up
         self.always: int | None = None  # of all answers
         self.delay = 0.0
+        self.modified: str | None = None  # Last-Modified of all files
+        self.tag: str | None = None  # of all files, in place of hashes
+        self.minds_conditions = True  # If-Match
+        self.conditions: list[str | None] = []  # If-Unmodified-Since of all requests for files
+        self.pages: dict[str, str] = {}  # in place of those of links; under "" for all
+        # Changes the headers and the body of an answer 206.
+        self.mangle: Callable[[dict[str, str], bytes], bytes] = lambda _, body: body
         self.asked: list[tuple[str, str, str | None]] = []  # method, path, range
         self.bytes_sent = 0
         self.most_at_once = 0
@@ -65,19 +72,25 @@ class Shelf:
         if (content := self.files.get(path)) is None:
             self._send(handler, 404, {}, b"")
             return
-        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        tag = self.tag or f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        self.conditions.append(handler.headers["If-Unmodified-Since"])
         headers = {"ETag": tag} if self.has_tags else {}
-        if self.has_tags and handler.headers.get("If-Match", tag) != tag:
+        if self.modified:
+            headers["Last-Modified"] = self.modified
+        if self.minds_conditions and self.has_tags and handler.headers.get("If-Match", tag) != tag:
             self._send(handler, 412, {}, b"")
         elif asked and self.has_ranges:
             start, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
             piece = content[start : last + 1]
             headers["Content-Range"] = f"bytes {start}-{start + len(piece) - 1}/{len(content)}"
+            piece = self.mangle(headers, piece)
             self._send(handler, 206, headers, piece)
         else:
             self._send(handler, 200, headers, content)
 
     def _page(self, folder: str) -> bytes:
+        if (page := self.pages.get(folder, self.pages.get(""))) is not None:
+            return page.encode()
         inside = {path.removeprefix(folder) for path in self.files if path.startswith(folder)}
         names = sorted({re.sub(r"/.*", "/", path) for path in inside})
         links = [f'<a href="{quote(name)}">{name}</a>' for name in ["?C=N;O=D", "../", *names]]
