@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 
 __all__ = ["probe"]
 
@@ -21,7 +21,11 @@ def probe(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-@triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
-def _count(x):  # type: ignore[no-untyped-def]
-    lanes = tl.arange(0, 16)
-    tl.store(x + lanes, lanes)
+if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for a CPU
+    import triton  # type: ignore[import-not-found,unused-ignore]
+    import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+
+    @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
+    def _count(x):  # type: ignore[no-untyped-def]
+        lanes = tl.arange(0, 16)
+        tl.store(x + lanes, lanes)
