@@ -33,6 +33,7 @@ __all__ = [
     "WeightsError",
     "WorkerError",
     "brief",
+    "first_line",
     "listing",
     "shortened",
 ]
@@ -47,6 +48,11 @@ def brief(text: object, most: int = 60) -> str:
     if not shown.isprintable():
         shown = repr(shown)[1:-1]
     return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message; empty where it has none."""
+    return str(error).partition("\n")[0]
 
 
 def listing(items: Iterable[object], most: int = MOST_LISTED) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import EvalkitError, InputError
+from evalkit.system.devices import is_out_of_memory
 from generation.batch import Networks, bind, sample_batch, schedule_of
 from generation.networks.precision import arithmetic
 from generation.pixels import to_uint8
@@ -100,7 +101,9 @@ def check_precision(
                 x, finite = sample_batch(
                     settings, networks, range(settings.count), labels=labels, callback=callback
                 )
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise EvalkitError(
                 f"{networks.device} has too little memory for {settings.count} samples in one batch. Give "
                 "fewer (-n)."

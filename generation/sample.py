@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import EvalkitError, InputError, brief
+from evalkit.errors import EvalkitError, InputError, brief, first_line
 from evalkit.images import ImageSource
 from evalkit.system.devices import with_smaller_batches
 from evalkit.system.files import versions
@@ -198,7 +198,7 @@ class _Worker:
         except torch.OutOfMemoryError as error:
             raise EvalkitError(
                 f"{device} has too little memory for a single sample. End other programs that use it, or "
-                f"give another --device. It said: {brief(str(error).strip().partition(chr(10))[0])}"
+                f"give another --device. It said: {brief(first_line(error))}"
             ) from error
 
     def _batches(self, shard: Shard) -> Iterator[NDArray[np.uint8]]:

@@ -21,7 +21,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from evalkit.errors import InputError, brief, listing
+from evalkit.errors import InputError, brief, first_line, listing
 from evalkit.system.files import kind_of
 from generation.presets import ModelPreset
 
@@ -193,7 +193,7 @@ def _read_pytorch(path: Path) -> Any:
             "network's state_dict() alone."
         ) from error
     except Exception as error:  # damaged bytes may raise anything
-        why = str(error).partition("\n")[0] or "it ends early"
+        why = first_line(error) or "it ends early"
         raise InputError(
             f"{path} cannot be read as a PyTorch file: {brief(why, 300)}. Fetch it again."
         ) from error

@@ -223,7 +223,7 @@ class Network:
         """Features of a batch.
 
         Args:
-            x: (n, 3, 299, 299), floating point, in [-1, 1]; fastest where it is channels-last.
+            x: (n, 3, 299, 299) of :attr:`dtype`, in [-1, 1]; fastest where it is channels-last.
 
         Returns:
             ``pool`` (n, 2048) and ``spatial`` (n, 2023), both float32 whatever the network's dtype.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, brief, first_line
 from evalkit.system.processes import local_rank
 
 __all__ = [
@@ -193,7 +193,7 @@ def has_triton(device: torch.device) -> bool:
 
         probe(device)
     except Exception as error:  # of many kinds: no compiler, no headers, a driver that does not fit
-        reason = str(error).strip().partition("\n")[0][:200]
+        reason = brief(first_line(error), 200)
         warnings.warn(
             f"Triton is installed and cannot compile for {device}, so slower kernels are used: {reason}",
             stacklevel=2,

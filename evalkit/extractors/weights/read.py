@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.errors import WeightsError
+from evalkit.errors import WeightsError, first_line
 from evalkit.extractors.weights.graph import read_graph
 from evalkit.extractors.weights.layout import HEAD, SHAPES, TORCHSCRIPT_NAMES, check_shape
 from evalkit.system.download import file_sha256
@@ -215,7 +215,7 @@ def read_torchscript(file: Path, *, sha256: str = _TORCHSCRIPT_SHA256) -> dict[s
     except Exception as error:  # torch raises many kinds
         raise WeightsError(
             f"{file} is the published TorchScript archive, but torch {torch.__version__} cannot load it: "
-            f"{_first_line(error)}. `evalkit weights --fetch` gets the published state dict instead."
+            f"{first_line(error)}. `evalkit weights --fetch` gets the published state dict instead."
         ) from error
 
 
@@ -229,7 +229,7 @@ def _read_state_dict(file: Path) -> dict[str, Float32Array]:
         why = "it is not a state dict of plain tensors, and a weights file never gets to run code"
         raise _damaged(file, "PyTorch state dict", why) from error
     except Exception as error:  # damaged bytes end in any exception
-        raise _damaged(file, "PyTorch state dict", _first_line(error) or "it ends early") from error
+        raise _damaged(file, "PyTorch state dict", first_line(error) or "it ends early") from error
     if not isinstance(state, dict):
         why = f"it holds a {type(state).__name__}, expected named tensors"
         raise _damaged(file, "PyTorch state dict", why)
@@ -255,7 +255,3 @@ def _arrays(tensors: Mapping[str, Any]) -> dict[str, Float32Array]:
         check_shape(name, tensor.shape)
         arrays[name] = np.ascontiguousarray(tensor.detach().numpy())
     return arrays
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
