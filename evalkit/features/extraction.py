@@ -22,7 +22,7 @@ from evalkit.features.record import Features
 from evalkit.features.shards import Shard, Shards
 from evalkit.features.store import StoredBatch, spans
 from evalkit.images import ImageSource
-from evalkit.system.engine import Arrays
+from evalkit.system.team_engine import Arrays
 from evalkit.system.run import Run
 
 __all__ = ["Extraction", "Wanted", "derive", "extract", "first_features", "outputs_of"]

@@ -33,7 +33,7 @@ from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Covering, Neighbours, slices, smallest
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.devices import float32_arithmetic
-from evalkit.system.engine import Arrays, Engine, Inline
+from evalkit.system.team_engine import Arrays, Engine, Inline
 from evalkit.system.run import Run
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]

@@ -32,7 +32,7 @@ import numpy as np
 
 from evalkit.errors import EvalkitError, InputError, OutputError, WorkerError
 from evalkit.system import processes
-from evalkit.system.engine import Arrays
+from evalkit.system.team_engine import Arrays
 from evalkit.system.files import replace_atomically
 from evalkit.system.locks import HAS_CLAIMS, claim, release, try_claim
 from evalkit.system.progress import Progress

@@ -1,77 +1,132 @@
-"""Who does the pieces of a long job: this process alone, or several that share it."""
+"""Who does the items of a long job: this process, or workers on many machines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from numpy.typing import NDArray
+__all__ = ["Done", "Engine", "Inline", "Pending", "Pulse", "Work"]
 
-from evalkit.system.progress import Progress
+Item = TypeVar("Item")
+ItemIn = TypeVar("ItemIn", contravariant=True)
+Result = TypeVar("Result")
+ResultOut = TypeVar("ResultOut", covariant=True)
 
-__all__ = ["Arrays", "Engine", "Inline"]
-
-Arrays: TypeAlias = Mapping[str, NDArray[Any]]
-"""The result of a piece of work."""
+Pulse: TypeAlias = Callable[[float], object]
+"""Called with how much of an item is done, in the unit of the job's progress, such as images."""
 
 
-class Engine(Protocol):
-    """Does pieces of work whose results do not depend on who does which.
+class Pending(Protocol[ResultOut]):
+    """A result that a device may still be computing."""
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would not wait."""
+
+    def result(self) -> ResultOut:
+        """The result, once it is there."""
+
+
+class Done(Generic[Result]):
+    """A result that is there."""
+
+    def __init__(self, value: Result) -> None:
+        self._value = value
+
+    def done(self) -> bool:
+        """True."""
+        return True
+
+    def result(self) -> Result:
+        """The result."""
+        return self._value
+
+
+class Work(Protocol[ItemIn, ResultOut]):
+    """What is done with each item: a small frozen dataclass.
+
+    A worker elsewhere gets it pickled. So what it holds pickles as a recipe: images as where they are and
+    their digest, networks as their weights or as a file and its digest. Items and results pickle as they are.
+
+    An item decides its result to the bit. Cuts, batch sizes and threads come with the work or the item, never
+    from the worker.
 
     Attributes:
-        rank: Of this process. Rank 0 has all results and prints.
-        size: Number of processes.
+        name: What it is called in messages: ``"features of samples.npz"``.
+        device: Where its networks are in this process: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. A worker
+            uses the same kind of device.
     """
 
     @property
-    def rank(self) -> int: ...  # noqa: D102 - described above
+    def name(self) -> str: ...  # noqa: D102 - described above
     @property
-    def size(self) -> int: ...  # noqa: D102
+    def device(self) -> str: ...  # noqa: D102
 
-    def map(self, name: str, count: int, work: Callable[[int], Arrays]) -> Iterator[Arrays]:
-        """The results of ``work(0)`` to ``work(count - 1)``, in this order.
+    def prepare(self) -> Callable[[ItemIn, Pulse], Pending[ResultOut]]:
+        """Open inputs and load networks, once in a process; returns what does one item.
 
-        Args:
-            name: Different for different work; the same in every process.
-            count: Number of pieces.
-            work: Does one piece.
+        Where a device runs ahead, an item's result may be pending when the next item is begun.
+
+        Raises:
+            EvalkitError: The inputs are not there, or are not those that the caller has.
         """
 
-    def claims(
-        self, locks: Path, missing: Callable[[], Collection[int]]
-    ) -> Generator[int | None, None, None]:
-        """Yield pieces for this process to do, one at a time, until none is missing.
 
-        Yields None while other processes hold all missing pieces: stop then, or ask again to wait.
+class Engine(Protocol):
+    """Does items of work whose results do not depend on who does which."""
+
+    def map(
+        self,
+        work: Work[Item, Result],
+        items: Iterable[Item],
+        report: Callable[[float], object] | None = None,
+    ) -> Iterator[tuple[int, Result]]:
+        """The number of each item and its result, as they come.
+
+        Closing the iterator abandons what is not done.
 
         Args:
-            locks: A file for the locks of this work.
-            missing: Gives the numbers of the pieces that are not done, ascending.
-        """
+            work: Does an item.
+            items: Taken one at a time, when someone is free to do it; so they may depend on what was done.
+            report: Called with how much is done of all items taken so far, also in part: the sum of their
+                pulses. May go down, where a worker has died.
 
-    def watched(self, progress: Progress | None) -> Progress | None:
-        """``progress`` for this process: rank 0 alone shows it."""
+        Raises:
+            EvalkitError: The work raised it; it passes through at once, as any other error of the work does.
+            WorkerError: An item had no result after several tries.
+        """
 
 
 class Inline:
     """This process, without any other."""
 
-    rank = 0
-    size = 1
+    def map(
+        self,
+        work: Work[Item, Result],
+        items: Iterable[Item],
+        report: Callable[[float], object] | None = None,
+    ) -> Iterator[tuple[int, Result]]:
+        """In order. Where a device runs ahead, the next item is begun before a result is waited for."""
+        begin: Callable[[Item, Pulse], Pending[Any]] | None = None
+        finished = 0.0
+        parts: dict[int, float] = {}
+        ahead: deque[tuple[int, Pending[Result]]] = deque()
 
-    def map(self, name: str, count: int, work: Callable[[int], Arrays]) -> Iterator[Arrays]:
-        """Each piece when its result is needed."""
-        del name
-        return map(work, range(count))
+        def pulse_of(index: int) -> Pulse:
+            def pulse(done: float) -> None:
+                parts[index] = done
+                if report is not None:
+                    report(finished + sum(parts.values()))
 
-    def claims(
-        self, locks: Path, missing: Callable[[], Collection[int]]
-    ) -> Generator[int | None, None, None]:
-        """What is missing now, in order."""
-        del locks
-        yield from missing()
+            return pulse
 
-    def watched(self, progress: Progress | None) -> Progress | None:
-        """``progress`` itself."""
-        return progress
+        for index, item in enumerate(items):
+            begin = begin or work.prepare()
+            ahead.append((index, begin(item, pulse_of(index))))
+            while ahead and (ahead[0][1].done() or len(ahead) > 1):
+                number, pending = ahead.popleft()
+                result = pending.result()
+                finished += parts.pop(number, 0.0)
+                yield number, result
+        for number, pending in ahead:
+            yield number, pending.result()

@@ -38,7 +38,7 @@ from evalkit.metrics.precision_recall import precision_recall
 from evalkit.report.text import adm_lines
 from evalkit.system.devices import resolve_device
 from evalkit.system.distributed import Team, _candidates
-from evalkit.system.engine import Inline
+from evalkit.system.team_engine import Inline
 from evalkit.system.processes import world_size
 from evalkit.system.run import Run
 
