@@ -33,8 +33,8 @@ from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric
 from evalkit.results import Comparison, Score
 from evalkit.system.devices import prepare_forked_process, resolve_device
-from evalkit.system.team_engine import Arrays, Engine
 from evalkit.system.run import Run, library_versions
+from evalkit.system.team_engine import Arrays, Engine
 
 __all__ = ["Source", "Subset", "compare", "features_of", "open_source"]
 

@@ -22,8 +22,8 @@ from evalkit.features.record import Features
 from evalkit.features.shards import Shard, Shards
 from evalkit.features.store import StoredBatch, spans
 from evalkit.images import ImageSource
-from evalkit.system.team_engine import Arrays
 from evalkit.system.run import Run
+from evalkit.system.team_engine import Arrays
 
 __all__ = ["Extraction", "Wanted", "derive", "extract", "first_features", "outputs_of"]
 

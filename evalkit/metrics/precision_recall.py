@@ -33,8 +33,8 @@ from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Covering, Neighbours, slices, smallest
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.devices import float32_arithmetic
-from evalkit.system.team_engine import Arrays, Engine, Inline
 from evalkit.system.run import Run
+from evalkit.system.team_engine import Arrays, Engine, Inline
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
 

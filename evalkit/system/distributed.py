@@ -32,10 +32,10 @@ import numpy as np
 
 from evalkit.errors import EvalkitError, InputError, OutputError, WorkerError
 from evalkit.system import processes
-from evalkit.system.team_engine import Arrays
 from evalkit.system.files import replace_atomically
 from evalkit.system.locks import HAS_CLAIMS, claim, release, try_claim
 from evalkit.system.progress import Progress
+from evalkit.system.team_engine import Arrays
 
 __all__ = ["STALL_SECONDS", "Team"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.errors import InputError
-from evalkit.system.team_engine import Engine, Inline
 from evalkit.system.files import cache_directory, expand_user, versions
 from evalkit.system.progress import Progress
+from evalkit.system.team_engine import Engine, Inline
 
 __all__ = ["Run", "library_versions"]
 

@@ -12,8 +12,8 @@ from evalkit.metrics.points import Exact, decide
 from evalkit.metrics.precision_recall import PrecisionRecall, precision_recall
 from evalkit.metrics.screening import Screen, Screening
 from evalkit.metrics.search import Covering, Neighbours, slices, smallest
-from evalkit.system.team_engine import Inline
 from evalkit.system.run import Run
+from evalkit.system.team_engine import Inline
 
 N = 600  # enough that no two screens see the same
 

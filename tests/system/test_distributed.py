@@ -38,9 +38,9 @@ from evalkit.metrics.precision_recall import precision_recall
 from evalkit.report.text import adm_lines
 from evalkit.system.devices import resolve_device
 from evalkit.system.distributed import Team, _candidates
-from evalkit.system.team_engine import Inline
 from evalkit.system.processes import world_size
 from evalkit.system.run import Run
+from evalkit.system.team_engine import Inline
 
 WORKER = Path(__file__).parents[1] / "support" / "comparing_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
