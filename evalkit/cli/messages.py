@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import sys
 from typing import Any
-
-import click
 
 from evalkit.system.processes import is_main_process, rank, world_size
 
@@ -16,7 +16,7 @@ LOGGERS = ("evalkit", "generation", "reference_batches")
 
 
 class _Handler(logging.Handler):
-    """Writes messages to standard error, where click and its tests expect it."""
+    """Writes messages to standard error."""
 
     as_json = False
 
@@ -54,13 +54,20 @@ def is_json() -> bool:
 
 
 def say(text: str, kind: str = "message") -> None:
-    """Print a message to standard error: as it is, or as ``{"message": text}``."""
+    """Print a message to standard error, above the bars: as it is, or as ``{"message": text}``."""
     if is_json():
         say_json({kind: text})
     else:
-        click.echo(text, err=True)
+        _print(text)
 
 
 def say_json(content: dict[str, Any]) -> None:
     """Print a line of JSON to standard error."""
-    click.echo(json.dumps(content), err=True)
+    _print(json.dumps(content))
+
+
+def _print(line: str) -> None:
+    # Not by click.echo: it writes past what rich puts in the place of standard error while bars are shown.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # there is nowhere left to say it
+            print(line, file=sys.stderr, flush=True)

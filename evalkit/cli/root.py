@@ -141,8 +141,7 @@ def _run() -> int:
 
 
 def _complain(text: str) -> None:
-    with contextlib.suppress(OSError):  # there is nowhere left to say it
-        say(text.removeprefix("Error: ") if is_json() else text, "error")
+    say(text.removeprefix("Error: ") if is_json() else text, "error")
 
 
 def _is_of_printing(error: OSError) -> bool:
