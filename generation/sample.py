@@ -24,7 +24,7 @@ from evalkit.errors import InputError
 from evalkit.images import ImageSource
 from evalkit.system.engine import Engine, Inline
 from evalkit.system.progress import Progress
-from generation.batch import Networks
+from generation.batch import Networks, schedule_of
 from generation.cost import describe_cost
 from generation.interrupts import defer_sigint
 from generation.settings import Settings, check_labels, choose_labels
@@ -267,6 +267,7 @@ def _identity(
 
 def _labels(settings: Settings, networks: Networks, base: ImageSource | None) -> NDArray[np.int64] | None:
     """The classes of a run, after checking that settings, networks and small images fit."""
+    schedule_of(settings, networks)  # which checks the respacing
     preset = networks.diffusion.preset
     if settings.guidance_timesteps and settings.guidance_timesteps[1] > preset.diffusion_steps:
         raise InputError(
