@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import pickle
@@ -19,7 +20,6 @@ import pytest
 import small_networks
 import torch
 from fake_engine import FakeEngine
-from optional import optional
 from sampling_runs import SETTINGS, interrupting, load, sampled
 
 from evalkit.errors import InputError
@@ -216,7 +216,8 @@ def test_files_of_other_names_are_no_samples(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ray_engine() -> Callable[..., AbstractContextManager[Any]]:
-    optional("ray", "cluster")
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs ray: pip install 'evalkit[cluster]'")
     from evalkit.system.ray_engine import ray_engine
 
     return ray_engine
