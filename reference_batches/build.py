@@ -42,7 +42,7 @@ from evalkit.system.engine import Engine, Inline
 from evalkit.system.files import check_writable, versions
 from evalkit.system.identity import stamp
 from evalkit.system.progress import Progress
-from evalkit.system.storage import place_of
+from evalkit.system.storage import Place, place_of
 from reference_batches.journal import FORMAT, Journal
 from reference_batches.labels import ClassOrder, LabelsFrom, labels_of
 from reference_batches.work import Cropping, Cut, Piece
@@ -99,7 +99,7 @@ class Report:
         notes: What the user should know but is not an error, one sentence each.
     """
 
-    path: Path
+    path: Place
     kept: int
     classes: int | None
     counted: int
@@ -109,7 +109,7 @@ class Report:
 
 def build(
     source: str | os.PathLike[str] | SupportsArray,
-    out: Path,
+    out: Place,
     settings: Settings,
     *,
     extractor: Extractor | None = None,
@@ -129,7 +129,8 @@ def build(
     Args:
         source: A folder, zip, tar or parquet file of images of any size, or equally large images as
             :func:`evalkit.images.open_images` takes them.
-        out: The npz. An existing one is replaced at the end; until then ``<out>.building`` holds the work.
+        out: The npz. An existing one is replaced at the end; until then ``<out>.building`` holds the work, of
+            a URL in the cache folder.
         settings: See :class:`Settings`.
         extractor: The network of the statistics; not needed without statistics.
         skip_bad: Leave out images that cannot be decoded, drawing others in their place, and do not stop.
@@ -192,7 +193,7 @@ class _Builder:
         items: ImageFiles | ImageSource,
         settings: Settings,
         extractor: Extractor | None,
-        out: Path,
+        out: Place,
         engine: Engine,
         threads: int | None,
     ) -> None:
