@@ -89,7 +89,9 @@ class ImageSource(ABC):
 
     # ------------------------------------------------------------------------------------------- batches
 
-    def batches(self, size: int, start: int = 0) -> Generator[NDArray[Any], None, None]:
+    def batches(
+        self, size: int, start: int = 0, stop: int | None = None
+    ) -> Generator[NDArray[Any], None, None]:
         """Yield the images from ``start`` on, read ahead in a background thread.
 
         May be called any number of times. Closing the generator, or dropping it, ends its threads.
@@ -97,6 +99,7 @@ class ImageSource(ABC):
         Args:
             size: Batch size; the last batch may be smaller.
             start: Index of the first image.
+            stop: No batch that begins here, or later, is read; None reads to the end.
 
         Yields:
             ``(n, height, width, 3)``, of type :attr:`dtype`, values in [0, 255], C order, writable.
@@ -111,9 +114,9 @@ class ImageSource(ABC):
             raise ValueError(f"size is {size}; expected at least 1")
         if not 0 <= start <= len(self):
             raise ValueError(f"start is {start}; expected 0 to {len(self)}, the number of images")
-        return read_ahead(self.checked_batches(size, start))
+        return read_ahead(self.checked_batches(size, start, stop))
 
-    def checked_batches(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+    def checked_batches(self, size: int, start: int, stop: int | None = None) -> Iterator[NDArray[Any]]:
         """Yield batches as :meth:`batches` does, but read them in this thread."""
         first = start
         low, high = self.value_range or VALUE_RANGES["0..255"]
@@ -134,6 +137,8 @@ class ImageSource(ABC):
                 batch = (batch + np.float32(1)) * np.float32(127.5)
             yield batch
             first += len(batch)
+            if stop is not None and first >= stop:
+                return
 
     @abstractmethod
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
