@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,7 @@ class Watched(Inline):
     def __init__(self, watch: Callable[[Sequence[WorkerState]], object]):
         self._watch = watch
 
-    def map(self, work: Any, items: Any, report: Any = None) -> Iterator[tuple[int, Any]]:
+    def map(self, work: Any, items: Any, report: Any = None) -> Generator[tuple[int, Any], None, None]:
         for result in super().map(work, items, report):
             self._watch([WORKER])
             yield result
