@@ -186,7 +186,7 @@ class _Driver:
 
         with (
             defer_sigint("the current batches") as interrupted,
-            closing(engine.map(self.work, items(), report)) as results,  # type: ignore[type-var]
+            closing(engine.map(self.work, items(), report)) as results,
         ):
             for index, made in results:
                 number, piece = taken[index]

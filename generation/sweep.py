@@ -37,7 +37,7 @@ from evalkit.metrics.base import Metric
 from evalkit.report.image_grid import write_grid
 from evalkit.results import Comparison, Point, Sweep
 from evalkit.system.differences import differences
-from evalkit.system.engine import Engine
+from evalkit.system.engine import Engine, Inline
 from evalkit.system.files import replace_atomically
 from evalkit.system.locks import exclusive_lock
 from evalkit.system.progress import Progress
@@ -135,10 +135,11 @@ def sweep(
     files: dict[float, Path] = {}
     with ExitStack() as stack:
         stack.enter_context(exclusive_lock(out / "lock", f"sweeping into {out}"))
-        how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "engine": engine}
-        for number, file in stack.enter_context(closing(run_all(runs, networks, **how))):
+        how = Run(progress=progress, engine=engine or Inline())
+        sampled = run_all(runs, networks, batch_size=batch_size, progress=progress, engine=how.engine)
+        for number, file in stack.enter_context(closing(sampled)):
             folder, scale = runs[number][1], steps[number].scale
-            comparison = _compared(folder / "comparison.json", reference, file, choice, extractors, progress)
+            comparison = _compared(folder / "comparison.json", reference, file, choice, extractors, how)
             files[scale] = file
             points[scale] = Point(scale=scale, comparison=comparison)
             scores = ", ".join(f"{score.name} {score.value:.4f}" for score in comparison.scores)
@@ -182,7 +183,7 @@ def _compared(
     samples: Path,
     choice: Choice,
     extractors: Sequence[Extractor],
-    progress: Progress | None,
+    how: Run,
 ) -> Comparison:
     """The recorded comparison, if reference, samples, metrics and networks are the same, or a new one."""
     if record.is_file():
@@ -215,7 +216,7 @@ def _compared(
         protocol=choice.protocol.name,
         metrics=choice.metrics,
         extractor=extractors,
-        run=Run(progress=progress),
+        run=how,
     )
     with replace_atomically(record) as partial:
         partial.write_text(comparison.to_json())

@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -86,7 +86,7 @@ class _RayEngine:
         work: Work[Item, Result],
         items: Iterable[Item],
         report: Callable[[float], object] | None = None,
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Generator[tuple[int, Result], None, None]:
         """As they come, of all workers; see :class:`evalkit.system.engine.Engine`."""
         if self._in_map:
             raise RuntimeError("An engine of Ray does one map at a time.")
