@@ -24,9 +24,7 @@ def check_destination(remote: Remote) -> None:
         OutputError: Nothing can be written there, the URL names no object, or there is no such bucket.
     """
     if remote.scheme not in WRITABLE:
-        raise OutputError(
-            f"{remote} cannot be written. Give a URL that begins with s3:// or gs://, or a path."
-        )
+        raise OutputError(f"{remote} cannot be written. Give s3://BUCKET/NAME, gs://BUCKET/NAME or a path.")
     system, path = _system_and_path(remote)
     bucket, _, key = path.strip("/").partition("/")
     if not key or remote.url.endswith("/"):
@@ -35,6 +33,10 @@ def check_destination(remote: Remote) -> None:
     def look() -> None:
         try:
             system.info(bucket)
+        except FileNotFoundError:
+            raise OutputError(
+                f"Cannot write {remote}: there is no bucket {bucket}. Make it first, or check the URL."
+            ) from None
         except Exception as error:  # every file system of fsspec raises what its library does
             if not is_forbidden(error):  # some may write where they may not look
                 raise
