@@ -31,6 +31,9 @@ class Other(Pixels):
     network: ClassVar[str] = "other"
     batch_size: ClassVar[int] = 4
 
+    def __init__(self) -> None:
+        super().__init__("other")
+
 
 class Broken(Pixels):
     """Images of zeros alone have a feature that is not finite."""
@@ -199,7 +202,7 @@ def test_errors_of_the_work_come_through(file: Path, tmp_path: Path) -> None:
         )
 
 
-def test_a_worker_that_sees_another_file(file: Path, tmp_path: Path) -> None:
+def test_a_file_that_changes_before_workers_get_it(file: Path, tmp_path: Path) -> None:
     class Swaps(Elsewhere):
         def map(self, work: Any, *arguments: Any) -> Any:
             np.savez(file, np.zeros((120, 12, 10, 3), np.uint8))
