@@ -248,12 +248,11 @@ def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
 
     def progress(stage: str, done: int, total: int) -> None:
         busy = [pid for pid, state in states.items() if state == "working"]
-        if not killed and len(busy) > 1:
+        if not killed and busy:
             killed.append(busy[0])
             os.kill(busy[0], signal.SIGKILL)
 
-    # Long enough for the engine to see both workers at work.
-    settings = replace(SETTINGS, count=24, respacing="50")
+    settings = replace(SETTINGS, count=24, respacing="20")  # so that there is work when one is seen at it
     alone = sampled(settings, networks, tmp_path / "alone", batch_size=2)
     path = sampled(settings, networks, tmp_path / "run", batch_size=2, engine=engine, progress=progress)
     assert killed
