@@ -302,7 +302,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom evalkit.cli.root import main\nsys.argv = ['evalkit', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'tensorflow', 'numpy', 'scipy', 'h5py', 'PIL', 'cattrs', 'fsspec'}\n"
+        "heavy = {'torch', 'tensorflow', 'numpy', 'scipy', 'h5py', 'PIL', 'cattrs', 'fsspec', 'ray'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
