@@ -227,16 +227,18 @@ def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales:
 
 
 def test_workers_give_the_same_and_never_wait_between_scales(
-    networks: Networks, reference: Path, tmp_path: Path
+    networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = swept(networks, reference, tmp_path / "here")
     engine = FakeEngine(workers=4, dies_at=(0, 8))
     elsewhere = swept(networks, reference, tmp_path / "elsewhere", engine=engine)
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    here = swept(networks, reference, tmp_path / "here")
     assert elsewhere.to_csv() == here.to_csv()
     for scale in SCALES:
         one, other = (samples(tmp_path / name, scale).read_bytes() for name in ("here", "elsewhere"))
         assert one == other
-    sampling = engine.maps[0]
+    sampling, *extraction = engine.maps
+    assert extraction
     assert sorted(set(sampling)) == list(range(9))  # all scales in one list
     assert {index // 3 for index in sampling[:3]} != {0}  # some of the second before all of the first
 
