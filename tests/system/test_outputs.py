@@ -1,7 +1,8 @@
-"""Outputs at URLs: the bytes of local files, put as whole objects; what cannot be written is refused first."""
+"""Outputs at URLs: the bytes of local files, put as whole objects; refusals come before the work."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
