@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evalkit.extractors.base import Pending
 from evalkit.extractors.inception import PRECISIONS, Inception
 from evalkit.extractors.inception_graph import InceptionGraph
 from evalkit.extractors.inception_network import INPUT_SIZE
@@ -38,6 +37,7 @@ from evalkit.extractors.weights import load_weights
 from evalkit.features.extraction import Extraction, Wanted
 from evalkit.images import NpzWriter, open_images
 from evalkit.system.devices import float32_arithmetic
+from evalkit.system.engine import Pending
 from evalkit.system.run import Run
 from evalkit.verify import pictures, state_dict
 

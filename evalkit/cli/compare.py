@@ -120,19 +120,18 @@ def compare(
             run=run,
         )
         comparison = replace(comparison, published=published)
-        if run.is_main_process:
-            failure = None
-            try:  # before printing, which may fail
-                if json_file:
-                    with replace_atomically(json_file) as partial:
-                        partial.write_text(comparison.to_json())
-            except OutputError as error:
-                failure = error  # after printing, so that the scores are not lost
-            click.echo(FORMATS[format_](comparison))
-            for remark in remarks(comparison) if format_ == "adm" else ():
-                click.echo(remark, err=True)  # the five lines have no place for it
-            if failure:
-                raise failure
+        failure = None
+        try:  # before printing, which may fail
+            if json_file:
+                with replace_atomically(json_file) as partial:
+                    partial.write_text(comparison.to_json())
+        except OutputError as error:
+            failure = error  # after printing, so that the scores are not lost
+        click.echo(FORMATS[format_](comparison))
+        for remark in remarks(comparison) if format_ == "adm" else ():
+            click.echo(remark, err=True)  # the five lines have no place for it
+        if failure:
+            raise failure
 
 
 @click.command()
@@ -161,11 +160,10 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
         (side,), _ = open_batches(images, value_range=value_range)
         extractor = setup.extractor(network)
         extracted = features_of(side, outputs=[*extractor.outputs], extractor=extractor, run=run)
-        if run.is_main_process:
-            extracted.save(out)
-            click.echo(f"{out}: features of {len(extracted):,} images of {shown(images)}")
-            echo_notes(side)
-            echo_precision_check(side, extractor, run)
+        extracted.save(out)
+        click.echo(f"{out}: features of {len(extracted):,} images of {shown(images)}")
+        echo_notes(side)
+        echo_precision_check(side, extractor, run)
 
 
 @click.command()
@@ -200,15 +198,14 @@ def stats(images: str, out: Place, value_range: str | None, **options: Any) -> N
         (side,), _ = open_batches(images, value_range=value_range)
         extractor = setup.extractor()
         summed = features_of(side, outputs=(), moments=OUTPUTS.values(), extractor=extractor, run=run)
-        if run.is_main_process:
-            arrays = statistics_of(summed)
-            if not file_outputs(side):
-                arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
-            with replace_atomically(out) as partial, partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
-            echo_notes(side)
-            echo_precision_check(side, extractor, run)
+        arrays = statistics_of(summed)
+        if not file_outputs(side):
+            arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
+        with replace_atomically(out) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
+        echo_notes(side)
+        echo_precision_check(side, extractor, run)
 
 
 @click.command()

@@ -134,23 +134,13 @@ class ExtractorSetup:
 
     @contextmanager
     def run(self) -> Iterator[Run]:
-        """How the work is done; with the processes that torchrun started, if any."""
-        from evalkit.system.files import cache_directory
+        """How the work is done."""
         from evalkit.system.run import Run
 
         store = None if self.no_store else "default"
-        if world_size() == 1:
-            yield Run(device=self.device, store=store, progress=progress_bars())
-            return
-        if self.no_store:
-            raise InputError(
-                "--no-store: several processes share features through the store, so they need one. Leave it "
-                "out, or set EVALKIT_CACHE=FOLDER to put the store elsewhere."
-            )
-        from evalkit.system.distributed import Team
-
-        with Team.join(cache_directory() / "jobs") as team:
-            yield Run(device=self.device, store=store, progress=progress_bars(), engine=team)
+        if world_size() > 1:
+            raise InputError("Several processes were started to measure together. Start one.")
+        yield Run(device=self.device, store=store, progress=progress_bars())
 
 
 def echo_precision_check(images: Source, extractor: Extractor, run: Run) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,11 +33,8 @@ from evalkit.metrics.base import Metric
 from evalkit.results import Comparison, Score
 from evalkit.system.devices import prepare_forked_process, resolve_device
 from evalkit.system.run import Run, library_versions
-from evalkit.system.team_engine import Arrays, Engine
 
 __all__ = ["Source", "Subset", "compare", "features_of", "open_source"]
-
-OF_RANK_0 = "rank 0 computes it"
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +72,7 @@ def compare(
         value_range: What files and arrays of floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``; see
             :func:`evalkit.images.open_images`.
         extractor: The network, or one for each network that is needed; None: each with its defaults.
-        run: Device, store, progress and engine. With several processes rank 0 gets all scores, the others
-            those that they help with.
+        run: Device, store, progress and engine.
         **how: Fields of a run, in place of ``run=``: ``store="folder"``, ``progress=print``.
 
     Returns:
@@ -99,7 +94,6 @@ def compare(
     plan = make_plan(
         choice.metrics,
         subset=subset,
-        leads=run.is_main_process,
         is_streaming_better=lambda outputs: _has_full_rank(sources, extractors, outputs),
     )
     sides = [Side(source, plan, extractors, run) for source in sources]
@@ -115,10 +109,8 @@ def compare(
 
     algebra = replace(run, device=_algebra_device(run, extractors))
     scores, missing = _compute(plan, features, algebra, clock)
-    checked: dict[str, Any] = {}
-    if plan.leads:
-        with clock.stage("precision check"):
-            checked = check_scores(sources, extractors, plan.metrics, algebra)
+    with clock.stage("precision check"):
+        checked = check_scores(sources, extractors, plan.metrics, algebra)
     return Comparison(
         specs=choice.specs,
         scores=tuple(scores),
@@ -146,8 +138,7 @@ def features_of(
 ) -> Features:
     """Features of one batch through one network, from a features file, the store or the network.
 
-    Arguments are as in `compare`, and as in :func:`evalkit.features.extraction.extract`. With several
-    processes, rank 0 gets the features; the others only help.
+    Arguments are as in `compare`, and as in :func:`evalkit.features.extraction.extract`.
     """
     run = Run.of(run, how)
     (opened,) = open_sources(source, value_range=value_range)
@@ -156,14 +147,11 @@ def features_of(
     network = extractor.network if extractor else opened.network  # type: ignore[union-attr]
     if outputs is None:
         outputs = outputs_of(extractor) if extractor else [*opened.arrays]  # type: ignore[union-attr]
-    rows = frozenset(f"{network}:{output}" for output in outputs)
     plan = Plan(
         metrics=(),
-        rows=rows,
-        own_rows=rows if run.is_main_process else frozenset(),
+        rows=frozenset(f"{network}:{output}" for output in outputs),
         moments=frozenset(f"{network}:{output}" for output in moments),
         subset=None,
-        leads=run.is_main_process,
     )
     extractors = make_extractors([network], extractor, [opened], run)
     (found,) = _extract([Side(opened, plan, extractors, run)], _Clock())
@@ -180,12 +168,8 @@ def _has_full_rank(
 
 
 def _extract(sides: Sequence[Side], clock: _Clock) -> list[BatchFeatures]:
-    stages = ("features of reference", "features of samples")[: len(sides)]
-    for stage, side in zip(stages, sides, strict=True):
-        with clock.stage(stage):
-            side.extract_missing()
     found = []
-    for stage, side in zip(stages, sides, strict=True):
+    for stage, side in zip(("features of reference", "features of samples"), sides, strict=False):
         with clock.stage(stage):
             found.append(side.features())
     return found
@@ -199,17 +183,12 @@ def _compute(
     missing: dict[str, str] = {}
     for index, metric in enumerate(plan.metrics):
         names = [spec.name for spec in metric.scores]
-        if not (plan.leads or metric.shared):
-            missing |= dict.fromkeys(names, OF_RANK_0)
-            continue
         # Rows that no later metric reads need not stay: at 50,000 images, 0.4 GB a side and output.
         needed = {output for later in plan.metrics[index:] for output in later.needs}
         features[:] = [side.select(needed) for side in features]
-        digests = [found.digest for side in features for found in side.networks.values()]
-        keyed = replace(run, engine=_Keyed(run.engine, [metric, plan.subset, *digests]))
         try:
             with clock.stage(" and ".join(names)):
-                found = metric(features[0], features[1], keyed)
+                found = metric(features[0], features[1], run)
         except UndefinedMetricError as error:
             missing |= dict.fromkeys(names, str(error))
             continue
@@ -218,19 +197,6 @@ def _compute(
             found = tuple(replace(score, parameters={**score.parameters, **drawn}) for score in found)
         scores += found
     return scores, missing
-
-
-class _Keyed:
-    """An engine whose pieces of work are those of one metric on one pair of batches."""
-
-    def __init__(self, engine: Engine, identity: list[object]):
-        self._engine = engine
-        self._key = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-        self.rank, self.size = engine.rank, engine.size
-        self.claims, self.watched = engine.claims, engine.watched
-
-    def map(self, name: str, count: int, work: Callable[[int], Arrays]) -> Iterator[Arrays]:
-        return self._engine.map(f"{name}-{self._key}", count, work)
 
 
 def _algebra_device(run: Run, extractors: Mapping[str, Extractor]) -> str:

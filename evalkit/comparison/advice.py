@@ -35,7 +35,7 @@ def memory_needed(sides: Sequence[Side], plan: Plan) -> str | None:
     """What the rows and the metrics will need, in words; None where that is little."""
     images = sum(side.kept for side in sides)
     widths = widths_of([side.source for side in sides], sides[0].extractors)
-    rows = 4 * images * sum(widths.get(output, 0) for output in plan.own_rows)
+    rows = 4 * images * sum(widths.get(output, 0) for output in plan.rows)
     work = {
         " and ".join(spec.name for spec in metric.scores): images
         * getattr(metric, "working_bytes", 0)

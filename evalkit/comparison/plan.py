@@ -145,26 +145,21 @@ class Plan:
 
     Attributes:
         metrics: In order.
-        rows: Outputs of which all processes together keep rows.
-        own_rows: Of which this process does.
+        rows: Outputs of which rows are kept.
         moments: Outputs whose mean and covariance are summed up as features stream past.
         subset: Of which images rows are kept.
-        leads: Whether this process computes what is not shared.
     """
 
     metrics: tuple[Metric, ...]
     rows: frozenset[str]
-    own_rows: frozenset[str]
     moments: frozenset[str]
     subset: Subset | None
-    leads: bool
 
 
 def make_plan(
     metrics: Sequence[Metric],
     *,
     subset: Subset | None,
-    leads: bool,
     is_streaming_better: Callable[[Collection[str]], bool],
 ) -> Plan:
     """Rows where a metric needs them. Else Gaussians, in memory that does not grow with the images.
@@ -172,7 +167,6 @@ def make_plan(
     Args:
         metrics: What is computed.
         subset: Of which images rows are kept; Gaussians are always of all.
-        leads: Whether this process computes what is not shared.
         is_streaming_better: Whether Gaussians of these outputs should be summed up where no rows are needed.
     """
     streamed = [metric for metric in metrics if set(metric.needs.values()) == {"gaussian"}]
@@ -180,15 +174,11 @@ def make_plan(
     outputs = {output for metric in streamed for output in metric.needs}
     if subset is None and (in_memory or not is_streaming_better(outputs)):
         in_memory, streamed = list(metrics), []
-    rows = {output for metric in in_memory for output in metric.needs}
-    own = {output for metric in in_memory if leads or metric.shared for output in metric.needs}
     return Plan(
         metrics=tuple(_streamed(metric) if metric in streamed else metric for metric in metrics),
-        rows=frozenset(rows),
-        own_rows=frozenset(own),
+        rows=frozenset(output for metric in in_memory for output in metric.needs),
         moments=frozenset(output for metric in streamed for output in metric.needs),
         subset=subset,
-        leads=leads,
     )
 
 

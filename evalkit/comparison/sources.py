@@ -179,7 +179,7 @@ class Side:
             wanted = [
                 Wanted(
                     extractor=extractor,
-                    arrays=_of_network(network, self.plan.own_rows),
+                    arrays=_of_network(network, self.plan.rows),
                     moments=_of_network(network, self.moments),
                 )
                 for network, extractor in self.extractors.items()
@@ -188,20 +188,10 @@ class Side:
 
     @property
     def kept(self) -> int:
-        """Number of images whose rows this process keeps."""
-        if not self.plan.own_rows:
+        """Number of images whose rows are kept."""
+        if not self.plan.rows:
             return 0
         return len(self.source) if self.rows is None else len(self.rows)
-
-    def extract_missing(self) -> None:
-        """Where several processes share the work: extract what no other has in hand, and do not wait."""
-        if self.run.engine.size > 1 and self._extraction and self.is_needed:
-            if self.run.store_folder is None:
-                raise InputError(
-                    "Several processes share features through the store, and this run has none. "
-                    "Give Run(store=FOLDER)."
-                )
-            self._extraction.extract_missing()
 
     def features(self) -> BatchFeatures:
         """The features of this side, from the file, the store or the networks."""
@@ -240,17 +230,17 @@ class Side:
                 "Extract it again with `evalkit features`, or choose the settings it was made with."
             )
         gaussians = dict(features.gaussians)
-        for output in _of_network(network, self.moments) if self.plan.leads else ():
+        for output in _of_network(network, self.moments):
             if output in features.arrays:
                 gaussians[output] = Moments.of(features.arrays[output]).gaussian()
         arrays = dict(features.arrays)
         if self.rows is not None:
             arrays = {output: rows[self.rows] for output, rows in arrays.items()}
-        own = _of_network(network, self.plan.own_rows)
+        wanted = _of_network(network, self.plan.rows)
         there = ", ".join(features.arrays) or "statistics"
         absent = {
             output: f"{features.name} holds no {output} features, only {there}; this needs the images"
-            for output in own
+            for output in wanted
             if output not in arrays
         }
         if extractor is not None:
@@ -259,7 +249,7 @@ class Side:
             arrays |= derived
             absent |= refused
         kept = replace(features, arrays=arrays, gaussians=gaussians, absent=absent, count=len(features))
-        return kept.select(own)
+        return kept.select(wanted)
 
 
 def _of_network(network: str, outputs: Iterable[str]) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Extracted", "Extractor", "Pending", "ReducedPrecision", "Rows", "RunsAhead"]
+from evalkit.system.engine import Pending
+
+__all__ = ["Extractor", "ReducedPrecision", "Rows", "RunsAhead"]
 
 Rows: TypeAlias = NDArray[np.float32]
 """(n, d) float32, one row an image."""
@@ -69,34 +71,9 @@ class ReducedPrecision(Protocol):
         """The same network on the same device at another precision."""
 
 
-class Pending(Protocol):
-    """Features of a batch that a device may still be computing."""
-
-    def done(self) -> bool:
-        """Whether :meth:`result` would not wait."""
-
-    def result(self) -> Mapping[str, Rows]:
-        """The rows of every output."""
-
-
 @runtime_checkable
 class RunsAhead(Protocol):
     """An extractor that takes the next batch before the features of the last are there, as a GPU can."""
 
-    def submit(self, images: NDArray[Any], /) -> Pending:
+    def submit(self, images: NDArray[Any], /) -> Pending[Mapping[str, Rows]]:
         """Begin a batch. The images are copied, or done with, when this returns."""
-
-
-class Extracted:
-    """Features that are there: what :class:`Pending` is where nothing runs ahead."""
-
-    def __init__(self, rows: Mapping[str, Rows]) -> None:
-        self._rows = rows
-
-    def done(self) -> bool:
-        """True."""
-        return True
-
-    def result(self) -> Mapping[str, Rows]:
-        """The rows of every output."""
-        return self._rows

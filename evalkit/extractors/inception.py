@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError, UndefinedMetricError
-from evalkit.extractors.base import Extracted, Pending
+from evalkit.extractors.base import Rows
 from evalkit.extractors.inception_network import INPUT_SIZE, SPATIAL_CHANNELS, Network
 from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.staging import Copies, Upload
@@ -26,6 +26,7 @@ from evalkit.system.devices import (
     resolve_device,
     with_smaller_batches,
 )
+from evalkit.system.engine import Done, Pending
 
 __all__ = ["HEAD_MISSING", "PRECISIONS", "Inception", "Precision", "weights_record"]
 
@@ -115,19 +116,19 @@ class Inception:
         """
         return dict(self.submit(images).result())
 
-    def submit(self, images: NDArray[Any]) -> Pending:
+    def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
         """Begin a batch, as :meth:`__call__` takes it; only on CUDA does this return before it is done."""
         prepare_forked_process()
         check_not_forked(self._device)
 
-        def forward(batch_size: int) -> Pending:
+        def forward(batch_size: int) -> Pending[Mapping[str, Rows]]:
             begins = range(0, len(images), batch_size)
             parts = [self._forward(images[begin : begin + batch_size]) for begin in begins]
             pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             outputs = {"pool": pool, "spatial": spatial}
             if self._device.type == "cuda":
                 return Copies(outputs)
-            return Extracted({output: rows.cpu().numpy() for output, rows in outputs.items()})
+            return Done({output: rows.cpu().numpy() for output, rows in outputs.items()})
 
         return with_smaller_batches(forward, self.batch_size, self._use_batch_size)
 

@@ -7,7 +7,7 @@ memory does not grow with the batch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.extractors.base import Extractor, Rows
 from evalkit.features.adm_npz import read_gaussians
-from evalkit.features.moments import Gaussian, Moments, check_rows
+from evalkit.features.moments import Gaussian
 from evalkit.features.record import Features
-from evalkit.features.shards import Shard, Shards
+from evalkit.features.shards import Shards
 from evalkit.features.store import StoredBatch, spans
+from evalkit.features.work import Sums, SumUp, chosen_rows
 from evalkit.images import ImageSource
 from evalkit.system.run import Run
-from evalkit.system.team_engine import Arrays
 
 __all__ = ["Extraction", "Wanted", "derive", "extract", "first_features", "outputs_of"]
 
@@ -102,8 +102,7 @@ class Extraction:
         images: The batch.
         wanted: What of which network.
         rows: (m,) ascending indices of the images whose rows are kept; None for all.
-        run: Store, progress and engine. Where the engine has several processes, each has the rows that it
-            asks for; the moments, for which all must ask, are rank 0's alone.
+        run: Store, progress and engine.
     """
 
     def __init__(
@@ -125,11 +124,9 @@ class Extraction:
         self._parts = [_Part(images, each, rows) for each in wanted]
 
     def extract_missing(self) -> None:
-        """Put into the store what it does not have of any of the networks, whoever needs it.
-
-        What other processes are doing is not waited for.
-        """
-        self._with_shards(self._parts, lambda shards: shards.extract_missing(wait=False))
+        """Put into the store what it does not have of any of the networks, whoever needs it."""
+        if self._parts and len(self._images):
+            self._shards(self._parts).extract_missing()
 
     def features(self) -> list[Features]:
         """The features, in the order of what is wanted.
@@ -137,36 +134,58 @@ class Extraction:
         Raises:
             InputError: The images are bad; the message names the first.
             OutputError: The store cannot be written. What was extracted before stays.
-            WorkerError: Another process that shares the work died, failed or hangs.
+            WorkerError: The engine has workers, and these failed again and again.
         """
         needed = [part for part in self._parts if part.is_needed]
-        self._with_shards(needed, lambda shards: self._collect(shards, needed))
+        if needed:
+            self._collect(self._shards(needed), needed)
         return [part.features() for part in self._parts]
 
-    def _with_shards(self, parts: Sequence[_Part], work: Callable[[Shards], object]) -> None:
-        if not parts or not len(self._images):
-            return
-        wanted = {part.extractor: part.read_outputs for part in parts}
-        with contextlib.closing(Shards(self._images, wanted, self._run)) as shards:
-            if shards.is_anything_missing():
-                self.origin = "extracted"
-            work(shards)
+    def _shards(self, parts: Sequence[_Part]) -> Shards:
+        shards = Shards(self._images, {part.extractor: part.read_outputs for part in parts}, self._run)
+        if shards.is_anything_missing():
+            self.origin = "extracted"
+        return shards
 
     def _collect(self, shards: Shards, parts: Sequence[_Part]) -> None:
-        shards.extract_missing()
-
-        def keep(number: int, shard: Shard) -> None:
-            for part in parts:
-                part.keep(*shards.spans[number], shard[part.network])
-
-        has_moments = any(part.new_moments for part in parts)
-        if has_moments:
-            for part, found in zip(parts, _moments(shards, parts, keep), strict=True):
-                part.gaussians |= found
-        # Where processes share the moments, each has seen a part of the rows.
-        if any(part.arrays for part in parts) and (self._run.engine.size > 1 or not has_moments):
-            for number in range(len(shards.spans)):
-                keep(number, shards.read(number))
+        """Rows and moments; sums are merged in groups, so that they have the same bits whoever added them."""
+        widths = {part.network: part.new_moments for part in parts if part.new_moments}
+        groups = [shards.spans[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
+        total = Sums(shards.images.name, widths)
+        if shards.is_stored:
+            shards.extract_missing()
+            report = self._run.report(f"mean and covariance of the images of {shards.images.name}")
+            for group in groups:
+                sums = Sums(shards.images.name, widths)
+                for begin, end in group:
+                    rows = shards.read((begin, end))
+                    for part in parts:
+                        part.keep(begin, end, rows[part.network])
+                    sums.add(begin, rows)
+                    if widths:
+                        report(end, len(shards.images))
+                total.merge(sums)
+        elif widths:
+            kept = {part.network: tuple(part.arrays) for part in parts}
+            work = SumUp(shards.work, widths, kept, self._rows)
+            items = [shards.pieces(group) for group in groups]
+            waiting: dict[int, Sums] = {}
+            merged = 0
+            for number, (sums, rows) in self._run.engine.map(work, items, shards.reporter()):
+                for part in parts:
+                    part.put(groups[number][0][0], groups[number][-1][1], rows[part.network])
+                waiting[number] = sums
+                while merged in waiting:
+                    total.merge(waiting.pop(merged))
+                    merged += 1
+        else:
+            items_ = shards.pieces(shards.spans)
+            for number, rows in self._run.engine.map(shards.work, items_, shards.reporter()):
+                for part in parts:
+                    part.keep(*shards.spans[number], rows[part.network])
+        for part in parts:
+            for output in part.new_moments:
+                part.gaussians[output] = total.moments[part.network][output].gaussian()
 
 
 class _Part:
@@ -203,13 +222,17 @@ class _Part:
         wanted = {*self.arrays, *self.new_moments}
         return {output: d for output, d in self.extractor.outputs.items() if output in wanted}
 
-    def keep(self, begin: int, end: int, shard: Mapping[str, Rows]) -> None:
+    def keep(self, begin: int, end: int, found: Mapping[str, Rows]) -> None:
+        """Keep those of the rows of these images that are wanted."""
+        chosen = chosen_rows(self._rows, begin, end)
+        self.put(begin, end, {output: found[output][chosen] for output in self.arrays})
+
+    def put(self, begin: int, end: int, kept: Mapping[str, Rows]) -> None:
+        """Keep rows that are all wanted, of these images."""
+        if self._rows is not None:
+            begin, end = np.searchsorted(self._rows, (begin, end))
         for output, array in self.arrays.items():
-            if self._rows is None:
-                array[begin:end] = shard[output]
-            else:
-                first, last = np.searchsorted(self._rows, (begin, end))
-                array[first:last] = shard[output][self._rows[first:last] - begin]
+            array[begin:end] = kept[output]
 
     def features(self) -> Features:
         images, extractor = self._images, self.extractor
@@ -247,12 +270,11 @@ def first_features(images: ImageSource, extractor: Extractor, count: int, *, run
     end = spans(len(images))[0][1]
     found: Mapping[str, Rows] | None = None
     if run.store_folder and count <= end:
-        shapes = {output: (end, d) for output, d in extractor.outputs.items()}
-        found = StoredBatch(run.store_folder, images, extractor).read(0, shapes)
+        found = StoredBatch(run.store_folder, images, extractor).read((0, count), extractor.outputs)
     if found is None:
         with contextlib.closing(images.batches(count)) as batches:
             found = extractor(next(batches))
-    arrays = {output: found[output][:count] for output in extractor.outputs}
+    arrays = {output: found[output] for output in extractor.outputs}
     derived, absent = derive(extractor, extractor.derived, arrays)
     return Features(
         name=images.name,
@@ -265,44 +287,3 @@ def first_features(images: ImageSource, extractor: Extractor, count: int, *, run
         image_shape=images.shape,
         count=count,
     )
-
-
-def _moments(
-    shards: Shards, parts: Sequence[_Part], also: Callable[[int, Shard], object]
-) -> list[dict[str, Gaussian]]:
-    """Gaussians of new outputs over the whole batch, for each part; ``also`` is shown each shard.
-
-    Groups of shards are summed up one by one and then merged in order: the result has the same bits whichever
-    process did which.
-    """
-    groups = [range(len(shards.spans))[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
-    keys = [(part, output) for part in parts for output in part.new_moments]
-
-    def sum_up(index: int) -> Arrays:
-        sums = {(part.network, output): Moments(part.new_moments[output]) for part, output in keys}
-        for number in groups[index]:
-            shard = shards.read(number)
-            also(number, shard)
-            for (network, output), moments in sums.items():
-                first = shards.spans[number][0]
-                rows = shard[network][output]
-                check_rows(rows, f"{shards.name}, {output}, counted from image {first}")
-                moments.update(rows)
-            shards.report_read(number)
-        return {
-            f"{network}:{output}.{key}": array
-            for (network, output), moments in sums.items()
-            for key, array in moments.state().items()
-        }
-
-    engine = shards.run.engine
-    results = engine.map(f"moments-{shards.key}", len(groups), sum_up)
-    if engine.rank:
-        return [{} for _ in parts]
-    total = {(part.network, output): Moments(part.new_moments[output]) for part, output in keys}
-    for result in results:
-        for (network, output), moments in total.items():
-            other = Moments(moments.dimensions)
-            other.restore({key: result[f"{network}:{output}.{key}"] for key in ("n", "mean", "scatter")})
-            moments.merge(other)
-    return [{output: total[part.network, output].gaussian() for output in part.new_moments} for part in parts]

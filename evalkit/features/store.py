@@ -1,19 +1,24 @@
-"""A folder of features: one HDF5 file for every :data:`SHARD` images of a batch.
+"""A folder of features: HDF5 files of pieces of a batch, ``<first image>-<one after the last>.h5``.
 
 Each file is written under a temporary name and renamed when it is complete. So a run may be killed at any
-moment: the next one finds only complete files, and resumes after the last.
+moment: the next one finds only complete files, and goes on with what is missing. Files may overlap, and have
+any size up to a shard's.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from evalkit.errors import OutputError
 from evalkit.extractors.base import Extractor, Rows
@@ -21,18 +26,22 @@ from evalkit.images import ImageSource
 from evalkit.system.files import remove_stale_partials, replace_atomically
 from evalkit.system.space import check_free_space
 
-__all__ = ["SHARD", "StoredBatch", "spans"]
+__all__ = ["SHARD", "Span", "StoredBatch", "spans"]
 
 SHARD = 512
-"""Images in one file of the store: what a killed run may have to repeat. A power of two."""
+"""Images that are read at a time, and the most in a file of the store. A power of two."""
 
 FORMAT = "evalkit store 3"
 
+Span: TypeAlias = tuple[int, int]
+"""The first of consecutive images, and the one after the last."""
+
 _ELSEWHERE = "Free some space, point EVALKIT_CACHE elsewhere or use --no-store."
+_FILE = re.compile(r"(\d{8,})-(\d{8,})\.h5")
 
 
-def spans(n: int) -> list[tuple[int, int]]:
-    """First image of each shard of a batch of n, and the one after its last."""
+def spans(n: int) -> list[Span]:
+    """The shards of a batch of n images."""
     return [(begin, min(begin + SHARD, n)) for begin in range(0, n, SHARD)]
 
 
@@ -41,15 +50,16 @@ class StoredBatch:
 
     The folder is keyed on the content of the images and the extractor's fingerprint: any other pixel, weight
     or setting gives another. Several processes may use one store at once: a file appears whole or not at all,
-    and two that write the same file write the same features.
+    and two that write the same images write the same features.
     """
 
     def __init__(self, root: Path, images: ImageSource, extractor: Extractor):
         key = json.dumps([FORMAT, images.digest, len(images), extractor.fingerprint, SHARD])
         self.folder = root / hashlib.sha256(key.encode()).hexdigest()[:32]
-        self._files = [self.folder / f"{begin:08d}-{end:08d}.h5" for begin, end in spans(len(images))]
+        self._n = len(images)
         self._name = images.name
         self._bytes = 4 * len(images) * sum(extractor.outputs.values())
+        self._listed: list[Span] | None = None
 
     def prepare(self) -> None:
         """Make the folder, and check that there is room for what is missing."""
@@ -60,41 +70,96 @@ class StoredBatch:
         what = f"The feature store {self.folder.parent}, for {self._name},"
         check_free_space(self.folder, self._bytes - there, what, _ELSEWHERE)
 
-    def missing(self) -> list[int]:
-        """Numbers of the shards that are not there, ascending."""
-        # The folder is listed, because a network file system may remember that a file was not there.
-        there = set(self.folder.iterdir())
-        return [number for number, file in enumerate(self._files) if file not in there]
+    def missing(self) -> NDArray[np.bool_]:
+        """(n,) whether the features of an image are not there; the folder is listed anew."""
+        missing = np.ones(self._n, bool)
+        self._listed = None
+        for begin, end in self._pieces():
+            missing[begin:end] = False
+        return missing
 
-    def is_complete(self) -> bool:
-        """Whether all shards are there; may be asked before :meth:`prepare`."""
-        return self.folder.is_dir() and not self.missing()
+    def read(self, span: Span, outputs: Mapping[str, int]) -> dict[str, Rows] | None:
+        """The rows of these images.
 
-    def read(self, number: int, shapes: Mapping[str, tuple[int, int]]) -> dict[str, Rows] | None:
-        """The outputs of these shapes of a shard; None where it is damaged or not there."""
-        shard = {output: np.empty(shape, np.float32) for output, shape in shapes.items()}
-        try:
-            with h5py.File(self._files[number], "r") as file:
-                for output, array in shard.items():
-                    file[output].read_direct(array)
-        except (OSError, KeyError, TypeError, ValueError, AttributeError):
-            return None
-        return shard
+        Args:
+            span: Of one shard.
+            outputs: Which outputs, and their widths.
 
-    def remove(self, number: int) -> None:
-        """Forget a shard."""
+        Returns:
+            Rows by output; None where a part of them is damaged or not there.
+        """
+        position, end = span
+        rows = {output: np.empty((end - position, d), np.float32) for output, d in outputs.items()}
+        for piece in self._pieces_in(span):
+            if piece[0] <= position < piece[1] and position < end:
+                stop = min(piece[1], end)
+                parts = {key: array[position - span[0] : stop - span[0]] for key, array in rows.items()}
+                if not self._read_into(parts, piece, position):
+                    return None
+                position = stop
+        return rows if position == end else None
+
+    def remove_damaged(self, span: Span, outputs: Mapping[str, int]) -> None:
+        """Forget those of these images whose rows cannot be read."""
+        for begin, end in self._pieces_in(span):
+            parts = {output: np.empty((end - begin, d), np.float32) for output, d in outputs.items()}
+            if not self._read_into(parts, (begin, end), begin):
+                self.remove((begin, end))
+
+    def remove(self, piece: Span) -> None:
+        """Forget a piece."""
         with _saying_what_to_do(self.folder):
-            self._files[number].unlink(missing_ok=True)
+            self._file(piece).unlink(missing_ok=True)
+        self._listed = None
 
-    def write(self, number: int, shard: Mapping[str, Rows]) -> None:
-        """Keep a shard, with a checksum."""
+    def write(self, piece: Span, rows: Mapping[str, Rows]) -> None:
+        """Keep the rows of a piece, with a checksum."""
         with (
             _saying_what_to_do(self.folder),
-            replace_atomically(self._files[number]) as partial,
+            replace_atomically(self._file(piece)) as partial,
             h5py.File(partial, "w") as file,
         ):
-            for output, array in shard.items():
+            for output, array in rows.items():
                 file.create_dataset(output, data=array, chunks=array.shape, fletcher32=True)
+        self._listed = None
+
+    def _file(self, piece: Span) -> Path:
+        return self.folder / f"{piece[0]:08d}-{piece[1]:08d}.h5"
+
+    def _pieces(self) -> list[Span]:
+        """Those that are there, or were when the folder was last listed: ascending, longer ones first."""
+        if self._listed is None:
+            # Listed, because a network file system may remember that a file was not there.
+            names = [file.name for file in self.folder.iterdir()] if self.folder.is_dir() else []
+            matches = (_FILE.fullmatch(name) for name in names)
+            found = [(int(match[1]), int(match[2])) for match in matches if match]
+            self._listed = sorted(
+                ((begin, end) for begin, end in found if begin < end <= self._n),
+                key=lambda piece: (piece[0], -piece[1]),
+            )
+        return self._listed
+
+    def _pieces_in(self, span: Span) -> list[Span]:
+        """Those that hold any of these images, which are of one shard."""
+        pieces = self._pieces()
+        first, last = (
+            bisect.bisect_left(pieces, image, key=lambda piece: piece[0])
+            for image in (span[0] // SHARD * SHARD, span[1])
+        )
+        return [piece for piece in pieces[first:last] if piece[1] > span[0]]
+
+    def _read_into(self, parts: Mapping[str, Rows], piece: Span, begin: int) -> bool:
+        """Whether the rows of a piece could be read, from an image on, as many as there is room for."""
+        try:
+            with h5py.File(self._file(piece), "r") as file:
+                for output, array in parts.items():
+                    if file[output].shape != (piece[1] - piece[0], array.shape[1]):
+                        return False
+                    first = begin - piece[0]
+                    file[output].read_direct(array, np.s_[first : first + len(array)])
+        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+            return False
+        return True
 
 
 @contextlib.contextmanager

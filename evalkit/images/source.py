@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,29 @@ from evalkit.images.value_range import (
     cut_floats_problem,
     scaled_floats_problem,
 )
-from evalkit.system.identity import check_unchanged, recall
+from evalkit.system.identity import check_unchanged, recall, stamp
 from evalkit.system.progress import Progress
 from evalkit.system.stops import Stop
 from evalkit.system.storage import Place, Remote
 
-__all__ = ["ImageSource", "read_ahead"]
+__all__ = ["ImageSource", "Known", "read_ahead"]
 
 T = TypeVar("T")
+
+
+class Known(NamedTuple):
+    """What one process tells another of a source.
+
+    Attributes:
+        found: What reading the content gave: ``digest`` and others.
+        stamp: Of the files then; None if their content is not all that decides.
+        value_range: See :class:`ImageSource`.
+    """
+
+    found: Mapping[str, Any]
+    stamp: str | None
+    value_range: tuple[float, float] | None
+
 
 _BATCH_SIZE = 16
 """Images at a time where the whole source is read to examine it."""
@@ -56,6 +71,9 @@ class ImageSource(ABC):
             of the reference evaluator, both pairs or one, finite floats as the file holds them; or None.
         provenance: The record that evalkit writes into an npz of how it was made, or None.
         notes: What the user should know but is not an error, one sentence each.
+        opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
+
+    Pickled, it is the way to open it again, and what its content was: see :func:`evalkit.images.reopen`.
     """
 
     _remembered = True
@@ -74,6 +92,7 @@ class ImageSource(ABC):
         self.statistics: Mapping[str, NDArray[Any]] | None = None
         self.provenance: Mapping[str, Any] | None = None
         self.notes: tuple[str, ...] = ()
+        self.opened_by: Callable[[Known], ImageSource] | None = None
         self._count = count
         self._stored_dtype = dtype
         self._found: Mapping[str, Any] | None = None
@@ -84,12 +103,21 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return self._count
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self.opened_by is None:
+            return super().__reduce_ex__(protocol)
+        self.identify()
+        assert self._found is not None
+        return self.opened_by, (Known(self._found, self._stamp, self.value_range),)
+
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}: {len(self)} images of shape {self.shape}, {self.dtype}>"
 
     # ------------------------------------------------------------------------------------------- batches
 
-    def batches(self, size: int, start: int = 0) -> Generator[NDArray[Any], None, None]:
+    def batches(
+        self, size: int, start: int = 0, stop: int | None = None
+    ) -> Generator[NDArray[Any], None, None]:
         """Yield the images from ``start`` on, read ahead in a background thread.
 
         May be called any number of times. Closing the generator, or dropping it, ends its threads.
@@ -97,6 +125,7 @@ class ImageSource(ABC):
         Args:
             size: Batch size; the last batch may be smaller.
             start: Index of the first image.
+            stop: No batch that begins here, or later, is read; None reads to the end.
 
         Yields:
             ``(n, height, width, 3)``, of type :attr:`dtype`, values in [0, 255], C order, writable.
@@ -111,9 +140,9 @@ class ImageSource(ABC):
             raise ValueError(f"size is {size}; expected at least 1")
         if not 0 <= start <= len(self):
             raise ValueError(f"start is {start}; expected 0 to {len(self)}, the number of images")
-        return read_ahead(self.checked_batches(size, start))
+        return read_ahead(self.checked_batches(size, start, stop))
 
-    def checked_batches(self, size: int, start: int) -> Iterator[NDArray[Any]]:
+    def checked_batches(self, size: int, start: int, stop: int | None = None) -> Iterator[NDArray[Any]]:
         """Yield batches as :meth:`batches` does, but read them in this thread."""
         first = start
         low, high = self.value_range or VALUE_RANGES["0..255"]
@@ -134,6 +163,8 @@ class ImageSource(ABC):
                 batch = (batch + np.float32(1)) * np.float32(127.5)
             yield batch
             first += len(batch)
+            if stop is not None and first >= stop:
+                return
 
     @abstractmethod
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
@@ -205,6 +236,28 @@ class ImageSource(ABC):
         Where it would not, nothing that is read later may be kept under the hash.
         """
         return all(path.shows_changes() for path in self._paths() or () if isinstance(path, Remote))
+
+    def take_known(self, known: Known) -> None:
+        """Hash the content, unless the files are the very ones that were hashed, and compare.
+
+        Raises:
+            InputError: It is another content.
+        """
+        self.value_range = known.value_range
+        paths = self._paths()
+        if paths is not None and self.shows_changes():
+            with readable(self.name):
+                same = stamp(paths)[0] == known.stamp
+            if same:
+                self._found, self._stamp = known.found, known.stamp
+                return
+        self.identify()
+        assert self._found is not None
+        if self._found["digest"] != known.found["digest"]:
+            raise InputError(
+                f"{self.name} holds other images here, of the digest {self._found['digest'][:12]}, than for "
+                f"the process that gives the work, of {known.found['digest'][:12]}"
+            )
 
     @property
     def is_remote(self) -> bool:

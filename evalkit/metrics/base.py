@@ -27,7 +27,6 @@ class Metric(Protocol):
     Attributes:
         scores: What it yields, in order.
         needs: What it needs of which output, ``{"inception:pool": "rows"}``. Nothing else is kept for it.
-        shared: Whether it gives its work in pieces to ``run.engine``, for several processes to do together.
         uses_reference: Whether the reference matters. Inception Score and the like look at the samples alone.
 
     Optional: an attribute ``working_bytes``, the memory it takes beyond the rows, in bytes per number of a
@@ -38,8 +37,6 @@ class Metric(Protocol):
     def scores(self) -> tuple[ScoreSpec, ...]: ...  # noqa: D102 - described above
     @property
     def needs(self) -> Mapping[str, Need]: ...  # noqa: D102
-    @property
-    def shared(self) -> bool: ...  # noqa: D102
     @property
     def uses_reference(self) -> bool: ...  # noqa: D102
 

@@ -145,7 +145,6 @@ class FrechetDistance:
         scores: Its name.
     """
 
-    shared: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = True
 
     output: str = "inception:pool"

@@ -99,7 +99,6 @@ class InceptionScore:
         ScoreSpec(name="inception_score", title="Inception Score", higher_is_better=True),
     )
     needs: ClassVar[Mapping[str, Need]] = {"inception:logits": "rows"}
-    shared: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = False
 
     split_size: int = 5000

@@ -106,7 +106,6 @@ class KernelDistance:
         scores: Its name.
     """
 
-    shared: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = True
 
     output: str = "inception:pool"

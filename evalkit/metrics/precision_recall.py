@@ -34,7 +34,6 @@ from evalkit.metrics.search import Covering, Neighbours, slices, smallest
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.devices import float32_arithmetic
 from evalkit.system.run import Run
-from evalkit.system.team_engine import Arrays, Engine, Inline
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
 
@@ -49,7 +48,6 @@ def precision_recall(
     arithmetic: Arithmetic = "exact",
     device: str = "cpu",
     progress: Callable[[int, int], object] | None = None,
-    engine: Engine | None = None,
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 to 3).
 
@@ -67,7 +65,6 @@ def precision_recall(
             a value overflows is computed in float32 instead.
         device: torch device of the computation; mps, which has no float64, is replaced by the CPU.
         progress: Called with the rows done and the rows in total.
-        engine: Shares the work between processes that all call this function; None: this one alone.
 
     Returns:
         The share of samples inside a ball of the reference, and the share of the reference inside a ball of
@@ -87,11 +84,11 @@ def precision_recall(
             scale = _safe_scale(r, s)
             if scale != 1:
                 r, s = r * scale, s * scale
-            return _screened(Exact(r), Exact(s), k, progress, engine or Inline())
+            return _screened(Exact(r), Exact(s), k, progress)
         half_r, half_s = Float16(r), Float16(s)
         if may_overflow(half_r, half_s):
             return brute_force(r, s, k)
-        return _screened(half_r, half_s, k, progress, engine or Inline())
+        return _screened(half_r, half_s, k, progress)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,6 @@ class PrecisionRecall:
         scores: Their names.
     """
 
-    shared: ClassVar[bool] = True
     uses_reference: ClassVar[bool] = True
     # Measured: 3.5 to 5.6, more where bfloat16 does not suffice.
     working_bytes: ClassVar[float] = 8
@@ -137,7 +133,6 @@ class PrecisionRecall:
             arithmetic=self.arithmetic,
             device=run.device,
             progress=run.report(" and ".join(spec.name for spec in self.scores)),
-            engine=run.engine,
         )
         return tuple(
             Score(name=spec.name, value=value, parameters=parameters(self))
@@ -171,59 +166,32 @@ def _safe_scale(r: Tensor, s: Tensor) -> float:
 
 
 def _screened(
-    r: Points, s: Points, k: int, progress: Callable[[int, int], object] | None, engine: Engine
+    r: Points, s: Points, k: int, progress: Callable[[int, int], object] | None
 ) -> tuple[float, float]:
     """Precision and recall where the deciding arithmetic does not overflow."""
     screening = Screening(r)
-    stripes = _Stripes(screening, 2 * len(r.x) + len(s.x), progress, engine)
+    done, total = 0, 2 * len(r.x) + len(s.x)
 
-    def radii(name: str, points: Points) -> Tensor:
+    def each_stripe(points: Points, look: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        """What ``look`` finds in each stripe of rows of the matrix of distances from these points."""
+        nonlocal done
+        for rows in slices(0, len(points.x), screening.tile[0]):
+            screening.begin()
+            yield look(rows)
+            done += rows.stop - rows.start
+            if progress is not None:
+                progress(done, total)
+
+    def radii(points: Points) -> Tensor:
         neighbours = Neighbours(points, k, screening)
         nearest = neighbours.none()
-        for found in stripes.map(name, points, neighbours.look):
+        for found in each_stripe(points, neighbours.look):
             nearest = smallest(nearest, found)
         return nearest[:, k]
 
-    radii_r, radii_s = radii("radii-reference", r), radii("radii-samples", s)
+    radii_r, radii_s = radii(r), radii(s)
     covering = Covering(r, radii_r, s, radii_s, screening)
     inside = covering.none()
-    for found in stripes.map("inside", r, covering.look):
+    for found in each_stripe(r, covering.look):
         inside |= found
     return float(inside[: len(s.x)].double().mean()), float(inside[len(s.x) :].double().mean())
-
-
-class _Stripes:
-    """Stripes of rows of a matrix of distances, which processes can share; reports the rows done."""
-
-    def __init__(
-        self,
-        screening: Screening,
-        total: int,
-        progress: Callable[[int, int], object] | None,
-        engine: Engine,
-    ) -> None:
-        self._screening = screening
-        self._done, self._total = 0, total
-        self._progress = progress
-        self._engine = engine
-
-    def map(self, name: str, points: Points, look: Callable[[slice], Tensor]) -> Iterator[Tensor]:
-        """What ``look`` finds in each stripe of rows of ``points``, in order."""
-        before, n = self._done, len(points.x)
-        parts = list(slices(0, n, self._screening.tile[0]))
-
-        def work(index: int) -> Arrays:
-            self._screening.begin()
-            found = look(parts[index]).cpu().numpy()
-            self._report(parts[index].stop - parts[index].start)
-            return {"found": found}
-
-        for result in self._engine.map(name, len(parts), work):
-            yield torch.from_numpy(result["found"]).to(points.x.device)
-        if others := before + n - self._done:  # rows of other processes
-            self._report(others)
-
-    def _report(self, rows: int) -> None:
-        self._done += rows
-        if self._progress is not None:
-            self._progress(self._done, self._total)

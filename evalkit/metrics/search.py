@@ -37,7 +37,7 @@ class Neighbours:
         self._k = k
         self._screening = screening
         self._nearest = self.none()
-        # (n,) upper bounds of the radii, from the pairs that this process has examined.
+        # (n,) upper bounds of the radii, from the pairs that were examined.
         self._bound = self._nearest[:, k].clone()
 
     def none(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 __all__ = ["Done", "Engine", "Inline", "Pending", "Pulse", "Work"]
@@ -80,7 +80,7 @@ class Engine(Protocol):
         work: Work[Item, Result],
         items: Iterable[Item],
         report: Callable[[float], object] | None = None,
-    ) -> Iterator[tuple[int, Result]]:
+    ) -> Generator[tuple[int, Result], None, None]:
         """The number of each item and its result, as they come.
 
         Closing the iterator abandons what is not done.
@@ -105,8 +105,11 @@ class Inline:
         work: Work[Item, Result],
         items: Iterable[Item],
         report: Callable[[float], object] | None = None,
-    ) -> Iterator[tuple[int, Result]]:
-        """In order. Where a device runs ahead, the next item is begun before a result is waited for."""
+    ) -> Generator[tuple[int, Result], None, None]:
+        """In order. Where a device runs ahead, the next item is begun before a result is waited for.
+
+        An error, or an interruption, comes after the results of what was begun before.
+        """
         begin: Callable[[Item, Pulse], Pending[Any]] | None = None
         finished = 0.0
         parts: dict[int, float] = {}
@@ -120,13 +123,18 @@ class Inline:
 
             return pulse
 
-        for index, item in enumerate(items):
-            begin = begin or work.prepare()
-            ahead.append((index, begin(item, pulse_of(index))))
-            while ahead and (ahead[0][1].done() or len(ahead) > 1):
-                number, pending = ahead.popleft()
-                result = pending.result()
-                finished += parts.pop(number, 0.0)
-                yield number, result
-        for number, pending in ahead:
-            yield number, pending.result()
+        try:
+            for index, item in enumerate(items):
+                begin = begin or work.prepare()
+                ahead.append((index, begin(item, pulse_of(index))))
+                while ahead and (ahead[0][1].done() or len(ahead) > 1):
+                    number, pending = ahead.popleft()
+                    result = pending.result()
+                    finished += parts.pop(number, 0.0)
+                    yield number, result
+        except GeneratorExit:
+            return
+        except BaseException:
+            yield from ((number, pending.result()) for number, pending in ahead)
+            raise
+        yield from ((number, pending.result()) for number, pending in ahead)

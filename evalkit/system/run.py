@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from evalkit.errors import InputError
+from evalkit.system.engine import Engine, Inline
 from evalkit.system.files import cache_directory, expand_user, versions
 from evalkit.system.progress import Progress
-from evalkit.system.team_engine import Engine, Inline
 
 __all__ = ["Run", "library_versions"]
 
@@ -28,7 +28,7 @@ class Run:
         store: Folder where features are kept between runs; ``"default"`` for the one in the user's cache
             (``EVALKIT_CACHE`` moves it), None to keep them nowhere.
         progress: Called with (stage, done, total).
-        engine: Who does the work.
+        engine: Who does the work: this process, or workers.
 
     Raises:
         InputError: A field is of the wrong kind.
@@ -44,6 +44,8 @@ class Run:
             raise InputError(f"progress={self.progress!r}: expected a function, or None.")
         if self.store is not None and not (isinstance(self.store, str | PathLike) and os.fspath(self.store)):
             raise InputError(f"store={self.store!r}: expected a folder, or None to keep no features.")
+        if isinstance(self.engine, type) or not hasattr(self.engine, "map"):
+            raise InputError(f"engine={self.engine!r}: expected one that does the work, or leave it out.")
 
     @classmethod
     def of(cls, run: Run | None, how: Mapping[str, Any]) -> Run:
@@ -64,11 +66,6 @@ class Run:
         return cls(**how) if run is None else run
 
     @property
-    def is_main_process(self) -> bool:
-        """Whether this process has all results: rank 0."""
-        return self.engine.rank == 0
-
-    @property
     def store_folder(self) -> Path | None:
         """The folder of the store; None where features are not kept."""
         if self.store is None:
@@ -77,11 +74,10 @@ class Run:
 
     def report(self, stage: str) -> Callable[[int, int], None]:
         """What reports (done, total) of a stage."""
-        progress = self.engine.watched(self.progress)
 
         def report(done: int, total: int) -> None:
-            if progress is not None:
-                progress(stage, done, total)
+            if self.progress is not None:
+                self.progress(stage, done, total)
 
         return report
 

@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from stand_ins import NO_STORE
 from stand_ins import InceptionPixels as Pixels
 
 from evalkit.errors import FeatureError, InputError, OutputError
-from evalkit.features import extraction
+from evalkit.features import extraction, pieces
 from evalkit.features import store as store_module
 from evalkit.features.extraction import Extraction, Wanted, extract, first_features
 from evalkit.features.moments import Gaussian
@@ -56,7 +57,9 @@ def folder_of(store: Path, images: ImageSource, extractor: Pixels) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces grow to these, because all take no time."""
     monkeypatch.setattr(store_module, "SHARD", 16)
+    monkeypatch.setattr(pieces, "monotonic", lambda: 0.0)
 
 
 def test_first_features_come_from_the_store_and_are_not_kept_there(
@@ -114,19 +117,29 @@ def test_a_changed_pixel_order_or_setting_is_never_stale(store: Path, images: ND
         assert np.array_equal(got.arrays["pool"], Pixels()(array)["pool"])
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 1000])
+@pytest.mark.parametrize(
+    ("batch_size", "begins"),
+    [
+        (1, [0, 1, 2, 4, 8, 16, 32, 48]),
+        (7, [0, 4, 8, 16, 32, 48]),
+        (16, [0, 16, 32, 48]),
+        (50, [0, 16, 32, 48]),
+        (1000, [0, 16, 32, 48]),
+    ],
+)
 def test_batch_size_and_shards_are_independent(
-    store: Path, images: NDArray[np.uint8], batch_size: int, monkeypatch: pytest.MonkeyPatch
+    store: Path,
+    images: NDArray[np.uint8],
+    batch_size: int,
+    begins: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Pixels, "batch_size", batch_size)
     got = extract(open_images(images), Pixels(), run=Run(store=store))
     assert np.array_equal(got.arrays["pool"], Pixels()(images)["pool"])
     folder = folder_of(store, open_images(images), Pixels())
     assert sorted(path.name for path in folder.iterdir()) == [
-        "00000000-00000016.h5",
-        "00000016-00000032.h5",
-        "00000032-00000048.h5",
-        "00000048-00000060.h5",
+        f"{begin:08d}-{end:08d}.h5" for begin, end in pairwise([*begins, 60])
     ]
 
 
@@ -183,7 +196,7 @@ calls, chance, done = deaths.calls_of(extract(sys.argv[4])), random.Random(0), [
 for _ in range(5):
     dying = deaths.dying_after(int(calls * chance.uniform(0.12, 0.18)), extract(sys.argv[3]))
     assert deaths.wait(deaths.start(dying)) == -signal.SIGKILL
-    done.append(len(list(Path(sys.argv[3]).glob("*/0*.h5"))))
+    done.append(sum(int(file.stem[9:]) - int(file.stem[:8]) for file in Path(sys.argv[3]).glob("*/0*.h5")))
 print(json.dumps(done))
 """
 
@@ -203,11 +216,11 @@ def test_kill_at_any_moment_leaves_a_store_that_works(
     assert killed.returncode == 0, killed.stderr
     done = json.loads(killed.stdout)
     assert done == sorted(done)
-    assert 12 <= done[0] < done[-1] < 150
+    assert 48 <= done[0] < done[-1] < 600
     extractor = Counting()
     source = open_images(tmp_path / "a.npz")
     got = extract(source, extractor, run=Run(store=store))
-    assert extractor.seen == 600 - 4 * done[-1]
+    assert extractor.seen == 600 - done[-1]
     assert np.array_equal(got.arrays["pool"], Pixels()(np.concatenate([images] * 10))["pool"])
 
 
@@ -219,7 +232,8 @@ def test_images_that_go_bad_late_keep_what_was_extracted(
     values[33, 1, 1, 1] = np.nan
     with pytest.raises(InputError, match="33"):
         extract(open_images(values), Pixels(), run=Run(store=store))
-    assert len(list(folder_of(store, open_images(values), Pixels()).iterdir())) == 2
+    # Of 8, 8 and 16 images.
+    assert len(list(folder_of(store, open_images(values), Pixels()).iterdir())) == 3
 
 
 def test_full_disk_is_said_and_leaves_no_half_file(
@@ -377,10 +391,10 @@ def test_a_source_that_ends_early_is_an_error(
     source = open_images(images)
     whole = source.batches
 
-    def short(size: int, start: int = 0) -> Iterator[NDArray[Any]]:
+    def short(size: int, start: int, stop: int | None) -> Iterator[NDArray[Any]]:
         yield next(iter(whole(10, start)))
 
-    monkeypatch.setattr(source, "batches", lambda size, start=0: (batch for batch in short(size, start)))
+    monkeypatch.setattr(source, "batches", short)
     with pytest.raises(InputError, match="ended at image 10; expected 60"):
         extract(source, Pixels())
 
@@ -403,13 +417,14 @@ class Noting(Counting):
 
 
 def test_forward_passes_do_not_depend_on_what_was_there(store: Path, images: NDArray[np.uint8]) -> None:
-    """No pass goes over the end of a shard, so a shard has the same passes in every run."""
+    """No pass goes over the end of a piece, so an image is in the same pass in every run."""
     whole = Noting()
     extract(open_images(images), whole, run=Run(store=store))
     assert whole.passes == [8, 8, 8, 8, 8, 8, 8, 4]
-    shards = sorted(folder_of(store, open_images(images), whole).iterdir())
-    for shard in (shards[1], shards[3]):
-        shard.unlink()
+    files = sorted(folder_of(store, open_images(images), whole).iterdir())
+    assert [file.stem[9:] for file in files] == ["00000008", "00000016", "00000032", "00000048", "00000060"]
+    for file in (files[2], files[4]):
+        file.unlink()
     again = Noting()
     extract(open_images(images), again, run=Run(store=store))
     assert again.passes == [8, 8, 8, 4]

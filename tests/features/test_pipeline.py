@@ -13,11 +13,13 @@ from stand_ins import NO_STORE
 from stand_ins import InceptionPixels as Pixels
 
 from evalkit.errors import InputError, OutputError
-from evalkit.extractors.base import Pending, Rows, RunsAhead
+from evalkit.extractors.base import Rows, RunsAhead
+from evalkit.features import pieces
 from evalkit.features import store as store_module
 from evalkit.features.extraction import extract
 from evalkit.features.store import StoredBatch
 from evalkit.images import open_images
+from evalkit.system.engine import Pending
 from evalkit.system.run import Run
 
 
@@ -56,25 +58,29 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two batches; pieces begin with one, and grow, because all take no time."""
     monkeypatch.setattr(store_module, "SHARD", 16)
+    monkeypatch.setattr(pieces, "monotonic", lambda: 0.0)
 
 
 def stored(store: Path) -> list[str]:
     return sorted(path.name for path in store.glob("*/*.h5"))
 
 
-def test_features_are_the_same_and_the_next_shard_is_begun_first(
+def test_features_are_the_same_and_the_next_piece_is_begun_first(
     store: Path, images: NDArray[np.uint8]
 ) -> None:
     expected = extract(open_images(images), Pixels())
-    for run in (Run(store=store), NO_STORE):
+    for run, order in (
+        (Run(store=store), ["begin 1", "begin 2", "end 1", "begin 3", "begin 4", "end 2"]),
+        (NO_STORE, ["begin 1", "begin 2", "begin 3", "begin 4", "end 1", "end 2"]),
+    ):
         extractor = Ahead()
         assert isinstance(extractor, RunsAhead)
         found = extract(open_images(images), extractor, run=run)
         for output in ("pool", "spatial", "logits"):
             np.testing.assert_array_equal(found.arrays[output], expected.arrays[output])
-        # Two batches a shard.
-        assert extractor.events[:6] == ["begin 1", "begin 2", "begin 3", "begin 4", "end 1", "end 2"]
+        assert extractor.events[:6] == order
         assert sorted(extractor.events) == sorted(
             f"{what} {n}" for what in ("begin", "end") for n in range(1, 9)
         )
@@ -102,13 +108,13 @@ def test_what_was_begun_before_an_error_is_kept(
 ) -> None:
     class Failing(Ahead):
         def submit(self, images: NDArray[Any]) -> Pending:
-            if self.begun == 5:  # in the third shard
+            if self.begun == 5:  # in the fourth piece, while the third is not waited for yet
                 raise error
             return super().submit(images)
 
     with pytest.raises(error):
         extract(open_images(images), Failing(), run=Run(store=store))
-    assert stored(store) == ["00000000-00000016.h5", "00000016-00000032.h5"]
+    assert stored(store) == ["00000000-00000008.h5", "00000008-00000016.h5", "00000016-00000032.h5"]
     extractor = Ahead()
     found = extract(open_images(images), extractor, run=Run(store=store))
     assert extractor.begun == 4
@@ -120,7 +126,7 @@ def test_a_bad_image_is_said_and_what_came_before_is_kept(store: Path) -> None:
     values[33, 1, 1, 1] = np.nan
     with pytest.raises(InputError, match="33"):
         extract(open_images(values), Ahead(), run=Run(store=store))
-    assert len(stored(store)) == 2
+    assert stored(store) == ["00000000-00000008.h5", "00000008-00000016.h5", "00000016-00000032.h5"]
 
 
 def test_an_error_of_the_thread_that_writes_is_raised(
@@ -128,16 +134,16 @@ def test_an_error_of_the_thread_that_writes_is_raised(
 ) -> None:
     real = StoredBatch.write
 
-    def full(self: StoredBatch, number: int, shard: dict[str, Rows]) -> None:
-        if number == 1:
+    def full(self: StoredBatch, piece: tuple[int, int], rows: dict[str, Rows]) -> None:
+        if piece == (16, 32):
             raise OutputError("full")
         assert threading.current_thread() is not threading.main_thread()
-        real(self, number, shard)
+        real(self, piece, rows)
 
     monkeypatch.setattr(StoredBatch, "write", full)
     with pytest.raises(OutputError, match="full"):
         extract(open_images(images), Ahead(), run=Run(store=store))
-    assert "00000000-00000016.h5" in stored(store)
+    assert "00000008-00000016.h5" in stored(store)
     assert "00000016-00000032.h5" not in stored(store)
 
 

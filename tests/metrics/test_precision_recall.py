@@ -1,5 +1,7 @@
 """Precision and recall against their definition, scikit-learn and TensorFlow."""
 
+from functools import reduce
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,6 @@ from evalkit.metrics.precision_recall import PrecisionRecall, precision_recall
 from evalkit.metrics.screening import Screen, Screening
 from evalkit.metrics.search import Covering, Neighbours, slices, smallest
 from evalkit.system.run import Run
-from evalkit.system.team_engine import Inline
 
 N = 600  # enough that no two screens see the same
 
@@ -133,40 +134,28 @@ def test_block_sizes_do_not_matter(monkeypatch, arithmetic):
     assert precision_recall(r, s, arithmetic=arithmetic) == expected
 
 
-@pytest.mark.parametrize("arithmetic", DISTANCES)
-def test_the_order_of_the_work_does_not_matter(small_tiles, arithmetic):
-    """Processes that share it may begin with any stripe."""
-
-    class Backwards(Inline):
-        def map(self, name, count, work):
-            return reversed([work(index) for index in reversed(range(count))])
-
-    for name in SHARED:
-        r, s = CLOUDS[name]
-        expected = every_pair(r, s, 3, arithmetic)
-        assert precision_recall(r, s, arithmetic=arithmetic, engine=Backwards()) == expected
-
-
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("kind", [Exact, Float16])
 @pytest.mark.parametrize("name", SHARED)
-def test_every_stripe_by_a_process_that_has_seen_no_other(small_tiles, name, kind):
-    """Processes know only what they have found themselves; all of it together is the result."""
+def test_the_order_of_stripes_does_not_matter(small_tiles, name, kind, together):
+    """Backwards: also where each stripe knows nothing of what the others found."""
     k = 3
     r, s = (kind(torch.from_numpy(side)) for side in CLOUDS[name])
 
-    def stripes(points):
-        return slices(0, len(points.x), Screening(r).tile[0])
+    def look(points, make):
+        finds = make()
+        found = []
+        for rows in [*slices(0, len(points.x), Screening(r).tile[0])][::-1]:
+            found.append(finds.look(rows))
+            finds = finds if together else make()
+        assert len(found) > 1
+        return found
 
     def radii(points):
-        nearest = Neighbours(points, k, Screening(r)).none()
-        for rows in stripes(points):
-            nearest = smallest(nearest, Neighbours(points, k, Screening(r)).look(rows))
-        return nearest[:, k]
+        return reduce(smallest, look(points, lambda: Neighbours(points, k, Screening(r))))[:, k]
 
     sides = r, radii(r), s, radii(s)
-    inside = Covering(*sides, Screening(r)).none()
-    for rows in stripes(r):
-        inside |= Covering(*sides, Screening(r)).look(rows)
+    inside = reduce(torch.logical_or, look(r, lambda: Covering(*sides, Screening(r))))
     samples, reference = inside.split([len(s.x), len(r.x)])
     arithmetic = {Exact: "exact", Float16: "float16"}[kind]
     expected = every_pair(*CLOUDS[name], k, arithmetic)

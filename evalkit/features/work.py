@@ -1,0 +1,258 @@
+"""What is done with a piece of a batch: images to rows, or to sums over many images."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import InputError
+from evalkit.extractors.base import Extractor, Rows, RunsAhead
+from evalkit.features.moments import Moments, check_rows
+from evalkit.features.pieces import Piece
+from evalkit.features.writer import RowsOf
+from evalkit.images import ImageSource
+from evalkit.system.engine import Done, Inline, Pending, Pulse
+
+__all__ = ["Extract", "SumUp", "Sums", "chosen_rows"]
+
+
+class _Begun:
+    """A piece whose images the networks have been given, and whose features may not be there yet.
+
+    Args:
+        count: Images in it.
+        extractors: The networks.
+    """
+
+    def __init__(self, count: int, extractors: Sequence[Extractor]) -> None:
+        self._rows: RowsOf = {
+            extractor.network: {
+                output: np.empty((count, d), np.float32) for output, d in extractor.outputs.items()
+            }
+            for extractor in extractors
+        }
+        self._parts: deque[tuple[str, slice, Pending[Mapping[str, Rows]]]] = deque()
+
+    def add(self, extractor: Extractor, images: NDArray[Any], at: int) -> None:
+        """Give a network some of the images, the first of which is the piece's number ``at``."""
+        pending = extractor.submit(images) if _runs_ahead(extractor) else Done(extractor(images))
+        self._parts.append((extractor.network, slice(at, at + len(images)), pending))
+        while self._parts and self._parts[0][2].done():
+            self._take()
+
+    def done(self) -> bool:
+        """Whether :meth:`result` would not wait."""
+        return all(pending.done() for _, _, pending in self._parts)
+
+    def result(self) -> RowsOf:
+        """All rows, once they are there."""
+        while self._parts:
+            self._take()
+        return self._rows
+
+    def _take(self) -> None:
+        network, rows, pending = self._parts.popleft()
+        for output, found in pending.result().items():
+            self._rows[network][output][rows] = found
+
+
+def _runs_ahead(extractor: Extractor) -> TypeGuard[RunsAhead]:
+    """Whether ``submit`` does what a call does: not where a subclass changed the call alone."""
+
+    def owner(name: str) -> type | None:
+        return next((kind for kind in type(extractor).__mro__ if name in vars(kind)), None)
+
+    submits, calls = owner("submit"), owner("__call__")
+    return submits is not None and calls is not None and issubclass(submits, calls)
+
+
+@dataclass(frozen=True, eq=False)
+class Extract:
+    """The rows of pieces, of the networks that each piece names.
+
+    Attributes:
+        images: The batch.
+        extractors: The networks.
+        batch_sizes: Images of a forward pass, by network: powers of two, and no piece ends within one.
+    """
+
+    images: ImageSource
+    extractors: tuple[Extractor, ...]
+    batch_sizes: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"features of {self.images.name}"
+
+    @property
+    def device(self) -> str:
+        """Where the networks are: of the first that is not on a CPU."""
+        devices = [str(getattr(extractor, "device", "cpu")) for extractor in self.extractors]
+        # TensorFlow calls its first GPU "GPU:0".
+        return next((each.lower().replace("gpu", "cuda") for each in devices if each != "cpu"), "cpu")
+
+    def prepare(self) -> Callable[[Piece, Pulse], Pending[RowsOf]]:
+        """What begins a piece; one stream of images serves those that follow each other."""
+        stream = _Stream(self.images, max(self.batch_sizes.values()))
+        by_network = {extractor.network: extractor for extractor in self.extractors}
+
+        def begin(piece: Piece, pulse: Pulse) -> Pending[RowsOf]:
+            extractors = [by_network[network] for network in piece.networks]
+            begun = _Begun(piece.end - piece.begin, extractors)
+            position = 0
+            pulse(position)
+            for batch in stream.read(piece.begin, piece.end):
+                for extractor in extractors:
+                    size = self.batch_sizes[extractor.network]
+                    for first in range(0, len(batch), size):
+                        begun.add(extractor, batch[first : first + size], position + first)
+                position += len(batch)
+                pulse(position)
+            self.images.check_unchanged()  # what it is stored under was computed before
+            return begun
+
+        return begin
+
+
+class _Stream:
+    """The images of pieces, read ahead.
+
+    Args:
+        images: The batch.
+        size: Images at a time.
+    """
+
+    def __init__(self, images: ImageSource, size: int) -> None:
+        self._images = images
+        self._size = size
+        self._batches: Generator[NDArray[Any], None, None] | None = None
+        self._position = 0
+        self._stop: int | None = None
+
+    def read(self, begin: int, end: int) -> Iterator[NDArray[Any]]:
+        """The images from ``begin`` to before ``end``."""
+        if self._batches is None or self._position != begin or self._stop == begin:
+            # Where another did what lies between, so will it what follows: that is not read ahead.
+            self._stop = end if self._position != begin else None
+            if self._batches is not None:
+                self._batches.close()
+            self._batches = self._images.batches(self._size, begin, self._stop)
+            self._position = begin
+        while self._position < end:
+            batch = next(self._batches, None)
+            if batch is None:
+                raise InputError(
+                    f"{self._images.name} ended at image {self._position}; "
+                    f"expected {len(self._images)} images."
+                )
+            self._position += len(batch)
+            yield batch
+
+
+@dataclass(frozen=True, eq=False)
+class SumUp:
+    """The moments of groups of pieces, and some of their rows, so that not all rows need to be sent.
+
+    Attributes:
+        extract: Yields the rows.
+        sums: Widths of the outputs that are summed up, by network.
+        kept: Outputs of which rows are kept, by network.
+        rows: (m,) ascending indices of the images whose rows are kept; None for all.
+    """
+
+    extract: Extract
+    sums: Mapping[str, Mapping[str, int]]
+    kept: Mapping[str, Sequence[str]]
+    rows: NDArray[np.int64] | None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"mean and covariance of {self.extract.name}"
+
+    @property
+    def device(self) -> str:
+        """That of the networks."""
+        return self.extract.device
+
+    def prepare(self) -> Callable[[Sequence[Piece], Pulse], Pending[tuple[Sums, RowsOf]]]:
+        """What does a group of consecutive pieces; the device runs ahead within it."""
+        begin = self.extract.prepare()
+
+        def sum_up(pieces: Sequence[Piece], pulse: Pulse) -> Pending[tuple[Sums, RowsOf]]:
+            sums = Sums(self.extract.images.name, self.sums)
+            parts: dict[str, dict[str, list[Rows]]] = {
+                network: {output: [] for output in outputs} for network, outputs in self.kept.items()
+            }
+            for number, found in Inline().map(_Prepared(self.name, self.device, begin), pieces, pulse):
+                piece = pieces[number]
+                sums.add(piece.begin, found)
+                chosen = chosen_rows(self.rows, piece.begin, piece.end)
+                for network, outputs in parts.items():
+                    for output, kept in outputs.items():
+                        kept.append(found[network][output][chosen])
+            kept_rows = {
+                network: {output: np.concatenate(arrays) for output, arrays in outputs.items()}
+                for network, outputs in parts.items()
+            }
+            return Done((sums, kept_rows))
+
+        return sum_up
+
+
+class _Prepared(NamedTuple):
+    """Work that is prepared already."""
+
+    name: str
+    device: str
+    begin: Callable[[Piece, Pulse], Pending[RowsOf]]
+
+    def prepare(self) -> Callable[[Piece, Pulse], Pending[RowsOf]]:
+        return self.begin
+
+
+class Sums:
+    """Moments of outputs, of rows that are added in the order of the images.
+
+    Args:
+        name: Of the batch, for messages.
+        widths: Of each output, by network.
+    """
+
+    def __init__(self, name: str, widths: Mapping[str, Mapping[str, int]]) -> None:
+        self._name = name
+        self.moments = {
+            network: {output: Moments(d) for output, d in outputs.items()}
+            for network, outputs in widths.items()
+        }
+
+    def add(self, first: int, rows: RowsOf) -> None:
+        """Add the rows of consecutive images.
+
+        Raises:
+            FeatureError: One is not finite; the message says where.
+        """
+        for network, outputs in self.moments.items():
+            for output, moments in outputs.items():
+                check_rows(rows[network][output], f"{self._name}, {output}, counted from image {first}")
+                moments.update(rows[network][output])
+
+    def merge(self, other: Sums) -> None:
+        """Add what the other has seen."""
+        for network, outputs in self.moments.items():
+            for output, moments in outputs.items():
+                moments.merge(other.moments[network][output])
+
+
+def chosen_rows(rows: NDArray[np.int64] | None, begin: int, end: int) -> slice | NDArray[np.int64]:
+    """Which of the images from ``begin`` to before ``end`` are among the ascending ``rows``; None for all."""
+    if rows is None:
+        return slice(None)
+    first, last = np.searchsorted(rows, (begin, end))
+    return rows[first:last] - begin
