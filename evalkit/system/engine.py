@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-__all__ = ["Done", "Engine", "Inline", "Pending", "Pulse", "Work"]
+__all__ = ["Done", "Engine", "Inline", "Pending", "Pulse", "Work", "WorkerState"]
 
 Item = TypeVar("Item")
 ItemIn = TypeVar("ItemIn", contravariant=True)
@@ -70,6 +71,29 @@ class Work(Protocol[ItemIn, ResultOut]):
         Raises:
             EvalkitError: The inputs are not there, or are not those that the caller has.
         """
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a worker elsewhere is at.
+
+    Attributes:
+        host: Name of its machine; empty until it has started.
+        pid: Its process there; 0 until it has started.
+        device: ``cpu``, ``cuda:N`` by the machine's numbers, or ``mps``.
+        state: ``starting`` (also: waits for a free device), ``loading``, ``working``, ``idle`` or ``lost``.
+        item: Number of the item that it does.
+        done: How much of that item is done, in the unit of the pulses.
+        rate: How much it does in a second, over the last half minute.
+    """
+
+    host: str
+    pid: int
+    device: str
+    state: str
+    item: int | None
+    done: float
+    rate: float
 
 
 class Engine(Protocol):

@@ -1,0 +1,142 @@
+"""Starts Ray on this machine for this process alone, or joins a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evalkit.errors import InputError, first_line
+from evalkit.system import ray_guard
+
+__all__ = ["joined_ray", "private_ray"]
+
+MOST_OF_A_SOCKET = 107
+SOCKET_OF_RAY = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1234567")
+
+
+@contextmanager
+def private_ray() -> Iterator[None]:
+    """A Ray that nobody else can use and that ends with the block or with this process.
+
+    Raises:
+        InputError: It does not start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=_short_folder()))
+    guard = subprocess.Popen(
+        [sys.executable, "-I", "-S", ray_guard.__file__, str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    try:
+        with _environment(_for_private()), _ray() as ray:
+            try:
+                ray.init(
+                    "local",
+                    # It starts this many workers at once. We start as many as we use, and they ask for none.
+                    num_cpus=0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder),
+                )
+            except Exception as error:  # of many kinds
+                raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
+            yield
+    finally:
+        guard.communicate()
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """The cluster at ``HOST:PORT``, while the block runs.
+
+    Raises:
+        InputError: It cannot be joined.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        raise InputError(
+            f"No address of a Ray cluster: {address!r}. Give HOST:PORT, as `ray start` prints it."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"No Ray at {address}: {error}. Give the HOST:PORT that `ray start --head` prints, or start it."
+        ) from error
+    with _ray() as ray:
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # of many kinds
+            raise InputError(
+                f"Cannot join the Ray cluster at {address}: {first_line(error)}. This machine must be one of "
+                f"its nodes: run `ray start --address={address}` here, with the same versions of Ray and "
+                "Python, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN as for the cluster, if it has a token."
+            ) from error
+        yield
+
+
+def _short_folder() -> str:
+    folder = tempfile.gettempdir()
+    return folder if len(folder) + len("/ray-12345678") + SOCKET_OF_RAY <= MOST_OF_A_SOCKET else "/tmp"
+
+
+def _for_private() -> dict[str, str | None]:
+    return {
+        "RAY_ADDRESS": None,
+        "RAY_AUTH_MODE": "token",
+        # Where there is none, Ray writes one into the home directory, and every other Ray then uses it.
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        # Workers find the modules that this process finds.
+        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+    }
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@contextmanager
+def _ray() -> Iterator[Any]:
+    """The module ``ray``; what it changed in this process is put back, and it is shut down at the end."""
+    import ray
+
+    if ray.is_initialized():
+        raise InputError("This process already uses Ray: call ray.shutdown() before.")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+        if in_main_thread:
+            with contextlib.suppress(TypeError):  # it was not set from Python
+                signal.signal(signal.SIGTERM, on_terminate)

@@ -1,0 +1,341 @@
+"""Workers on one or many machines, which Ray starts and watches: an actor for each GPU, or by CPU threads."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from evalkit.errors import InputError, MissingDependencyError, WorkerError, first_line
+from evalkit.system.engine import Engine, Work, WorkerState
+from evalkit.system.ray_connection import joined_ray, private_ray
+from evalkit.system.ray_member import LOADING, Call, Member
+from evalkit.system.ray_worker import Driver, Outcome, Place, Worker
+
+__all__ = ["STALL_SECONDS", "ray_engine"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Watch: TypeAlias = Callable[[Sequence[WorkerState]], object]
+
+logger = logging.getLogger(__name__)
+
+STALL_SECONDS = 600.0
+"""How long an item, or loading, may show no progress; ``EVALKIT_STALL_SECONDS`` changes it."""
+
+TRIES = 4
+LOOK_SECONDS = 1.0
+UNSTARTED_SECONDS = 30.0
+RESUME = "Stored results are kept: run the same command again to resume."
+
+
+@contextmanager
+def ray_engine(address: str | None = None, *, watch: Watch | None = None) -> Iterator[Engine]:
+    """An engine whose workers are actors of Ray, while the block runs.
+
+    Args:
+        address: ``HOST:PORT`` of a cluster that has a node on this machine. None starts a Ray on this machine
+            for this process alone, whatever else runs here.
+        watch: Called about once a second, and at every change, with the states of all workers.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        InputError: The cluster cannot be joined, or Ray does not start.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError("Several workers need Ray: pip install 'evalkit[cluster]'")
+    stall = _stall_seconds()
+    with private_ray() if address is None else joined_ray(address):
+        yield _RayEngine(stall, watch, is_private=address is None)
+
+
+def _stall_seconds() -> float:
+    text = os.environ.get("EVALKIT_STALL_SECONDS", str(STALL_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise InputError(f"EVALKIT_STALL_SECONDS={text!r} in the environment: expected seconds above 0.")
+    return seconds
+
+
+class _RayEngine:
+    """See :func:`ray_engine`. One thread uses it, for one map at a time."""
+
+    def __init__(self, stall: float, watch: Watch | None, *, is_private: bool) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self.stall = stall
+        self._watch = watch
+        self._is_private = is_private
+        self._class = self._ray.remote(max_restarts=0, concurrency_groups={"work": 2, "look": 1})(Worker)
+        self.members: list[Member] = []
+        self._deaths: list[int] = []
+        self._in_map = False
+
+    def map(
+        self,
+        work: Work[Item, Result],
+        items: Iterable[Item],
+        report: Callable[[float], object] | None = None,
+    ) -> Generator[tuple[int, Result], None, None]:
+        """As they come, of all workers; see :class:`evalkit.system.engine.Engine`."""
+        if self._in_map:
+            raise RuntimeError("An engine of Ray does one map at a time.")
+        self._in_map = True
+        try:
+            yield from _Job(self, self._ray, work, items, report).results()
+        finally:
+            self._in_map = False
+            for member in [member for member in self.members if member.items()]:
+                self.drop(member)
+
+    def capacity(self, driver: Driver) -> int:
+        """How many workers the machines that are there now may have."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if driver.device == "cuda":
+            found = sum(int(node.get("GPU", 0)) for node in nodes)
+        elif self._is_private:
+            found = _cores() // driver.threads
+        else:
+            found = sum(int(node.get("CPU", 0)) // driver.threads for node in nodes)
+        # A cluster that grows on demand does so for a worker that waits.
+        return max(1, found)
+
+    def start(self, driver: Driver) -> None:
+        """One more worker, when there is a place for it."""
+        is_gpu = driver.device == "cuda"
+        cpus = 0 if is_gpu or self._is_private else driver.threads
+        actor = self._class.options(num_gpus=1 if is_gpu else 0, num_cpus=cpus).remote()
+        deaths = self._deaths.pop() if self._deaths else 0
+        self.members.append(Member(actor, actor.hello.remote(), driver.device, deaths))
+
+    def drop(self, member: Member) -> None:
+        """End a worker, whatever it does."""
+        self.members.remove(member)
+        if self._ray.is_initialized():
+            self._ray.kill(member.actor, no_restart=True)
+        self.tell(member)
+
+    def replace_loading(self, member: Member) -> None:
+        """Remember, for the one that takes its place, that it died while it loaded."""
+        self._deaths.append(member.deaths + 1)
+
+    def tell(self, lost: Member | None = None) -> None:
+        """Call ``watch``."""
+        if self._watch is not None:
+            states = [member.state() for member in self.members]
+            self._watch(states if lost is None else [*states, lost.state("lost")])
+
+
+class _Job(Generic[Item, Result]):
+    """One map."""
+
+    def __init__(
+        self,
+        engine: _RayEngine,
+        ray: Any,
+        work: Work[Item, Result],
+        items: Iterable[Item],
+        report: Callable[[float], object] | None,
+    ) -> None:
+        self._engine = engine
+        self._ray = ray
+        self._name = work.name
+        self._driver = Driver.here(work.device)
+        self._pickled: bytes = ray.cloudpickle.dumps(work)
+        self._stored = ray.put(self._pickled)
+        self._items = enumerate(items)
+        self._are_more = True
+        self._todo: deque[Call] = deque()
+        self._report = report
+        self._reported = self._finished = 0.0
+        self._capacity = 1
+        self._begun = self._looked = time.monotonic()
+
+    def results(self) -> Iterator[tuple[int, Result]]:
+        """Of all items, as they come."""
+        engine = self._engine
+        for member in [each for each in engine.members if each.device != self._driver.device]:
+            engine.drop(member)
+        self._capacity = engine.capacity(self._driver)
+        while True:
+            self._hand_out()
+            if not (self._todo or self._are_more or any(member.items() for member in engine.members)):
+                return
+            found = self._answer()
+            if time.monotonic() - self._looked >= LOOK_SECONDS:
+                self._look()
+            self._tell()
+            if found is not None:
+                self._hand_out()
+                yield found
+
+    # ------------------------------------------------------------------------------------ giving out items
+
+    def _hand_out(self) -> None:
+        """Give items to all who have room, and start workers as far as there are items for them."""
+        members = self._engine.members
+        # Those without any item first.
+        for member in sorted(members, key=lambda member: len(member.calls)):
+            while member.place is not None and not member.is_loading() and member.room() > 0:
+                if member.work != self._pickled:
+                    # Those that start may wait for a device for ever, so they keep no item from this one.
+                    if self._have(1 + sum(each.is_loading() for each in members if each.place)):
+                        self._call(member, Call(LOADING, self._pickled))
+                    break
+                if not self._have(1):
+                    break
+                self._call(member, self._todo.popleft())
+        while len(members) < self._capacity and self._have(1 + sum(each.is_loading() for each in members)):
+            self._engine.start(self._driver)
+
+    def _have(self, count: int) -> bool:
+        """Whether there are so many items to do."""
+        while len(self._todo) < count:
+            if not self._take():
+                return False
+        return True
+
+    def _take(self) -> bool:
+        """Whether there was one more item."""
+        for index, item in self._items if self._are_more else ():
+            self._todo.append(Call(index, pickle.dumps(item, pickle.HIGHEST_PROTOCOL)))
+            return True
+        self._are_more = False
+        return False
+
+    def _call(self, member: Member, item: Call) -> None:
+        if not member.calls:
+            member.quiet = 0.0
+        arguments: tuple[Any, ...] = item.index, item.pickled
+        method = member.actor.item
+        if item.index == LOADING:
+            method, arguments = member.actor.load, (self._driver, self._stored)
+            member.forget()
+        member.calls[method.options(concurrency_group="work").remote(*arguments)] = item
+
+    # --------------------------------------------------------------------------------------------- answers
+
+    def _answer(self) -> tuple[int, Result] | None:
+        """Wait for one, at most until it is time to look; returns the result, where it is one."""
+        owners = {
+            reference: member
+            for member in self._engine.members
+            for reference in (member.calls if member.place else [member.hello])
+        }
+        left = self._looked + LOOK_SECONDS - time.monotonic()
+        ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=max(0.0, left))
+        for reference in ready:
+            member = owners[reference]
+            answer = self._get(member, reference)
+            if isinstance(answer, Place):
+                member.place = answer
+            elif isinstance(answer, Outcome):
+                return self._ended(member, member.calls.pop(reference), answer)
+        return None
+
+    def _get(self, member: Member, reference: Any) -> Any:
+        """What the worker answered, or None where it is lost."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayTaskError as error:
+            raise WorkerError(f"{member.who()} cannot do its work: {first_line(error)}") from error
+        except errors.RayError as error:
+            self._lose(member, f"died without reporting an error, as if killed or out of memory ({error})")
+            return None
+
+    def _ended(self, member: Member, item: Call, outcome: Outcome) -> tuple[int, Result] | None:
+        member.quiet = 0.0
+        if item.index == LOADING and item.pickled != self._pickled:
+            return None  # of a map that has ended
+        if outcome.failure is not None:
+            raise outcome.failure.error(member.place.host if member.place else "")
+        if item.index == LOADING:
+            member.work, member.deaths = item.pickled, 0
+            return None
+        member.seconds = outcome.seconds
+        member.parts.pop(item.index, None)
+        member.finished += outcome.done
+        self._finished += outcome.done
+        return item.index, pickle.loads(outcome.value)
+
+    # ------------------------------------------------------------------------------------------ watching
+
+    def _look(self) -> None:
+        """Ask all workers how far they are, for which nobody waits; give up those that stand still."""
+        now = time.monotonic()
+        # Where this process stood still itself, it is not the workers' fault.
+        passed = min(now - self._looked, 2 * LOOK_SECONDS)
+        self._looked = now
+        engine = self._engine
+        self._capacity = engine.capacity(self._driver)
+        asked = {member.look: member for member in engine.members if member.look is not None}
+        answered, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
+        for reference in answered:
+            member = asked[reference]
+            found = self._get(member, reference)
+            if found is None:
+                continue
+            member.look = None
+            changes, parts = found
+            in_hand = {item.index for item in member.items()}
+            member.parts = {index: done for index, done in parts.items() if index in in_hand}
+            if changes != member.changes:
+                member.changes, member.quiet = changes, 0.0
+            member.totals.append((now, member.finished + sum(member.parts.values())))
+        for member in list(engine.members):
+            if member.place is not None and member.look is None:
+                member.look = member.actor.look.options(concurrency_group="look").remote()
+            if member.calls:
+                member.quiet += passed
+                if member.quiet > engine.stall:
+                    self._lose(member, f"made no progress for {engine.stall:g} s (EVALKIT_STALL_SECONDS)")
+
+    def _tell(self) -> None:
+        done = self._finished + sum(sum(member.parts.values()) for member in self._engine.members)
+        if self._report is not None and done != self._reported:
+            self._reported = done
+            self._report(done)
+        self._engine.tell()
+
+    def _lose(self, member: Member, reason: str) -> None:
+        """Take back what it has not done.
+
+        Raises:
+            WorkerError: It was the last of the tries.
+        """
+        was_loading, items = member.is_loading(), member.items()
+        self._engine.drop(member)
+        if was_loading:
+            if member.deaths + 1 >= TRIES:
+                raise WorkerError(
+                    f"{self._name}: {member.who()} was lost while loading, as {TRIES - 1} before it in its "
+                    f"place: it {reason}. {RESUME}"
+                )
+            self._engine.replace_loading(member)
+        if items:
+            # It had not begun the others.
+            first = items[0]
+            first.tries += 1
+            if first.tries >= TRIES:
+                done = member.parts.get(first.index, 0.0)
+                raise WorkerError(
+                    f"{self._name}: item {first.index} was tried {TRIES} times. The last time, "
+                    f"{member.who()} {reason}; {done:g} of it was done. {RESUME}"
+                )
+        self._todo.extendleft(reversed(items))
+
+
+def _cores() -> int:
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
