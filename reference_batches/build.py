@@ -314,7 +314,7 @@ class _Builder:
         with closing(work):
             while begin < len(indices):
                 following = 0
-                with closing(self.engine.map(work, pieces(), report_all)) as results:  # type: ignore[type-var]
+                with closing(self.engine.map(work, pieces(), report_all)) as results:
                     for number, cut in results:
                         for index, pixels in cut.pixels.items():
                             self.journal.put(self.slots[index], pixels)
