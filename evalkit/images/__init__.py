@@ -15,17 +15,18 @@ from __future__ import annotations
 import os
 import pkgutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, RemoteError
 from evalkit.images.arrays import SupportsArray, open_array
 from evalkit.images.decode import Decoded
 from evalkit.images.files import ImageFiles
 from evalkit.images.labels import are_ids
 from evalkit.images.parts import is_pattern, open_parts
 from evalkit.images.reading import Candidate, readable
-from evalkit.images.source import ImageSource, read_ahead
+from evalkit.images.source import ImageSource, Known, read_ahead
 from evalkit.images.value_range import VALUE_RANGES, ValueRange, check_range_used, parse_value_range
 from evalkit.images.write import NpzWriter
 from evalkit.system.files import kind_of
@@ -48,6 +49,7 @@ __all__ = [
     "open_images",
     "parse_value_range",
     "read_ahead",
+    "reopen",
 ]
 
 # To add a format, write its class (see Format) in a file of its own, add a row "kind": "module:Class" here,
@@ -120,11 +122,44 @@ def open_images(
         pattern = str(source) if is_url(source) else str(Path(source))
         return open_parts(pattern, lambda path: open_images(path, value_range=value_range))
     else:
-        path = place_of(source)
-        with readable(str(path)):
-            opened = _find_format(path)(path)
-            images = Decoded(opened) if isinstance(opened, ImageFiles) else opened
+        images = _open_one(place_of(source))
     images.take_value_range(wanted)
+    return images
+
+
+def _open_one(place: Place) -> ImageSource:
+    with readable(str(place)):
+        opened = _find_format(place)(place)
+        images = Decoded(opened) if isinstance(opened, ImageFiles) else opened
+    images.opened_by = partial(reopen, place.url if isinstance(place, Remote) else str(place.absolute()))
+    return images
+
+
+def reopen(place: str, known: Known) -> ImageSource:
+    """Open in this process what was opened in another one: what unpickling an ImageSource does.
+
+    The content is hashed and compared. It is not where the files have the sizes, inodes and times, or the
+    versions of the server, that they had for the other process: on the same machine, and at most URLs. Other
+    machines remember the hash (see :mod:`evalkit.system.identity`). So the check costs one reading of the
+    file on each, little beside extracting features, and leaves no way for other pixels to come in.
+
+    Args:
+        place: An absolute path, or a URL.
+        known: What the content was.
+
+    Raises:
+        InputError: There is nothing, or something else.
+    """
+    try:
+        images = _open_one(place_of(place))
+        images.take_known(known)
+    except RemoteError:
+        raise
+    except InputError as error:
+        raise InputError(
+            f"{str(error).rstrip('.')}. All workers must see the same file: put it where they all find it "
+            "under this path, or give a URL."
+        ) from error
     return images
 
 

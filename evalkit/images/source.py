@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +24,29 @@ from evalkit.images.value_range import (
     cut_floats_problem,
     scaled_floats_problem,
 )
-from evalkit.system.identity import check_unchanged, recall
+from evalkit.system.identity import check_unchanged, recall, stamp
 from evalkit.system.progress import Progress
 from evalkit.system.stops import Stop
 from evalkit.system.storage import Place, Remote
 
-__all__ = ["ImageSource", "read_ahead"]
+__all__ = ["ImageSource", "Known", "read_ahead"]
 
 T = TypeVar("T")
+
+
+class Known(NamedTuple):
+    """What one process tells another of a source.
+
+    Attributes:
+        found: What reading the content gave: ``digest`` and others.
+        stamp: Of the files then; None if their content is not all that decides.
+        value_range: See :class:`ImageSource`.
+    """
+
+    found: Mapping[str, Any]
+    stamp: str | None
+    value_range: tuple[float, float] | None
+
 
 _BATCH_SIZE = 16
 """Images at a time where the whole source is read to examine it."""
@@ -56,6 +71,9 @@ class ImageSource(ABC):
             of the reference evaluator, both pairs or one, finite floats as the file holds them; or None.
         provenance: The record that evalkit writes into an npz of how it was made, or None.
         notes: What the user should know but is not an error, one sentence each.
+        opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
+
+    Pickled, it is the way to open it again, and what its content was: see :func:`evalkit.images.reopen`.
     """
 
     _remembered = True
@@ -74,6 +92,7 @@ class ImageSource(ABC):
         self.statistics: Mapping[str, NDArray[Any]] | None = None
         self.provenance: Mapping[str, Any] | None = None
         self.notes: tuple[str, ...] = ()
+        self.opened_by: Callable[[Known], ImageSource] | None = None
         self._count = count
         self._stored_dtype = dtype
         self._found: Mapping[str, Any] | None = None
@@ -83,6 +102,13 @@ class ImageSource(ABC):
 
     def __len__(self) -> int:
         return self._count
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if self.opened_by is None:
+            return super().__reduce_ex__(protocol)
+        self.identify()
+        assert self._found is not None
+        return self.opened_by, (Known(self._found, self._stamp, self.value_range),)
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}: {len(self)} images of shape {self.shape}, {self.dtype}>"
@@ -210,6 +236,28 @@ class ImageSource(ABC):
         Where it would not, nothing that is read later may be kept under the hash.
         """
         return all(path.shows_changes() for path in self._paths() or () if isinstance(path, Remote))
+
+    def take_known(self, known: Known) -> None:
+        """Hash the content, unless the files are the very ones that were hashed, and compare.
+
+        Raises:
+            InputError: It is another content.
+        """
+        self.value_range = known.value_range
+        paths = self._paths()
+        if paths is not None and self.shows_changes():
+            with readable(self.name):
+                same = stamp(paths)[0] == known.stamp
+            if same:
+                self._found, self._stamp = known.found, known.stamp
+                return
+        self.identify()
+        assert self._found is not None
+        if self._found["digest"] != known.found["digest"]:
+            raise InputError(
+                f"{self.name} holds other images here, of the digest {self._found['digest'][:12]}, than for "
+                f"the process that gives the work, of {known.found['digest'][:12]}"
+            )
 
     @property
     def is_remote(self) -> bool:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError
 from evalkit.images import FORMATS, ImageSource, open_images
 from evalkit.images.archives import Tar
+from evalkit.system.identity import stamp
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 20, 24, 3), np.uint8)
 LABELS = np.arange(12) % 5
@@ -120,11 +121,48 @@ def test_batches_of_any_size_and_start(case: Case, size: int, start: int) -> Non
     np.testing.assert_array_equal(found, IMAGES[start:])
 
 
-def test_a_copy_in_another_process_reads_the_same(case: Case) -> None:
-    source = open_images(case.write("x"))
-    copy = pickle.loads(pickle.dumps(source))
+def never(*_: Any) -> Any:
+    raise AssertionError("the file is read to be hashed")
+
+
+def test_a_copy_in_another_process_reads_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = case.write("x")
+    monkeypatch.chdir(case.folder)
+    source = open_images("x")
+    digest, pickled = source.digest, pickle.dumps(source)
+    assert len(pickled) < 1000  # where it is, and its digest
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(type(source), "_examine", never)
+    copy = pickle.loads(pickled)
     np.testing.assert_array_equal(pixels(copy), IMAGES)
-    assert copy.digest == source.digest
+    np.testing.assert_array_equal(copy.labels, source.labels)
+    assert (copy.name, copy.kind, copy.digest) == (str(path), case.row, digest)
+    copy.check_unchanged(every_file=True)
+
+
+def elsewhere(places: Any) -> tuple[str, float]:
+    """Of the same files, as another machine sees them."""
+    return f"another device {stamp(places)[0]}", 0.0
+
+
+def test_a_copy_on_another_machine_is_hashed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = case.write("x")
+    source = open_images(path)
+    digest, pickled = source.digest, pickle.dumps(source)
+    for module in ("evalkit.images.source", "evalkit.system.identity"):
+        monkeypatch.setattr(f"{module}.stamp", elsewhere)
+    copy = pickle.loads(pickled)
+    np.testing.assert_array_equal(pixels(copy), IMAGES)
+    assert copy.digest == digest
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    changed = IMAGES.copy()
+    changed[7, 3, 2, 1] ^= 1
+    case.write("x", changed)
+    with pytest.raises(InputError, match=r"x holds other images here.* All workers must see the same file"):
+        pickle.loads(pickled)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=r"x: there is no such file.* All workers must see the same file"):
+        pickle.loads(pickled)
 
 
 def test_the_digest_follows_the_content(case: Case) -> None:

@@ -1,6 +1,9 @@
 """Several files as one source."""
 
+import pickle
+
 import numpy as np
+import pytest
 from containers import (
     PIXELS,
     STATISTICS,
@@ -8,7 +11,7 @@ from containers import (
     write_npz,
 )
 
-from evalkit.errors import ImageError
+from evalkit.errors import ImageError, InputError
 from evalkit.images import open_images
 
 
@@ -78,3 +81,20 @@ def test_a_bracket_that_may_be_either(tmp_path):
         write_npz(tmp_path / name / "x.npz", PIXELS)
     bad(tmp_path / "run[1]" / "*.npz", "can be read in two ways", "[[] for a bracket")
     assert len(open_images(tmp_path / "run[[]1]" / "*.npz")) == 7
+
+
+def test_parts_in_another_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, part in zip("abc", np.split(np.float32(PIXELS) / 255, (3, 5)), strict=True):
+        write_npz(tmp_path / f"{name}.npz", part, np.arange(len(part)))
+    source = open_images("*.npz", value_range="0..1")
+    digest, pickled = source.digest, pickle.dumps(source)
+    write_npz(tmp_path / "d.npz", PIXELS)  # another file that the pattern matches by now
+    monkeypatch.chdir("/")
+    copy = pickle.loads(pickled)
+    np.testing.assert_allclose(np.concatenate(list(copy.batches(4))), PIXELS, rtol=1e-6)
+    np.testing.assert_array_equal(copy.labels, source.labels)
+    assert copy.digest == digest
+    write_npz(tmp_path / "b.npz", PIXELS[3:5])
+    with pytest.raises(InputError, match=r"b\.npz holds other images here"):
+        pickle.loads(pickled)
