@@ -1,9 +1,10 @@
 """A reference batch from your own images: ADM's preprocessing, a seeded choice, statistics of all of them.
 
-The main path is :func:`build`. Images are decoded on all cores and stream past once: features go into
-running moments, and the pixels of the chosen images into a file next to the result. Every half minute this is
-saved (see :mod:`reference_batches.journal`), so that the same command resumes after an interruption and gives
-the same bytes.
+The main path is :func:`build`. Images stream past once, a batch at a time: :mod:`reference_batches.work`
+decodes and measures them, here or on workers. In the order of the images, features go into running moments;
+the pixels of the chosen ones go into a file next to the result. Every half minute this is saved (see
+:mod:`reference_batches.journal`), so that the same command resumes after an interruption and gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -37,19 +37,22 @@ from evalkit.images import (
     is_pattern,
     open_image_files,
     open_images,
-    read_ahead,
 )
+from evalkit.system.engine import Engine, Inline
 from evalkit.system.files import check_writable, versions
 from evalkit.system.identity import stamp
 from evalkit.system.progress import Progress
-from evalkit.system.storage import place_of
-from reference_batches.crop import Crop, cropped
+from evalkit.system.storage import Place, place_of
 from reference_batches.journal import FORMAT, Journal
 from reference_batches.labels import ClassOrder, LabelsFrom, labels_of
+from reference_batches.work import Cropping, Cut, Piece
 
 __all__ = ["Report", "Settings", "build"]
 
 BATCH_SIZE = 64
+
+_MOST_EARLY = 2**16
+"""Images whose results wait for those of images before them, about: 1 GB of Inception's features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ class Report:
         notes: What the user should know but is not an error, one sentence each.
     """
 
-    path: Path
+    path: Place
     kept: int
     classes: int | None
     counted: int
@@ -106,7 +109,7 @@ class Report:
 
 def build(
     source: str | os.PathLike[str] | SupportsArray,
-    out: Path,
+    out: Place,
     settings: Settings,
     *,
     extractor: Extractor | None = None,
@@ -114,24 +117,27 @@ def build(
     value_range: ValueRange | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Report:
     """Write a reference batch that the ADM reference evaluator reads as it is.
 
     The npz has ``arr_0`` (n, size, size, 3) uint8, ``arr_1`` (n,) int64 labels if there are any, ``mu,
     sigma, mu_s, sigma_s`` unless turned off, and two keys that the evaluator ignores: ``indices`` (n,)
     int64, the place of each image in the source, and ``provenance``, JSON. The same source and settings give
-    the same bytes, whatever the number of workers and interruptions.
+    the same bytes, whatever the number of workers, threads and interruptions.
 
     Args:
         source: A folder, zip, tar or parquet file of images of any size, or equally large images as
             :func:`evalkit.images.open_images` takes them.
-        out: The npz. An existing one is replaced at the end; until then ``<out>.building`` holds the work.
+        out: The npz. An existing one is replaced at the end; until then ``<out>.building`` holds the work, of
+            a URL in the cache folder.
         settings: See :class:`Settings`.
         extractor: The network of the statistics; not needed without statistics.
         skip_bad: Leave out images that cannot be decoded, drawing others in their place, and do not stop.
         value_range: What a source of floats holds; see :func:`evalkit.images.open_images`.
-        workers: Decoding threads; None is one for each core. The result does not depend on it.
+        workers: Decoding threads of a process; None is one for each core.
         progress: Called with (stage, done, total).
+        engine: Who decodes the images and measures them; None is this process.
 
     Raises:
         ImageError: An image cannot be decoded; the message names it.
@@ -139,6 +145,7 @@ def build(
             has other settings or is damaged.
         OutputError: The file cannot be written, or there is too little space.
         UndefinedMetricError: Statistics of fewer than two images.
+        WorkerError: A worker of the engine could not do its part.
     """
     check_writable(out, *([source] if isinstance(source, str | os.PathLike) else []))
     items = _open(source, value_range)
@@ -146,10 +153,9 @@ def build(
         extractor = None
     elif extractor is None:
         raise ValueError("statistics need an extractor")
-    with closing(_Builder(items, settings, extractor, out)) as builder:
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            builder.read(pool, skip_bad, progress)
-            builder.replace_bad(pool)
+    with closing(_Builder(items, settings, extractor, out, engine or Inline(), workers)) as builder:
+        builder.read(skip_bad, progress)
+        builder.replace_bad()
         return builder.finish()
 
 
@@ -183,9 +189,16 @@ class _Builder:
     """One build: the images to read, in order, the place of each in the result, and the journal."""
 
     def __init__(
-        self, items: ImageFiles | ImageSource, settings: Settings, extractor: Extractor | None, out: Path
+        self,
+        items: ImageFiles | ImageSource,
+        settings: Settings,
+        extractor: Extractor | None,
+        out: Place,
+        engine: Engine,
+        threads: int | None,
     ) -> None:
         self.items, self.settings, self.extractor, self.out = items, settings, extractor, out
+        self.engine, self.threads = engine, threads
         found = labels_of(items, settings.labels, settings.class_order)
         self.labels, self.classes, self.notes = found.labels, found.names, items.notes + found.notes
         drawn = _draw(len(items), settings)
@@ -202,24 +215,26 @@ class _Builder:
         shape = (len(self.order), settings.size, settings.size, 3)
         self.journal = Journal(out, self._identity(), self.wanted, shape, moments)
 
-    def read(self, pool: ThreadPoolExecutor, skip_bad: bool, progress: Progress | None) -> None:
+    def read(self, skip_bad: bool, progress: Progress | None) -> None:
         """Read every wanted image that is not done: features into the moments, pixels into their slots."""
-        stage, journal = f"images of {self.items.name}", self.journal
-        if progress:
-            progress(stage, journal.position, len(self.wanted))
-        with closing(read_ahead(self._crops(self.wanted[journal.position :], pool))) as stream:
-            for crops in stream:
-                bad = next((crop.pixels for crop in crops if isinstance(crop.pixels, ImageError)), None)
-                if bad and not skip_bad:
-                    journal.save()
-                    raise ImageError(f"{bad}. Or leave such images out: --skip-bad resumes from here.")
-                self._take(crops)
-                journal.position += len(crops)
-                journal.save_if_due()
-                if progress:
-                    progress(stage, journal.position, len(self.wanted))
+        stage, journal, begun = f"images of {self.items.name}", self.journal, self.journal.position
 
-    def replace_bad(self, pool: ThreadPoolExecutor) -> None:
+        def report(done: float) -> None:
+            if progress:
+                progress(stage, begun + int(done), len(self.wanted))
+
+        report(0)
+        with closing(self._cuts(self.wanted[begun:], self.extractor, report)) as cuts:
+            for cut in cuts:
+                if cut.bad and not skip_bad:
+                    journal.save()
+                    first = cut.bad[min(cut.bad)]
+                    raise ImageError(f"{first}. Or leave such images out: --skip-bad resumes from here.")
+                self._take(cut)
+                journal.position += len(cut.digests)
+                journal.save_if_due()
+
+    def replace_bad(self) -> None:
         """Put the next images drawn in place of chosen ones that are bad; if all are kept, leave them out."""
         bad = self.journal.bad
         if self.settings.images is None:
@@ -229,8 +244,10 @@ class _Builder:
         while free and (drawn := list(islice(spare, len(free)))):
             self.slots |= {index: free.pop() for index in drawn}
             fresh = np.sort([index for index in drawn if index not in bad]).astype(np.int64)
-            for crops in self._crops(fresh, pool):
-                self._take(crops, counted=self.settings.statistics == "all")
+            counted = self.settings.statistics == "all"
+            with closing(self._cuts(fresh, None if counted else self.extractor)) as cuts:
+                for cut in cuts:
+                    self._take(cut)
             free += [self.slots[index] for index in drawn if index in bad]
             found += [index for index in drawn if index not in bad]
         self.order[gaps[: len(found)]] = found
@@ -271,25 +288,50 @@ class _Builder:
         """Free the lock, so that another process can resume the build."""
         self.journal.close()
 
-    def _crops(self, indices: NDArray[np.int64], pool: ThreadPoolExecutor) -> Iterator[list[Crop]]:
-        """The images with these ascending indices, cropped, in the network's preferred batch size."""
-        count = self.extractor.batch_size if self.extractor else BATCH_SIZE
-        return cropped(self.items, indices, self.settings.size, count, pool)
+    def _cuts(
+        self,
+        indices: NDArray[np.int64],
+        extractor: Extractor | None,
+        report: Callable[[float], object] | None = None,
+    ) -> Generator[Cut, None, None]:
+        """What becomes of the images with these ascending indices, in order, in the network's batch size."""
+        size = self.extractor.batch_size if self.extractor else BATCH_SIZE
+        work = Cropping(items=self.items, size=self.settings.size, extractor=extractor, threads=self.threads)
+        begin = 0
+        early: dict[int, Cut] = {}
 
-    def _take(self, crops: list[Crop], *, counted: bool = False) -> None:
-        """Keep the pixels of chosen images, and add features to the moments unless they are ``counted``."""
-        journal, good = self.journal, []
-        for crop in crops:
-            journal.digest = hashlib.sha256(journal.digest + crop.digest).digest()
-            if isinstance(crop.pixels, ImageError):
-                journal.bad[crop.index] = str(crop.pixels)
-                continue
-            good.append(crop.pixels)
-            if (slot := self.slots.get(crop.index)) is not None:
-                journal.put(slot, crop.pixels)
-        if good and self.extractor and not counted:
-            for layer, features in self.extractor(np.stack(good)).items():
-                journal.moments[layer].update(features)
+        def pieces() -> Iterator[Piece]:
+            for first in range(begin, len(indices), size):
+                if len(early) * size > _MOST_EARLY:
+                    return  # the rest is given out when the results of these are all there
+                part = indices[first : first + size]
+                yield Piece(part, np.array([index in self.slots for index in part.tolist()]))
+
+        def report_all(done: float) -> None:
+            if report:
+                report(begin + done)
+
+        with closing(work):
+            while begin < len(indices):
+                following = 0
+                with closing(self.engine.map(work, pieces(), report_all)) as results:
+                    for number, cut in results:
+                        for index, pixels in cut.pixels.items():
+                            self.journal.put(self.slots[index], pixels)
+                        early[number] = cut
+                        while following in early:
+                            yield early.pop(following)
+                            following += 1
+                begin += following * size
+
+    def _take(self, cut: Cut) -> None:
+        """Add the features of images to the moments, and note which of them are bad."""
+        journal = self.journal
+        for digest in cut.digests:
+            journal.digest = hashlib.sha256(journal.digest + digest).digest()
+        journal.bad |= cut.bad
+        for layer, features in cut.features.items():
+            journal.moments[layer].update(features)
 
     def _identity(self) -> dict[str, Any]:
         """What an unfinished build must share with the one that resumes it."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.cli.engine import engine_options, open_engine
 from evalkit.cli.options import (
     ExtractorSetup,
     echo_precision_check,
     extractor_options,
     value_range_option,
 )
-from evalkit.cli.parameters import file, text
+from evalkit.cli.parameters import file, output, text
 from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
 from evalkit.system.urls import shown
+
+if TYPE_CHECKING:
+    from evalkit.system.storage import Place
 
 __all__ = ["reference"]
 
@@ -77,7 +81,7 @@ def fetch(name: str, out: Path | None) -> None:
 
 @reference.command()
 @click.argument("source", type=text)
-@click.option("-o", "--out", required=True, metavar="FILE", type=file, help="npz file to write.")
+@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="npz to write, also at a URL.")
 @click.option("--size", required=True, type=int, metavar="PIXELS", help="Side of the square images.")
 @click.option("--images", type=int, metavar="N", help="Images to keep, drawn at random; all by default.")
 @click.option("--seed", default=0, show_default=True, help="Random seed of --images.")
@@ -106,9 +110,10 @@ def fetch(name: str, out: Path | None) -> None:
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, and name them.")
 @click.option("--workers", type=click.IntRange(1), help="Decoding threads; one a core by default.")
 @extractor_options
+@engine_options
 def build(
     source: str,
-    out: Path,
+    out: Place,
     size: int,
     images: int | None,
     seed: int,
@@ -118,6 +123,8 @@ def build(
     value_range: str | None,
     skip_bad: bool,
     workers: int | None,
+    engine: str,
+    progress: str,
     **options: Any,
 ) -> None:
     """Build a reference batch from the images in SOURCE, with ADM's crop, for ADM's evaluator.
@@ -136,16 +143,18 @@ def build(
         size=size, images=images, seed=seed, statistics=statistics, labels=labels, class_order=class_order
     )
     extractor = None if statistics == "none" else ExtractorSetup(**options).extractor()
-    report = build(
-        source,
-        out,
-        settings,
-        extractor=extractor,
-        skip_bad=skip_bad,
-        value_range=value_range,
-        workers=workers,
-        progress=progress_bars(),
-    )
+    with open_engine(engine, progress) as (someone, watch):
+        report = build(
+            source,
+            out,
+            settings,
+            extractor=extractor,
+            skip_bad=skip_bad,
+            value_range=value_range,
+            workers=workers,
+            progress=watch,
+            engine=someone,
+        )
     classes = "no labels" if report.classes is None else f"{report.classes:,} classes"
     counted = f"statistics of {report.counted:,} images" if report.counted else "no statistics"
     click.echo(f"{out}: {report.kept:,} images of {size}x{size}, {classes}, {counted}")
@@ -156,15 +165,16 @@ def build(
     for reason in report.bad:
         click.echo(f"  {reason}")
     if extractor:
-        echo_precision_check(out, extractor, Run(device=options["device"]))
+        written = out if isinstance(out, Path) else out.url
+        echo_precision_check(written, extractor, Run(device=options["device"]))
 
 
 @reference.command()
 @click.argument("file", type=text)
-@click.option("--grid", metavar="PNG", type=file, help="Draw a grid of images.")
+@click.option("--grid", metavar="PNG", type=output, help="Draw a grid of images.")
 @click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images in the grid.")
 @click.option("--check", is_flag=True, help="Check every image, and list what is unusual.")
-def show(file: str, grid: Path | None, images: int, check: bool) -> None:
+def show(file: str, grid: Place | None, images: int, check: bool) -> None:
     """Show what FILE holds: arrays, images, labels, statistics and how it was made.
 
     \b
@@ -195,8 +205,8 @@ def show(file: str, grid: Path | None, images: int, check: bool) -> None:
 
 @reference.command()
 @click.argument("source", type=text)
-@click.argument("out", type=file)
-def convert(source: str, out: Path) -> None:
+@click.argument("out", type=output)
+def convert(source: str, out: Place) -> None:
     """Write the images of SOURCE to OUT: an npz, a zip of PNG files, or (any other name) a folder of them.
 
     Order and labels are kept, and statistics where OUT is an npz.

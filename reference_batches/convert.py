@@ -20,6 +20,7 @@ from evalkit.images import ImageSource, NpzWriter, open_images
 from evalkit.images.files import DATASET
 from evalkit.system.files import check_writable, remove_stale_partials, replace_atomically
 from evalkit.system.progress import Progress
+from evalkit.system.storage import Place, Remote
 
 __all__ = ["convert"]
 
@@ -32,13 +33,14 @@ PNG_LEVEL = 1
 _NOT_WRITTEN = {".bz2", ".gz", ".h5", ".hdf5", ".npy", ".parquet", ".tar", ".tgz", ".xz"}
 
 
-def convert(source: str | PathLike[str], out: Path, progress: Progress | None = None) -> ImageSource:
+def convert(source: str | PathLike[str], out: Place, progress: Progress | None = None) -> ImageSource:
     """Write the images of ``source`` to another container, in the same order, a few at a time.
 
     An ``out`` that ends in ``.npz`` becomes an npz, with labels and statistics if the source has them. One
     that ends in ``.zip`` becomes a zip, and anything else a folder, of files ``000000.png``, ``000001.png``
     and so on, with labels in ``dataset.json`` as in the datasets of EDM and StyleGAN, which evalkit reads
-    back. A folder or zip has no place for statistics; a note says that they were left out.
+    back. A folder or zip has no place for statistics; a note says that they were left out. Files can be
+    written to URLs, and folders not.
 
     Args:
         source: Equally large images, as :func:`evalkit.images.open_images` takes them.
@@ -58,8 +60,14 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
             f"{out}: converting writes an npz, a zip or a folder, not a {out.suffix} file. Give a name that "
             "ends in .npz or .zip, or the name of a folder."
         )
+    suffix = out.suffix.lower()
+    if isinstance(out, Remote) and suffix not in (".npz", ".zip"):
+        raise OutputError(
+            f"Cannot write {out}: a folder cannot be written to a URL. Give a name that ends in .npz or "
+            ".zip, or a folder on this machine."
+        )
     images = open_images(source)
-    if out.is_file():
+    if isinstance(out, Remote) or out.is_file():
         check_writable(out, source)
     if images.shape is None:
         raise InputError(f"{images.name}: holds statistics and no images; there is nothing to convert.")
@@ -68,11 +76,10 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
             f"{images.name}: holds floats, and 8-bit files would change the metrics. If that is meant, round "
             "them yourself: np.rint(x).clip(0, 255).astype(np.uint8)"
         )
-    suffix = out.suffix.lower()
     if suffix == ".npz":
         _to_npz(images, out, progress)
         return images
-    with _zip(out) if suffix == ".zip" else _folder(out) as write:
+    with _folder(out) if isinstance(out, Path) and suffix != ".zip" else _zip(out) as write:
         names = _write_files(images, write, progress)
         if images.labels is not None:
             labels = [list(row) for row in zip(names, images.labels.tolist(), strict=True)]
@@ -82,7 +89,7 @@ def convert(source: str | PathLike[str], out: Path, progress: Progress | None = 
     return images
 
 
-def _to_npz(images: ImageSource, out: Path, progress: Progress | None) -> None:
+def _to_npz(images: ImageSource, out: Place, progress: Progress | None) -> None:
     assert images.shape is not None
     with NpzWriter.create(out, (len(images), *images.shape)) as writer:
         for batch in _batches(images, progress):
@@ -125,7 +132,7 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 
 @contextmanager
-def _zip(out: Path) -> Iterator[Write]:
+def _zip(out: Place) -> Iterator[Write]:
     with replace_atomically(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         # Without times, so that the same images give the same bytes.
         yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)

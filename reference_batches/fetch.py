@@ -20,10 +20,10 @@ from typing import Self
 
 from evalkit.errors import InputError, OutputError
 from evalkit.images import is_pattern, open_images
-from evalkit.system.download import download, file_sha256, is_offline
+from evalkit.system.download import download, file_sha256
 from evalkit.system.files import cache_directory, replace_atomically
 from evalkit.system.progress import Progress
-from evalkit.system.urls import is_url
+from evalkit.system.urls import is_offline, is_url
 from reference_batches.catalog import Entry, closest, entries, find
 
 __all__ = ["cache_path", "fetch", "named"]

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError
 from evalkit.features.moments import Moments
 from evalkit.system.differences import differences
-from evalkit.system.files import replace_atomically
+from evalkit.system.files import replace_atomically, working_path
 from evalkit.system.locks import exclusive_lock
 from evalkit.system.space import check_free_space
+from evalkit.system.storage import Place
 from reference_batches.crop import Pixels
 
 __all__ = ["FORMAT", "Journal"]
@@ -46,7 +47,7 @@ class Journal:
 
     def __init__(
         self,
-        out: Path,
+        out: Place,
         settings: Mapping[str, Any],
         wanted: NDArray[np.int64],
         shape: tuple[int, int, int, int],
@@ -55,7 +56,7 @@ class Journal:
         """Open the folder of a build, or make it.
 
         Args:
-            out: The file that is built.
+            out: The file that is built. The folder is beside it; of a URL, in the cache folder.
             settings: What decides the content, as JSON.
             wanted: Indices of the images to read, in this order.
             shape: ``(n, size, size, 3)`` of the images to keep.
@@ -65,7 +66,8 @@ class Journal:
             InputError: The folder holds a build with other settings, or is damaged.
             OutputError: There is too little space, or another process is at work there.
         """
-        self.folder = out.with_name(f"{out.name}.building")
+        local = working_path(out)
+        self.folder = local.with_name(f"{local.name}.building")
         self.position = 0
         self.digest = hashlib.sha256(FORMAT.encode()).digest()
         self.bad: dict[int, str] = {}
@@ -77,7 +79,7 @@ class Journal:
         self._check_settings(settings)
         if not self._state.exists():
             check_free_space(
-                out.parent,
+                local.parent,
                 2 * math.prod(shape) + 2**28,
                 f"Building {out}",
                 "Free some space, keep fewer images or name an output elsewhere.",

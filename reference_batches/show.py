@@ -158,7 +158,7 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def draw(images: ImageSource, path: Path, count: int) -> None:
+def draw(images: ImageSource, path: Place, count: int) -> None:
     """Write a PNG grid of ``count`` images spread evenly over the batch.
 
     Raises:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from invoked import Result
 from numpy.typing import NDArray
+from optional import optional
+from s3_server import Buckets, buckets
 from stand_ins import InceptionPixels as Pixels
 from stand_ins import torchvision_modules
 
 from evalkit.cli import root as cli
 from evalkit.cli.options import ExtractorSetup
 from evalkit.extractors.weights import InceptionWeights, load_weights
+from evalkit.system import attempts, file_systems
 from evalkit.verify import pictures
 
 
@@ -76,6 +79,21 @@ def pixels(monkeypatch: pytest.MonkeyPatch) -> Pixels:
     extractor = Pixels()
     monkeypatch.setattr(ExtractorSetup, "extractor", lambda self, network="inception": extractor)
     return extractor
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
+    """``s3://bucket``, empty, on a server on loopback."""
+    optional("s3fs", "remote")
+    conf = optional("fsspec.config", "remote").conf
+    monkeypatch.setenv("EVALKIT_OFFLINE", "0")
+    monkeypatch.setattr(attempts, "WAITS", (0.0, 0.0))
+    with buckets() as found:
+        settings = {"endpoint_url": found.address, "key": "key", "secret": "secret"}
+        monkeypatch.setitem(conf, "s3", settings)
+        file_systems.file_system.cache_clear()
+        yield found
+        file_systems.file_system.cache_clear()
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.results",
         "evalkit.system",
     ),
-    "evalkit.report": ("evalkit.report", "evalkit.results", "evalkit.system.files"),
+    "evalkit.report": ("evalkit.report", "evalkit.results", "evalkit.system.files", "evalkit.system.storage"),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
     # The command lines know what the name of a published batch stands for.
     "evalkit.cli": ("evalkit", "reference_batches.catalog", "reference_batches.fetch"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,9 +19,13 @@ from evalkit.cli.options import (
     open_batches,
     value_range_option,
 )
+from evalkit.cli.parameters import file, output
 from evalkit.errors import InputError, OutputError
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
+
+if TYPE_CHECKING:
+    from evalkit.system.storage import Place
 
 __all__ = ["compare", "curves", "features", "stats"]
 
@@ -48,8 +52,8 @@ __all__ = ["compare", "curves", "features", "stats"]
     "--json",
     "json_file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Write the full record as JSON.",
+    type=output,
+    help="Write the full record as JSON, to a path or a URL.",
 )
 @click.option(
     "--metrics",
@@ -75,7 +79,7 @@ def compare(
     samples: str,
     protocol: str,
     format_: str,
-    json_file: Path | None,
+    json_file: Place | None,
     metrics: str | None,
     subset: int | None,
     seed: int,
@@ -135,9 +139,7 @@ def compare(
 
 @click.command()
 @click.argument("images")
-@click.option(
-    "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="HDF5 file to write."
-)
+@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="HDF5 to write, also at a URL.")
 @click.option(
     "--network", default="inception", show_default=True, help="Network to use, such as inception or pixels."
 )
@@ -145,7 +147,7 @@ def compare(
 @extractor_options
 @no_store_option
 @engine_options
-def features(images: str, out: Path, network: str, value_range: str | None, **options: Any) -> None:
+def features(images: str, out: Place, network: str, value_range: str | None, **options: Any) -> None:
     """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
 
     \b
@@ -170,14 +172,12 @@ def features(images: str, out: Path, network: str, value_range: str | None, **op
 
 @click.command()
 @click.argument("images")
-@click.option(
-    "-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="npz file to write."
-)
+@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="npz to write, also at a URL.")
 @value_range_option
 @extractor_options
 @no_store_option
 @engine_options
-def stats(images: str, out: Path, value_range: str | None, **options: Any) -> None:
+def stats(images: str, out: Place, value_range: str | None, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
     Memory does not grow with the number of images.
@@ -214,19 +214,19 @@ def stats(images: str, out: Path, value_range: str | None, **options: Any) -> No
 
 
 @click.command()
-@click.argument("sweeps", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sweeps", nargs=-1, required=True, type=file)
 @click.option(
     "-o",
     "--out",
     required=True,
     metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="png, svg or pdf file to write.",
+    type=output,
+    help="png, svg or pdf to write, also at a URL.",
 )
 @click.option(
     "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
 )
-def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
+def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
     """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
 
     A sweep is a folder that `evalkit sweep` has filled, or the results.json in it.
@@ -243,13 +243,15 @@ def curves(sweeps: tuple[Path, ...], out: Path, published: str | None) -> None:
 
     found = []
     for path in sweeps:
-        file = path / "results.json" if path.is_dir() else path
-        if not file.is_file():
-            raise InputError(f"{file}: there is no such file. Give a folder that `evalkit sweep` has filled.")
+        results = path / "results.json" if path.is_dir() else path
+        if not results.is_file():
+            raise InputError(
+                f"{results}: there is no such file. Give a folder that `evalkit sweep` has filled."
+            )
         try:
-            found.append(Sweep.from_json(file.read_bytes()))
+            found.append(Sweep.from_json(results.read_bytes()))
         except InputError as error:
-            raise InputError(f"{file}: {error}") from error
+            raise InputError(f"{results}: {error}") from error
     from reference_batches.catalog import published_rows
 
     write_curves(out, found, published_rows(published) if published is not None else ())

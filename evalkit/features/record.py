@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -17,7 +16,7 @@ from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.base import Rows
 from evalkit.features.moments import Gaussian, check_rows
 from evalkit.system.files import replace_atomically
-from evalkit.system.storage import Place, Remote, file_or_path
+from evalkit.system.storage import Place, Remote, file_or_path, place_of
 
 __all__ = ["BatchFeatures", "Features", "check_same_extractor", "is_features_file", "split_output"]
 
@@ -70,8 +69,8 @@ class Features:
         """The same batch with the rows of these outputs alone."""
         return replace(self, arrays={key: rows for key, rows in self.arrays.items() if key in outputs})
 
-    def save(self, path: Path | str) -> None:
-        """Write one HDF5 file, atomically.
+    def save(self, path: Place | str) -> None:
+        """Write one HDF5 file, atomically, to a path or a URL.
 
         Raises:
             OutputError: The file cannot be written.
@@ -84,7 +83,7 @@ class Features:
             arrays["labels"] = self.labels
         if self.image_shape is not None:
             arrays["image_shape"] = np.array(self.image_shape, np.int64)
-        with replace_atomically(Path(path)) as partial, h5py.File(partial, "w") as file:
+        with replace_atomically(place_of(path)) as partial, h5py.File(partial, "w") as file:
             for key, value in (texts | {"format": FORMAT, "sha256": _digest(texts, arrays)}).items():
                 file.attrs[key] = value
             for key, array in arrays.items():

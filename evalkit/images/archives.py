@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from evalkit.errors import InputError, listing
-from evalkit.images.files import Members, duplicates_note, is_image
+from evalkit.images.files import Members
+from evalkit.images.names import duplicates_note, is_image
 from evalkit.images.reading import Candidate, readable
 from evalkit.system.space import check_free_space
 from evalkit.system.storage import Place, file_or_path
@@ -100,9 +100,6 @@ class Tar(Members):
             return False
         with file_or_path(candidate.path) as file:
             return tarfile.is_tarfile(file)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_unpacked": None}  # it goes with the object that made it
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[tarfile.TarInfo], bytes]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,34 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError, RemoteError, listing
+from evalkit.images.names import duplicates_note, is_image, kinds_of, no_images, split_of, splits_note
 from evalkit.images.reading import MAX_IMAGE_BYTES, Candidate, check_size, readable
 from evalkit.system.ranges import fetch_each
-from evalkit.system.storage import Place, Remote
+from evalkit.system.storage import Place, Remote, listed, place_of
 
 __all__ = [
     "DATASET",
     "Folder",
     "ImageFiles",
     "Members",
-    "duplicates_note",
-    "is_hidden",
-    "is_image",
     "list_folder",
-    "split_of",
-    "splits_note",
     "walk_names",
 ]
 
 DATASET = PurePosixPath("dataset.json")
 """Where the datasets of EDM and StyleGAN keep their labels."""
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Words by which data sets name their splits, in folders and in files of the hub.
-_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
-
 
 class ImageFiles(ABC):
     """Encoded images, of any size and colour mode, in the order of their names.
+
+    Pickled, they are where they are and a digest of their names and sizes: another process opens them again,
+    and refuses others. A subclass sets ``_path``.
 
     Attributes:
         name: The path as it was given.
@@ -60,6 +54,8 @@ class ImageFiles(ABC):
         labels_problem: Why ``labels`` is None although the container has some; None if it has none.
         notes: What the user should know but is not an error, one sentence each.
     """
+
+    _path: Place
 
     def __init__(self, name: str, kind: str, names: list[str]) -> None:
         self.name = name
@@ -86,6 +82,23 @@ class ImageFiles(ABC):
     def paths(self) -> Sequence[Place]:
         """The files that hold the images; of a folder at a URL the folder."""
 
+    def __reduce__(self) -> tuple[Callable[..., ImageFiles], tuple[Any, ...]]:
+        place = self._path.url if isinstance(self._path, Remote) else os.path.abspath(self._path)  # noqa: PTH100
+        return _open_again, (type(self), place, self.name, self._listing())
+
+    def _listing(self) -> str:
+        """Hex sha256 over names and versions, which is the same wherever the same files are seen."""
+        digest = hashlib.sha256(json.dumps(self.names).encode())
+        if isinstance(self._path, Remote) and not self._path.is_dir():
+            digest.update(self._path.stamp()[0].encode())
+        for version in self._versions():
+            digest.update(f"\n{version}".encode())
+        return digest.hexdigest()
+
+    @abstractmethod
+    def _versions(self) -> Iterable[object]:
+        """What tells other files of the same names, the same on all hosts: sizes, or what a listing says."""
+
     def leave_labels_out(self, problem: str) -> None:
         """Note why existing labels are not used."""
         self.labels_problem = problem
@@ -107,15 +120,33 @@ class ImageFiles(ABC):
         return digest.hexdigest()
 
 
+def _open_again(kind: Callable[[Place], ImageFiles], place: str, name: str, expected: str) -> ImageFiles:
+    """The images of another process.
+
+    Raises:
+        InputError: They are not there, or others are.
+    """
+    path = place_of(place)
+    if isinstance(path, Path) and not path.exists():
+        raise InputError(f"{path}: there is no such file or folder here. Give a path that all hosts share.")
+    with readable(str(path)):
+        found = kind(path)
+        if found._listing() != expected:
+            raise InputError(
+                f"{path}: has other names or sizes here than where the work was given out. Give a path that "
+                "all hosts share, and change nothing there meanwhile."
+            )
+    found.name = name  # as it was given, so that messages are the same everywhere
+    return found
+
+
 class Members(ImageFiles):
     """Image files that their container lists by name, such as a folder, a zip or a tar.
 
-    A subclass lists its members, sets ``_path`` and implements ``_open`` and ``_size``. It may override
+    A subclass lists its members, sets ``_path``, and implements ``_open`` and ``_size``. It may override
     ``_take_labels``, if labels are not in ``dataset.json``; ``_in_order``, if images come in another order
     than that of their paths; and ``_take_repeated``, if members of the same name are an error.
     """
-
-    _path: Place
 
     def __init__(
         self, name: str, kind: str, members: Iterable[tuple[str, Any]], notes: tuple[str, ...] = ()
@@ -133,12 +164,12 @@ class Members(ImageFiles):
         images = self._in_order({str(member): value for member, value in found.items() if is_image(member)})
         others = {member: value for member, value in found.items() if not is_image(member)}
         if not images:
-            raise InputError(_no_images(name, kind, others.keys() - {DATASET}, notes))
+            raise InputError(no_images(name, kind, others.keys() - {DATASET}, notes))
         super().__init__(name, kind, list(images))
         self._members = list(images.values())
         self.notes += notes
         used = self._take_labels(others)
-        if left_out := _listed(others.keys() - used):
+        if left_out := kinds_of(others.keys() - used):
             self.notes += (f"Files that are not images are left out: {left_out}.",)
         self._take_repeated(again)
         if backslashes:
@@ -200,6 +231,9 @@ class Members(ImageFiles):
     def _size(self, member: Any) -> int:
         """The member's size in bytes, uncompressed."""
 
+    def _versions(self) -> Iterable[object]:
+        return map(self._size, self._members)
+
     def paths(self) -> Sequence[Place]:
         """The container itself."""
         return [self._path]
@@ -251,11 +285,19 @@ class Folder(Members):
         """The image files; see :meth:`ImageFiles.paths`."""
         if isinstance(self._path, Remote):
             return [self._path]
-        return [Path(self.name, member) for member in self._members]
+        return [Path(self._path, member) for member in self._members]
+
+    def _versions(self) -> Iterable[object]:
+        if isinstance(self._path, Remote):
+            return listed(dict(zip(self.names, self._members, strict=True)))
+        return super()._versions()
 
     @contextmanager
     def _open(self) -> Iterator[Callable[[str | Remote], bytes]]:
-        yield lambda member: (member if isinstance(member, Remote) else Path(self.name, member)).read_bytes()
+        yield lambda member: self._place(member).read_bytes()
+
+    def _place(self, member: str | Remote) -> Place:
+        return member if isinstance(member, Remote) else Path(str(self._path), member)
 
     def _contents(
         self, content: Callable[[int], tuple[str, bytes | InputError]], indices: Iterable[int]
@@ -268,7 +310,7 @@ class Folder(Members):
     def _size(self, member: str | Remote) -> int:
         if isinstance(member, Remote):
             return member.size
-        found = Path(self.name, member).stat()
+        found = Path(str(self._path), member).stat()
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{self.name}, {member}: is not a regular file")
         return found.st_size
@@ -300,63 +342,3 @@ def walk_names(path: Path) -> Iterator[PurePosixPath]:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-# ----------------------------------------------------------------------------------------------- names
-
-
-def _listed(members: Iterable[PurePosixPath]) -> str:
-    """How many files there are of each kind: ``1 .csv, 2 hidden``."""
-    kinds = Counter(_kind(member) for member in members)
-    return listing(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-
-
-def _kind(member: PurePosixPath) -> str:
-    return "hidden" if is_hidden(member) else member.suffix or "without suffix"
-
-
-def _no_images(name: str, kind: str, members: Iterable[PurePosixPath], notes: Iterable[str]) -> str:
-    """The message about a container without images."""
-    members = list(members)
-    packed = {".npz", ".npy", ".tar", ".zip", ".h5", ".hdf5"} & {_kind(member) for member in members}
-    advice = f". For these give a pattern: '{name}/*{min(packed)}'" if kind == "folder" and packed else ""
-    return (
-        f"{name}: no images; expected files ending in {', '.join(_SUFFIXES)}, "
-        f"found {_listed(members) or 'no files'}{advice}. {' '.join(notes)}"
-    ).rstrip()
-
-
-def is_image(name: PurePosixPath) -> bool:
-    """Whether the suffix is that of an image file and no part of the path is hidden."""
-    return name.suffix.lower() in _SUFFIXES and not is_hidden(name)
-
-
-def is_hidden(name: PurePosixPath) -> bool:
-    """Whether a part of the path begins with a dot, or is what macOS adds to archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
-
-
-def duplicates_note(name: str, members: list[str]) -> str:
-    """The note on members of an archive that have the same name."""
-    return f"{name} has several members of the same name; only the last is used: {listing(members)}."
-
-
-def split_of(parts: Iterable[str]) -> str:
-    """The split in a path, such as ``data/train-00000-of-00001.parquet`` or ``val2017/0.png``."""
-    for part in parts:
-        words: list[str] = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)
-        if (word := next((word.lower() for word in words if word.lower() in _SPLITS), None)) is not None:
-            return word
-    return ""
-
-
-def splits_note(name: str, counts: Mapping[str, int], what: str) -> str | None:
-    """A note on a folder that holds several splits of a data set, which are measured together."""
-    splits = {split: count for split, count in counts.items() if split}
-    if len(splits) < 2:
-        return None
-    found = ", ".join(f"{split} ({count:,} {what})" for split, count in sorted(splits.items()))
-    return (
-        f"{name} holds several splits, all of which are used: {found}. If that is not intended, give only "
-        "one of them."
-    )

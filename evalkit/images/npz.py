@@ -27,7 +27,7 @@ from evalkit.images.arrays import (
     parallel_reader,
     read_npy_header,
 )
-from evalkit.images.files import is_image
+from evalkit.images.names import is_image
 from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
 from evalkit.system.progress import Progress

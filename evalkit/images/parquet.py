@@ -12,18 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import ImageError, InputError, MissingDependencyError, listing
-from evalkit.images.files import (
-    ImageFiles,
-    is_hidden,
-    is_image,
-    list_folder,
-    split_of,
-    splits_note,
-    walk_names,
-)
+from evalkit.images.files import ImageFiles, list_folder, walk_names
+from evalkit.images.names import is_hidden, is_image, split_of, splits_note
 from evalkit.images.reading import Candidate, check_size, readable
 from evalkit.system.files import kind_of
-from evalkit.system.storage import Place, Remote
+from evalkit.system.storage import Place, Remote, listed, size_of
 
 __all__ = ["Parquet"]
 
@@ -86,6 +79,11 @@ class Parquet(ImageFiles):
     def paths(self) -> Sequence[Place]:
         """The parquet files; see :meth:`ImageFiles.paths`."""
         return [self._path] if isinstance(self._path, Remote) else self._files
+
+    def _versions(self) -> Iterable[object]:
+        if isinstance(self._path, Remote):
+            return listed({str(file): file for file in self._files if isinstance(file, Remote)})
+        return map(size_of, self._files)
 
     def read(self, indices: Iterable[int]) -> Generator[tuple[str, bytes | InputError], None, None]:
         """Yield the name and content of these rows; see :meth:`ImageFiles.read`."""

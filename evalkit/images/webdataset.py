@@ -19,7 +19,7 @@ import numpy as np
 
 from evalkit.errors import InputError, brief, listing
 from evalkit.images.archives import Tar, open_tar
-from evalkit.images.files import is_hidden, is_image
+from evalkit.images.names import is_hidden, is_image
 from evalkit.images.reading import Candidate, readable
 
 __all__ = ["WebDataset"]

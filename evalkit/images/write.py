@@ -5,13 +5,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.system.files import replace_atomically
+from evalkit.system.storage import Place
 
 __all__ = ["NpzWriter"]
 
@@ -41,7 +41,7 @@ class NpzWriter:
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, shape: tuple[int, int, int, int]) -> Iterator[Self]:
+    def create(cls, path: Place, shape: tuple[int, int, int, int]) -> Iterator[Self]:
         """Open ``path`` for ``(n, height, width, 3)`` images.
 
         Raises:

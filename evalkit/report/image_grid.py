@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evalkit.errors import OutputError
 from evalkit.system.files import check_writable, replace_atomically
+from evalkit.system.storage import Place
 
 __all__ = ["check_picture", "grid", "write_grid"]
 
@@ -45,7 +45,7 @@ def grid(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.ui
     return cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, -1, 3)
 
 
-def check_picture(path: Path, *inputs: str | os.PathLike[str]) -> None:
+def check_picture(path: Place, *inputs: str | os.PathLike[str]) -> None:
     """Cheap check before long work that a grid can be written to ``path``.
 
     Raises:
@@ -57,7 +57,7 @@ def check_picture(path: Path, *inputs: str | os.PathLike[str]) -> None:
 
 
 def write_grid(
-    path: Path, images: NDArray[np.uint8], columns: int | None = None, names: Sequence[str] = ()
+    path: Place, images: NDArray[np.uint8], columns: int | None = None, names: Sequence[str] = ()
 ) -> None:
     """Write :func:`grid` as a PNG, atomically; with names of the rows on its left, if given.
 

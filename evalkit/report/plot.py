@@ -6,7 +6,6 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from evalkit.errors import InputError, MissingDependencyError
 from evalkit.results import PublishedRow, ScoreSpec, Sweep
 from evalkit.system.files import replace_atomically
+from evalkit.system.storage import Place
 
 __all__ = ["FORMATS", "write_curves"]
 
@@ -39,7 +39,7 @@ REACH = 0.75
 TICK_DISTANCE = 0.07
 
 
-def write_curves(path: Path, sweeps: Sequence[Sweep], published: Sequence[PublishedRow] = ()) -> None:
+def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[PublishedRow] = ()) -> None:
     """Draw sweeps into a PNG, SVG or PDF, atomically.
 
     Every score against the guidance scale; then precision against recall and FID against the Inception Score

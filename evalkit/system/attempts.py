@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from evalkit.errors import EvalkitError, RemoteError, brief
+from evalkit.errors import EvalkitError, OutputError, RemoteError, brief
 from evalkit.system.connection import PASSING
 from evalkit.system.stops import current_stop, pause
 from evalkit.system.urls import scrubbed
 
-__all__ = ["WAITS", "Changed", "Garbled", "NoRanges", "ShortRead", "persist"]
+__all__ = ["WAITS", "Changed", "Garbled", "NoRanges", "ShortRead", "is_forbidden", "persist"]
 
 T = TypeVar("T")
 
@@ -52,16 +52,18 @@ class Garbled(Exception):
     """The server sends something else than was asked for."""
 
 
-def persist(name: str, call: Callable[[], T], *, patient: bool = True) -> T:
+def persist(name: str, call: Callable[[], T], *, patient: bool = True, writing: bool = False) -> T:
     """Return what ``call`` returns, after some attempts if need be.
 
     Args:
         name: The URL, as messages show it.
         call: Asks the server.
         patient: Whether to try again.
+        writing: Whether the call writes there, and does not read.
 
     Raises:
         RemoteError: It never succeeded; the message says why, without credentials.
+        OutputError: The same, where it writes.
     """
     begun = time.monotonic()
     for attempt, wait in enumerate((*(WAITS if patient else ()), None), 1):
@@ -70,7 +72,7 @@ def persist(name: str, call: Callable[[], T], *, patient: bool = True) -> T:
         except EvalkitError:
             raise
         except Exception as error:  # every file system of fsspec raises what its library does
-            reason, final = _reason(error)
+            reason, final = _reason(error, "write" if writing else "read")
             if any(_NO_CONNECTION.search(type(link).__name__) for link in _chain(error)):
                 final = attempt >= _CONNECTION_ATTEMPTS
         if not final and wait is not None and time.monotonic() - begun < _LONGEST:
@@ -79,6 +81,8 @@ def persist(name: str, call: Callable[[], T], *, patient: bool = True) -> T:
             if not ((stop := current_stop()) and stop.is_set()):
                 continue
         # Not "from error": a traceback would show the URL with its credentials.
+        if writing:
+            raise OutputError(f"Cannot write {name}: {reason}") from None
         raise RemoteError(f"{name}: {reason}") from None
     raise AssertionError("unreachable")
 
@@ -93,13 +97,19 @@ def _say(name: str) -> None:
     _log.info("%s: no answer yet, trying again", name)
 
 
-def _reason(error: BaseException) -> tuple[str, bool]:
-    """What went wrong, in words; and whether another attempt would fail as well."""
+def is_forbidden(error: BaseException) -> bool:
+    """Whether the server knows us and refuses."""
+    # gcsfs has no class of its own for it.
+    return isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")
+
+
+def _reason(error: BaseException, verb: str) -> tuple[str, bool]:
+    """What went wrong when we wanted to read or write; and whether another attempt would fail as well."""
     chain = list(_chain(error))
     for link in chain:
         status = getattr(link, "status", None) or getattr(link, "code", None)
         if isinstance(status, int) and 400 <= status < 600:
-            return _of_status(status)
+            return _of_status(status, verb)
     # fsspec takes any failure to look at a URL for a missing file; the true reason is its cause.
     root = chain[-1] if type(error) is FileNotFoundError else error
     detail = brief(scrubbed(f"{type(root).__name__}: {root}"), 200)
@@ -113,24 +123,25 @@ def _reason(error: BaseException) -> tuple[str, bool]:
     if isinstance(root, Garbled):
         return f"the server sent something else than was asked for: {root}. {_COPY}", False
     if isinstance(root, FileNotFoundError) or "NoSuch" in type(root).__name__:
-        return "there is no such file or folder", True
-    if isinstance(root, PermissionError) or "Credential" in type(root).__name__:
-        return f"no permission to read it, or no credentials ({detail}). Log in, or check the URL", True
+        return f"there is no such {'file' if verb == 'read' else 'bucket'} or folder", True
+    if is_forbidden(root) or "Credential" in type(root).__name__:
+        return f"no permission to {verb} it, or no credentials ({detail}). Log in, or check the URL", True
     if isinstance(root, TimeoutError):
         return "the server did not answer after several attempts. Try again later", False
     if isinstance(root, ShortRead):
         return f"the connection was lost or the file changed: {root}. Run the same command again", False
     # Not all libraries derive errors of connections from OSError.
     final = not isinstance(root, OSError) and not _PASSING.search(type(root).__name__)
-    return f"cannot be read ({detail}). Check the URL and your connection, and try again", final
+    what = "cannot be read" if verb == "read" else "it failed"
+    return f"{what} ({detail}). Check the URL and your connection, and try again", final
 
 
-def _of_status(status: int) -> tuple[str, bool]:
+def _of_status(status: int, verb: str) -> tuple[str, bool]:
     if status in (404, 410):
         return f"there is no such file or folder (the server answered {status})", True
     if status in (401, 403, 407):
         return (
-            f"no permission to read it (the server answered {status}). Log in, or check the URL; a "
+            f"no permission to {verb} it (the server answered {status}). Log in, or check the URL; a "
             "signed URL may have expired"
         ), True
     if status == 412:

@@ -27,8 +27,9 @@ from evalkit.system.files import replace_atomically
 from evalkit.system.locks import exclusive_lock
 from evalkit.system.progress import Progress
 from evalkit.system.space import check_free_space
+from evalkit.system.urls import is_offline
 
-__all__ = ["Download", "download", "file_sha256", "is_offline", "published_urls"]
+__all__ = ["Download", "download", "file_sha256", "published_urls"]
 
 PUBLISHED = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 
@@ -132,11 +133,6 @@ def published_urls(path: str) -> tuple[str, ...]:
     """
     mirror = os.environ.get("EVALKIT_MIRROR", "").rstrip("/")
     return tuple(f"{base}/{path}" for base in (mirror, PUBLISHED) if base)
-
-
-def is_offline() -> bool:
-    """Whether ``EVALKIT_OFFLINE`` forbids using the network."""
-    return os.environ.get("EVALKIT_OFFLINE", "0") not in ("", "0")
 
 
 def file_sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, the cache folder, kinds of files, digests of tensors, text."""
+"""Outputs that appear complete or not at all, the cache folder, kinds of files, digests of tensors, text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit import __version__
 from evalkit.errors import OutputError
+from evalkit.system.storage import Place, Remote
+from evalkit.system.uploads import check_destination, upload
+from evalkit.system.urls import is_url, shown
 
 __all__ = [
     "cache_directory",
@@ -34,6 +37,7 @@ __all__ = [
     "replace_atomically",
     "tensor_digest",
     "versions",
+    "working_path",
     "xdg_cache_home",
 ]
 
@@ -42,19 +46,22 @@ STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
-def replace_atomically(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def replace_atomically(path: Place, *, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; renamed to ``path`` on success, removed on any failure.
+
+    What is written to a URL is put there as a whole at the end; until then it is in the cache folder.
 
     Args:
         path: The file to write; an existing one is replaced.
         folder: Yield an empty folder and not a file. An existing folder is not replaced.
 
     Raises:
-        OutputError: The folder is missing or not writable, or the disk is full.
+        OutputError: The folder is missing or not writable, the disk is full, or the server refuses.
     """
     check_writable(path)
+    local = working_path(path)
     # Threads share a process number, and so do processes of two containers: only a random name is one's own.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}.partial")
     try:
         if folder:
             partial.mkdir()
@@ -64,7 +71,10 @@ def replace_atomically(path: Path, *, folder: bool = False) -> Iterator[Path]:
             yield partial
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-        partial.replace(path)
+        if isinstance(path, Remote):
+            upload(partial, path)
+        else:
+            partial.replace(path)
     except OSError as error:
         # HDF5 reports a full disk with the system's text and sometimes without its number.
         full = error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
@@ -75,7 +85,27 @@ def replace_atomically(path: Path, *, folder: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial) if folder else partial.unlink()
 
 
-def check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
+def working_path(place: Place) -> Path:
+    """Where an output is made: the path itself; for a URL, a path in the cache folder.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    if not isinstance(place, Remote):
+        return place
+    folder = cache_directory() / "outputs" / hashlib.sha256(place.identity.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot make {folder}, for what will be {place}: {error.strerror}. Set EVALKIT_CACHE to another "
+            "folder."
+        ) from error
+    remove_stale_partials(folder)
+    return folder / place.name
+
+
+def check_writable(path: Place, *inputs: str | os.PathLike[str]) -> None:
     """Check, before long work, that ``path`` can be written.
 
     Args:
@@ -85,6 +115,12 @@ def check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: It cannot be written, or it is one of the inputs.
     """
+    if isinstance(path, Remote):
+        check_destination(path)
+        here = PurePosixPath(str(path))
+        if any(is_url(name) and here.match(shown(os.fspath(name))) for name in inputs):
+            raise OutputError(f"Cannot write {path}: it is the input, or named like it. Give another name.")
+        return
     try:
         _check_writable(path, *inputs)
     except OSError as error:  # for example a name that is too long, or a folder without permission

@@ -27,9 +27,9 @@ from urllib.parse import unquote, urlsplit
 
 from evalkit.errors import InputError, RemoteError
 from evalkit.system.file_systems import HTTP, SCHEMES, TAGS, TIMES, file_system, version_of
-from evalkit.system.urls import after_host, is_url, scheme_of, shown, without_query
+from evalkit.system.urls import after_host, is_offline, is_url, scheme_of, shown, without_query
 
-__all__ = ["Place", "Remote", "file_or_path", "matching", "place_of", "size_of"]
+__all__ = ["Place", "Remote", "file_or_path", "listed", "matching", "place_of", "size_of"]
 
 _THIS_MACHINE = ("file", "memory")
 _OBJECT_STORES = ("s3", "gs", "gcs")
@@ -64,8 +64,6 @@ class Remote:
                 f"{shown(url)}: evalkit does not read URLs of this kind; expected one that begins with "
                 f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}"
             )
-        from evalkit.system.download import is_offline  # here, so that local files load nothing of networks
-
         if is_offline() and self.scheme not in _THIS_MACHINE:
             raise RemoteError(
                 f"{self}: EVALKIT_OFFLINE forbids using the network. Unset it, or give a local copy."
@@ -101,6 +99,11 @@ class Remote:
     def name(self) -> str:
         """The last part of the path."""
         return self._text().rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """Of :attr:`name`: ``.npz``."""
+        return PurePosixPath(self.name).suffix
 
     def _text(self) -> str:
         """The address as a local path would be written: nothing escaped, no slash at the end."""
@@ -238,7 +241,7 @@ class Remote:
         found = dict(sorted(found.items()))
         if self._members is None:
             self._members = found
-        elif _listed(self._members) != _listed(found):
+        elif listed(self._members) != listed(found):
             raise self._has_changed()
         return self._members  # what is known of them already is not asked again
 
@@ -377,7 +380,7 @@ def _relative(child: Remote, folder: Remote) -> str:
     return str(PurePosixPath(inside)) if inside else ""
 
 
-def _listed(members: Mapping[str, Remote]) -> list[tuple[str, str]]:
+def listed(members: Mapping[str, Remote]) -> list[tuple[str, str]]:
     """The names of files, and what the listing says of their versions."""
     return [(name, version_of(child._listed or {})[0]) for name, child in members.items()]
 

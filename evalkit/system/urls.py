@@ -1,15 +1,20 @@
-"""Is this text a URL, and how is it shown without what may be secret?"""
+"""Is this text a URL, how is it shown without what may be secret, and may the network be used?"""
 
 from __future__ import annotations
 
 import os
 import re
 
-__all__ = ["after_host", "is_url", "scheme_of", "scrubbed", "shown", "without_query"]
+__all__ = ["after_host", "is_offline", "is_url", "scheme_of", "scrubbed", "shown", "without_query"]
 
 # Two letters at least, as Windows has C://; and the :: of fsspec's chains, which are refused.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+)://")
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s\"<>]+")
+
+
+def is_offline() -> bool:
+    """Whether ``EVALKIT_OFFLINE`` forbids using the network."""
+    return os.environ.get("EVALKIT_OFFLINE", "0") not in ("", "0")
 
 
 def is_url(source: object) -> bool:

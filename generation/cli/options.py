@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from evalkit.cli.parameters import file, text
+from evalkit.cli.parameters import file, output, text
 from evalkit.errors import InputError, brief
 from generation.samplers import SAMPLERS
 
@@ -123,7 +123,7 @@ run_options = options(
     ),
 )
 grid_option = click.option(
-    "--grid", type=file, metavar="FILE", help="Also write the first 64 samples as an image grid, a PNG."
+    "--grid", type=output, metavar="FILE", help="Also write the first 64 samples as an image grid, a PNG."
 )
 
 

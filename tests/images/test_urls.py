@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -18,10 +19,12 @@ import h5py
 import numpy as np
 import pytest
 from containers import CONTAINERS, PIXELS, STATISTICS, encoded, image_files, write_npz, write_tar, write_zip
+from fake_engine import FakeEngine
 from invoked import Result
 from numpy.typing import NDArray
 from optional import optional
 from range_server import Shelf, shelf
+from s3_server import Buckets
 from stand_ins import NO_STORE
 from stand_ins import InceptionPixels as Pixels
 
@@ -30,7 +33,7 @@ from evalkit.comparison import compare, features_of
 from evalkit.comparison.sources import open_source
 from evalkit.errors import InputError, RemoteError
 from evalkit.features.extraction import extract
-from evalkit.images import ImageSource, is_pattern, open_images
+from evalkit.images import ImageSource, is_pattern, open_image_files, open_images
 from evalkit.system import attempts, file_systems, http_files, ranges, urls
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote
@@ -74,6 +77,10 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written a moment ago is remembered, too."""
     monkeypatch.setattr(evalkit.system.identity, "SETTLED_SECONDS", -3600.0)
+
+
+class Single(Pixels):
+    batch_size = 1
 
 
 def images_of(source: ImageSource, size: int = 3) -> NDArray[Any]:
@@ -144,45 +151,80 @@ def test_any_container_by_http(name: str, tmp_path: Path, web: Shelf, small_rang
     assert all(asked for method, name, asked in web.asked if method == "GET" and not name.endswith("/"))
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A file system of S3, from a server on loopback, with an empty bucket."""
-    optional("s3fs", "remote")
-    moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3,server]'")
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"endpoint_url": f"http://{host}:{port}", "key": "key", "secret": "secret"}
-    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
-    monkeypatch.setenv("EVALKIT_OFFLINE", "0")
-    monkeypatch.setattr(attempts, "WAITS", (0.0,))
-    file_systems.file_system.cache_clear()
-    system = fsspec.filesystem("s3")
-    if system.exists("bucket"):  # moto keeps it from server to server
-        system.rm("bucket", recursive=True)
-    system.mkdir("bucket")
-    yield system
-    file_systems.file_system.cache_clear()
-    server.stop()
+def put_s3(s3: Buckets, folder: Path) -> None:
+    """Put the files of a folder into the bucket, under the folder's name."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            s3.objects[f"bucket/{file.relative_to(folder.parent).as_posix()}"] = file.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder", "parquet folder", "parts"])
-def test_s3(name: str, tmp_path: Path, bucket: Any, small_ranges: None) -> None:
+@pytest.mark.parametrize("name", ["npz", "npy", "zip", "tar", "folder", "parquet folder", "parts"])
+def test_s3(name: str, tmp_path: Path, s3: Buckets, small_ranges: None) -> None:
     (tmp_path / "all").mkdir()
     path = CONTAINERS[name](tmp_path / "all")
-    bucket.put(str(tmp_path / "all"), "bucket/", recursive=True)
+    put_s3(s3, tmp_path / "all")
     url = f"s3://bucket/{path.relative_to(tmp_path)}"
     source, local = open_images(url), open_images(path)
     assert source.name == url
     np.testing.assert_array_equal(images_of(source), PIXELS)
     assert source.digest == local.digest
     source.check_unchanged(every_file=True)
-    file = next(each for each in bucket.find("bucket") if not each.endswith(".md"))
-    bucket.pipe(file, b"another content")
+    gets = [asked for method, address, asked in s3.asked if method == "GET" and "list-type" not in address]
+    assert gets
+    assert all(gets)  # by ranges
+    np.testing.assert_array_equal(images_of(pickle.loads(pickle.dumps(source))), PIXELS)
+    s3.objects[next(each for each in s3.objects if not each.endswith(".md"))] = b"another content"
     with pytest.raises(InputError, match="changed while it was read"):
         source.check_unchanged(every_file=True)
     assert "there is no such file or folder" in refusal("s3://bucket/nothing.npz")
     assert "there is no such file or folder" in refusal("s3://nowhere/nothing.npz")
+
+
+@pytest.mark.parametrize("server", ["s3", "web"])
+@pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder", "parquet folder", "parts"])
+def test_workers_read_from_a_server(name: str, server: str, tmp_path: Path, request: Any) -> None:
+    """Extraction and building; a worker is given the URL and the digest, and not the images."""
+    (tmp_path / "all").mkdir()
+    path = CONTAINERS[name](tmp_path / "all")
+    if server == "s3":
+        put_s3(request.getfixturevalue("s3"), tmp_path / "all")
+        url = f"s3://bucket/{path.relative_to(tmp_path)}"
+    else:
+        root = put(request.getfixturevalue("web"), tmp_path / "all")
+        url = f"{root}{path.relative_to(tmp_path / 'all')}{'/' if path.is_dir() else ''}"
+    expected = features_of(open_images(path), extractor=Pixels(), run=NO_STORE)
+    engine = FakeEngine(2)
+    found = features_of(url, extractor=Pixels(), run=Run(store=None, engine=engine))
+    assert engine.maps[0]
+    assert found.digest == expected.digest
+    for output, rows in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[output], rows)
+    pickled = pickle.dumps(open_images(url))
+    assert PIXELS[0].tobytes() not in pickled
+    assert len(pickled) < 1500
+    settings, engine = build.Settings(size=4, images=5), FakeEngine(2)
+    build.build(path, tmp_path / "local.npz", settings, extractor=Single())
+    build.build(url, tmp_path / "remote.npz", settings, extractor=Single(), engine=engine)
+    assert len(engine.maps[0]) == 7
+    assert (tmp_path / "remote.npz").read_bytes() == (tmp_path / "local.npz").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["x.zip", "folder/"])
+def test_workers_refuse_another_version(source: str, s3: Buckets) -> None:
+    """Although names and sizes are the same."""
+    for key, content in image_files().items():
+        s3.objects[f"bucket/folder/{key}"] = content
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for key, content in image_files().items():
+            archive.writestr(key, content)
+    s3.objects["bucket/x.zip"] = file.getvalue()
+    files = open_image_files(Remote(f"s3://bucket/{source}"))
+    pickled = pickle.dumps(files)
+    assert pickle.loads(pickled).names == files.names  # type: ignore[union-attr]
+    for name, content in s3.objects.items():
+        s3.objects[name] = content[:-1] + bytes([content[-1] ^ 1])
+    with pytest.raises(InputError, match=r"has other names or sizes here|changed while it was read"):
+        pickle.loads(pickled)
 
 
 @pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder"])

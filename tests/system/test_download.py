@@ -21,7 +21,8 @@ from file_server import Server, no_server, serving
 from patience import SECONDS, until
 
 from evalkit.errors import DownloadError, InputError, OutputError
-from evalkit.system.download import download, is_offline, published_urls
+from evalkit.system.download import download, published_urls
+from evalkit.system.urls import is_offline
 
 CONTENT = random.Random(0).randbytes(100_000)
 OTHER = random.Random(1).randbytes(100_000)

@@ -18,9 +18,10 @@ from evalkit.extractors.weights.read import (
     InceptionWeights,
     read_weights,
 )
-from evalkit.system.download import download, is_offline
+from evalkit.system.download import download
 from evalkit.system.files import cache_directory, expand_user, xdg_cache_home
 from evalkit.system.progress import Progress
+from evalkit.system.urls import is_offline
 
 __all__ = ["WEIGHTS_URLS", "WeightsPlace", "describe_weights", "fetch_weights", "find_weights"]
 
