@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -18,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 from containers import CONTAINERS, PIXELS, STATISTICS, encoded, image_files, write_npz, write_tar, write_zip
+from fake_engine import FakeEngine
 from invoked import Result
 from numpy.typing import NDArray
 from optional import optional
@@ -31,7 +33,7 @@ from evalkit.comparison import compare, features_of
 from evalkit.comparison.sources import open_source
 from evalkit.errors import InputError, RemoteError
 from evalkit.features.extraction import extract
-from evalkit.images import ImageSource, is_pattern, open_images
+from evalkit.images import ImageSource, is_pattern, open_image_files, open_images
 from evalkit.system import attempts, file_systems, http_files, ranges, urls
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote
@@ -75,6 +77,10 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written a moment ago is remembered, too."""
     monkeypatch.setattr(evalkit.system.identity, "SETTLED_SECONDS", -3600.0)
+
+
+class Single(Pixels):
+    batch_size = 1
 
 
 def images_of(source: ImageSource, size: int = 3) -> NDArray[Any]:
@@ -172,6 +178,53 @@ def test_s3(name: str, tmp_path: Path, s3: Buckets, small_ranges: None) -> None:
         source.check_unchanged(every_file=True)
     assert "there is no such file or folder" in refusal("s3://bucket/nothing.npz")
     assert "there is no such file or folder" in refusal("s3://nowhere/nothing.npz")
+
+
+@pytest.mark.parametrize("server", ["s3", "web"])
+@pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder", "parquet folder", "parts"])
+def test_workers_read_from_a_server(name: str, server: str, tmp_path: Path, request: Any) -> None:
+    """Extraction and building; a worker is given the URL and the digest, and not the images."""
+    (tmp_path / "all").mkdir()
+    path = CONTAINERS[name](tmp_path / "all")
+    if server == "s3":
+        put_s3(request.getfixturevalue("s3"), tmp_path / "all")
+        url = f"s3://bucket/{path.relative_to(tmp_path)}"
+    else:
+        root = put(request.getfixturevalue("web"), tmp_path / "all")
+        url = f"{root}{path.relative_to(tmp_path / 'all')}{'/' if path.is_dir() else ''}"
+    expected = features_of(open_images(path), extractor=Pixels(), run=NO_STORE)
+    engine = FakeEngine(2)
+    found = features_of(url, extractor=Pixels(), run=Run(store=None, engine=engine))
+    assert engine.maps[0]
+    assert found.digest == expected.digest
+    for output, rows in expected.arrays.items():
+        np.testing.assert_array_equal(found.arrays[output], rows)
+    pickled = pickle.dumps(open_images(url))
+    assert PIXELS[0].tobytes() not in pickled
+    assert len(pickled) < 1500
+    settings, engine = build.Settings(size=4, images=5), FakeEngine(2)
+    build.build(path, tmp_path / "local.npz", settings, extractor=Single())
+    build.build(url, tmp_path / "remote.npz", settings, extractor=Single(), engine=engine)
+    assert len(engine.maps[0]) == 7
+    assert (tmp_path / "remote.npz").read_bytes() == (tmp_path / "local.npz").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["x.zip", "folder/"])
+def test_workers_refuse_another_version(source: str, s3: Buckets) -> None:
+    """Although names and sizes are the same."""
+    for key, content in image_files().items():
+        s3.objects[f"bucket/folder/{key}"] = content
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for key, content in image_files().items():
+            archive.writestr(key, content)
+    s3.objects["bucket/x.zip"] = file.getvalue()
+    files = open_image_files(Remote(f"s3://bucket/{source}"))
+    pickled = pickle.dumps(files)
+    assert pickle.loads(pickled).names == files.names  # type: ignore[union-attr]
+    for name, content in s3.objects.items():
+        s3.objects[name] = content[:-1] + bytes([content[-1] ^ 1])
+    with pytest.raises(InputError, match=r"has other names or sizes here|changed while it was read"):
+        pickle.loads(pickled)
 
 
 @pytest.mark.parametrize("name", ["npz", "zip", "tar", "folder"])
