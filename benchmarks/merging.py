@@ -32,9 +32,9 @@ def main() -> None:
             Path(temporary) / "run", identity={}, made_with={}, shape=shape, shard_size=64
         ) as folder,
     ):
-        for shard in folder.missing():
-            images = random.integers(0, 256, (shard.end - shard.begin, *shape[1:]), dtype=np.uint8)
-            folder.save(shard, images, {})
+        for piece in folder.missing(64):
+            images = random.integers(0, 256, (piece.end - piece.begin, *shape[1:]), dtype=np.uint8)
+            folder.save(piece, images, {})
         before = peak_bytes()
         begin = time.perf_counter()
         assert folder.merge(np.zeros(arguments.images, np.int64))

@@ -11,7 +11,7 @@
     ├── FeatureError              features of another extractor, or of another size, were mixed
     ├── UndefinedMetricError      the metric has no value for this input (for example one image)
     ├── OutputError               a result cannot be written: no permission, no space
-    ├── WorkerError               another process of the same job died, failed or hangs
+    ├── WorkerError               a worker died, failed or hangs
     └── MissingDependencyError    an optional package is not installed
 
 Every message says what was given, what was expected and what to do. The command line prints it
@@ -113,7 +113,7 @@ class OutputError(EvalkitError):
 
 
 class WorkerError(EvalkitError):
-    """Another process of a job that torchrun started died, failed or makes no progress."""
+    """A worker died, failed or makes no progress, or differs from the process that gives it work."""
 
 
 class MissingDependencyError(EvalkitError):

@@ -27,6 +27,7 @@ __all__ = [
     "identify",
     "inspect",
     "load_network",
+    "network_of",
     "save_network",
     "weights_digest",
 ]
@@ -159,14 +160,22 @@ def load_network(
     state = file.tensors()
     preset = _agreed_preset(file, preset, state)
     check_layout(file, preset)
-    network = preset.build("meta")
     if wrong := next((name for name, tensor in state.items() if not tensor.is_floating_point()), None):
         raise InputError(f"{path}: {brief(wrong)} is of type {state[wrong].dtype}, expected floating point.")
-    network.load_state_dict({name: _aligned(tensor.float()) for name, tensor in state.items()}, assign=True)
-    network.to(device).eval().requires_grad_(False)
     return Loaded(
-        network=network, preset=preset, digest=weights_digest(state), path=Path(path), prefix=file.prefix
+        network=network_of(state, preset, device),
+        preset=preset,
+        digest=weights_digest(state),
+        path=Path(path),
+        prefix=file.prefix,
     )
+
+
+def network_of(state: Mapping[str, Tensor], preset: ModelPreset, device: str | torch.device) -> Trunk:
+    """The network with these weights, in eval mode, its parameters float32 and without gradients."""
+    network = preset.build("meta")
+    network.load_state_dict({name: _aligned(tensor.float()) for name, tensor in state.items()}, assign=True)
+    return network.to(device).eval().requires_grad_(False)
 
 
 def save_network(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,13 +17,15 @@ from generation.settings import Settings
 __all__ = ["describe_cost", "flop", "gradient_flop", "prediction_flop"]
 
 
-def describe_cost(settings: Settings, networks: Networks) -> str:
-    """A line about a run: samples, steps, FLOP and gigabytes."""
-    size, steps = networks.diffusion.preset.image_size, len(schedule_of(settings, networks))
-    gigabytes = settings.count * size**2 * 3 / 1e9
+def describe_cost(runs: Sequence[Settings], networks: Networks) -> str:
+    """A line about runs of one number of steps: samples, steps, FLOP and gigabytes."""
+    size, steps = networks.diffusion.preset.image_size, len(schedule_of(runs[0], networks))
+    counts = [settings.count for settings in runs]
+    gigabytes, most = (count * size**2 * 3 / 1e9 for count in (sum(counts), sum(counts) + max(counts)))
+    petaflop = sum(flop(settings, networks) for settings in runs) / 1e15
     return (
-        f"{settings.count:,} samples of {size}x{size}, {steps} steps each: "
-        f"{flop(settings, networks) / 1e15:,.4g} PFLOP, {gigabytes:.3g} GB on disk, twice that at the end."
+        f"{sum(counts):,} samples of {size}x{size}, {steps} steps each: {petaflop:,.4g} PFLOP, "
+        f"{gigabytes:.3g} GB on disk, up to {most:.3g} GB while shards are joined."
     )
 
 
@@ -36,6 +40,7 @@ def flop(settings: Settings, networks: Networks) -> int:
     return settings.count * total
 
 
+@cache
 def prediction_flop(preset: ModelPreset) -> int:
     """FLOP of one forward pass of a diffusion model or upsampler for one image; a multiply-add is two."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -48,6 +53,7 @@ def prediction_flop(preset: ModelPreset) -> int:
     return int(counter.get_total_flops())
 
 
+@cache
 def gradient_flop(preset: ModelPreset) -> int:
     """FLOP of the gradient of a classifier at one image."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -9,14 +9,19 @@
 
 Sampling resumes where it was interrupted, features come from the store, and a comparison of the same samples,
 reference, protocol and network is not made again.
+
+One list holds the batches of all scales, so that no worker waits between two scales. A scale is compared as
+soon as no worker is busy with samples. In this process that is before the next scale begins, so the first
+results come early; on a cluster it is after the last one, so that workers neither wait for a comparison nor
+change their work for it and back.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Sequence
-from contextlib import closing
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +37,13 @@ from evalkit.metrics.base import Metric
 from evalkit.report.image_grid import write_grid
 from evalkit.results import Comparison, Point, Sweep
 from evalkit.system.differences import differences
+from evalkit.system.engine import Engine, Inline
 from evalkit.system.files import replace_atomically
-from evalkit.system.processes import is_main_process
+from evalkit.system.locks import exclusive_lock
 from evalkit.system.progress import Progress
 from evalkit.system.run import Run
 from generation.batch import Networks
-from generation.sample import run
+from generation.sample import run_all
 from generation.settings import Settings
 from generation.shards import FORMAT
 
@@ -61,7 +67,8 @@ def sweep(
     metrics: Collection[str | Metric] | str | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
-) -> Sweep | None:
+    engine: Engine | None = None,
+) -> Sweep:
     """Sample at every scale and compare each with the reference.
 
     Args:
@@ -75,10 +82,11 @@ def sweep(
         protocol: See :func:`evalkit.comparison.compare`.
         metrics: Likewise.
         batch_size: Samples at a time; None: as many as the device's memory takes.
-        progress: Called with (stage, done, total) while sampling at each scale and while comparing.
+        progress: Called with (stage, done, total) while sampling, the samples of all scales, and comparing.
+        engine: Who makes samples and features; None: this process.
 
     Returns:
-        All scales; None on ranks other than 0, which only help to sample.
+        All scales.
 
     Raises:
         EvalkitError: As :func:`generation.sample.run` and :func:`evalkit.comparison.compare`.
@@ -98,7 +106,7 @@ def sweep(
     if settings.classes is not None and networks.num_classes(guided=False) is None:
         # Without guidance an unconditional model has no classes; the other scales have the classifier's.
         steps = [step if step.scale else replace(step, classes=None) for step in steps]
-        if 0 in scales and is_main_process():
+        if 0 in scales:
             logger.info(
                 "At scale 0, %s has no classes: --classes %s is for the other scales.",
                 networks.diffusion.preset.name,
@@ -113,7 +121,7 @@ def sweep(
     common = {"format": FORMAT} | settings.record()
     del common["scale"]
     left_out = _check_before(out / "results.json", common) - set(scales)
-    if left_out and is_main_process():
+    if left_out:
         others = ", ".join(f"{scale:g}" for scale in sorted(left_out))
         logger.info(
             "%s also has results of scale %s. They stay in their folders; to have them in results.json as "
@@ -122,37 +130,30 @@ def sweep(
             others,
         )
 
-    points: list[Point] = []
-    files: list[Path] = []
-    for step in steps:
-        folder = out / f"scale-{step.scale!r}"
-        file = run(step, networks, folder, batch_size=batch_size, progress=_at_scale(step.scale, progress))
-        if not is_main_process():
-            continue
-        comparison = _compared(folder / "comparison.json", reference, file, choice, extractors, progress)
-        files.append(file)
-        points.append(Point(scale=step.scale, comparison=comparison))
-        scores = ", ".join(f"{score.name} {score.value:.4f}" for score in comparison.scores)
-        logger.info("scale %g: %s", step.scale, scores)
-        result = Sweep(
-            name=name or networks.diffusion.preset.name,
-            points=tuple(points),
-            settings=common,
-        )
-        for path, text in (("results.json", result.to_json()), ("results.csv", result.to_csv())):
-            with replace_atomically(out / path) as partial:
-                partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-    if not points:
-        return None
-    _draw_samples(out / "samples.png", [point.scale for point in points], files)
+    runs = [(step, out / f"scale-{step.scale!r}") for step in steps]
+    points: dict[float, Point] = {}
+    files: dict[float, Path] = {}
+    with ExitStack() as stack:
+        stack.enter_context(exclusive_lock(out / "lock", f"sweeping into {out}"))
+        how = Run(progress=progress, engine=engine or Inline())
+        sampled = run_all(runs, networks, batch_size=batch_size, progress=progress, engine=how.engine)
+        for number, file in stack.enter_context(closing(sampled)):
+            folder, scale = runs[number][1], steps[number].scale
+            comparison = _compared(folder / "comparison.json", reference, file, choice, extractors, how)
+            files[scale] = file
+            points[scale] = Point(scale=scale, comparison=comparison)
+            scores = ", ".join(f"{score.name} {score.value:.4f}" for score in comparison.scores)
+            logger.info("scale %g: %s", scale, scores)
+            result = Sweep(
+                name=name or networks.diffusion.preset.name,
+                points=tuple(points[scale] for scale in sorted(points)),
+                settings=common,
+            )
+            for path, text in (("results.json", result.to_json()), ("results.csv", result.to_csv())):
+                with replace_atomically(out / path) as partial:
+                    partial.write_bytes(text.encode("utf-8", "surrogateescape"))
+        _draw_samples(out / "samples.png", files)
     return result
-
-
-def _at_scale(scale: float, progress: Progress | None) -> Progress | None:
-    """Progress of sampling at a scale: each is a stage of its own."""
-    if progress is None:
-        return None
-    return lambda stage, done, total: progress(f"{stage} at scale {scale:g}", done, total)
 
 
 def _check_before(results: Path, settings: dict[str, Any]) -> set[float]:
@@ -182,7 +183,7 @@ def _compared(
     samples: Path,
     choice: Choice,
     extractors: Sequence[Extractor],
-    progress: Progress | None,
+    how: Run,
 ) -> Comparison:
     """The recorded comparison, if reference, samples, metrics and networks are the same, or a new one."""
     if record.is_file():
@@ -215,7 +216,7 @@ def _compared(
         protocol=choice.protocol.name,
         metrics=choice.metrics,
         extractor=extractors,
-        run=Run(progress=progress),
+        run=how,
     )
     with replace_atomically(record) as partial:
         partial.write_text(comparison.to_json())
@@ -228,9 +229,9 @@ def _digests(source: Source) -> tuple[str, str | None]:
     return opened.digest, opened.statistics_digest
 
 
-def _draw_samples(path: Path, scales: Sequence[float], files: Sequence[Path]) -> None:
+def _draw_samples(path: Path, files: Mapping[float, Path]) -> None:
     rows = []
-    for file in files:
+    for _, file in sorted(files.items()):
         with closing(open_images(file).batches(COLUMNS)) as batches:
             rows.append(next(batches))
-    write_grid(path, np.concatenate(rows), len(rows[0]), [f"{scale:g}" for scale in scales])
+    write_grid(path, np.concatenate(rows), len(rows[0]), [f"{scale:g}" for scale in sorted(files)])

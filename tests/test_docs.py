@@ -40,9 +40,12 @@ TEXTS = {
         *ROOT.glob("docs/**/*.md"),
     ]
 }
-TORCHRUN = {"--master-addr", "--nnodes", "--no-python", "--node-rank", "--nproc-per-node"}
+TORCHRUN = {"--no-python", "--nproc-per-node"}
+SLURM = {f"--{each}" for each in ("cpus-per-task", "exclude", "exclusive", "gpus-per-node", "nodelist")}
+SLURM |= {f"--{each}" for each in ("nodes", "ntasks", "ntasks-per-node", "ip-address")}  # and hostname's
+RAY = {"--address", "--block", "--generate", "--head", "--min-nodes", "--node-ip-address", "--port"}
 # pip's, click's, and one of the published scripts'.
-OTHER_OPTIONS = TORCHRUN | {"--no-deps", "--help", "--use_fp16"}
+OTHER_OPTIONS = TORCHRUN | SLURM | RAY | {"--no-deps", "--help", "--use_fp16"}
 
 
 def all_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:

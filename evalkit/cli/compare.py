@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from evalkit.cli.engine import engine_options
+from evalkit.cli.messages import say
 from evalkit.cli.options import (
     ExtractorSetup,
     echo_notes,
@@ -67,6 +69,7 @@ __all__ = ["compare", "curves", "features", "stats"]
 @value_range_option
 @extractor_options
 @no_store_option
+@engine_options
 def compare(
     reference: str,
     samples: str,
@@ -86,13 +89,13 @@ def compare(
     these at a URL (https://, s3://, gs://), or the name of a published batch (see `evalkit reference list`),
     which is fetched when first needed.
 
-    Under torchrun, the processes share the work.
+    With --engine ray, workers on several GPUs or hosts share the work: see docs/clusters.md.
 
     \b
     Example:
       evalkit compare imagenet256 samples_50000x256x256x3.npz
       evalkit compare ref.npz 'samples/*.npz' --subset 50000
-      torchrun --nproc-per-node 8 -m evalkit compare ref.npz samples.npz
+      evalkit compare ref.npz samples.npz --engine ray
     """
     from evalkit.system.files import check_writable, replace_atomically
 
@@ -125,7 +128,7 @@ def compare(
             failure = error  # after printing, so that the scores are not lost
         click.echo(FORMATS[format_](comparison))
         for remark in remarks(comparison) if format_ == "adm" else ():
-            click.echo(remark, err=True)  # the five lines have no place for it
+            say(remark)  # the five lines have no place for it
         if failure:
             raise failure
 
@@ -141,6 +144,7 @@ def compare(
 @value_range_option
 @extractor_options
 @no_store_option
+@engine_options
 def features(images: str, out: Path, network: str, value_range: str | None, **options: Any) -> None:
     """Extract the features of IMAGES once, and keep them as an HDF5 file that `compare` takes.
 
@@ -172,6 +176,7 @@ def features(images: str, out: Path, network: str, value_range: str | None, **op
 @value_range_option
 @extractor_options
 @no_store_option
+@engine_options
 def stats(images: str, out: Path, value_range: str | None, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from evalkit.cli.engine import open_engine
+from evalkit.cli.messages import say
 from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
-from evalkit.system.processes import world_size
 
 if TYPE_CHECKING:
     from evalkit.comparison.sources import Opened, Source
@@ -84,7 +85,10 @@ value_range_option = click.option(
 
 
 class ExtractorSetup:
-    """The extractor and store that the options of :func:`extractor_options` ask for."""
+    """What the options of :func:`extractor_options` ask for, and others of verbs that extract.
+
+    Those are the options of :func:`~evalkit.cli.engine.engine_options`, and ``--no-store``.
+    """
 
     def __init__(
         self,
@@ -96,6 +100,8 @@ class ExtractorSetup:
         weights: str | None,
         graph: str | None,
         no_store: bool = False,
+        engine: str = "inline",
+        progress: str = "auto",
     ):
         if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
             raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
@@ -107,6 +113,8 @@ class ExtractorSetup:
         self.weights = weights
         self.graph = graph
         self.no_store = no_store
+        self.engine = engine
+        self.progress = progress
 
     def extractor(self, network: str = "inception") -> Extractor:
         """A network, its weights loaded. The options of weights, precision and backend are Inception's."""
@@ -134,13 +142,12 @@ class ExtractorSetup:
 
     @contextmanager
     def run(self) -> Iterator[Run]:
-        """How the work is done."""
+        """How the work is done, while the block runs."""
         from evalkit.system.run import Run
 
         store = None if self.no_store else "default"
-        if world_size() > 1:
-            raise InputError("Several processes were started to measure together. Start one.")
-        yield Run(device=self.device, store=store, progress=progress_bars())
+        with open_engine(self.engine, self.progress) as (engine, progress):
+            yield Run(device=self.device, store=store, progress=progress, engine=engine)
 
 
 def echo_precision_check(images: Source, extractor: Extractor, run: Run) -> None:
@@ -159,7 +166,7 @@ def echo_precision_check(images: Source, extractor: Extractor, run: Run) -> None
 def echo_notes(images: object) -> None:
     """Print notes on images that are not errors, such as parts of a file that are not used."""
     for note in getattr(images, "notes", ()):
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
 
 
 def open_batches(

@@ -1,70 +1,130 @@
-"""Progress on a terminal; silence elsewhere."""
+"""Progress on standard error: bars on a terminal, lines of JSON for scripts, or nothing."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import click
+
+from evalkit.cli.messages import is_json, say_json
+from evalkit.system.engine import WorkerState
 from evalkit.system.processes import is_main_process
+from evalkit.system.progress import Stage
 
-if TYPE_CHECKING:
-    from evalkit.system.progress import Progress
+__all__ = ["Lines", "Silence", "View", "progress_bars"]
 
-__all__ = ["progress_bars"]
+BETWEEN_LINES = 0.95  # seconds: workers are watched about once a second
 
 
-def progress_bars(*, in_bytes: bool = False) -> Progress:
-    """Bars with rate and time left, one for the stage at work, on the main process's terminal.
+class View(Protocol):
+    """Shows progress, and what workers are doing."""
+
+    def __call__(self, stage: str, done: int, total: int) -> object:
+        """Show a stage: see :data:`evalkit.system.progress.Progress`."""
+
+    def watch(self, workers: Sequence[WorkerState]) -> None:
+        """Show what each worker is doing; called about once a second."""
+
+    def close(self) -> None:
+        """Take everything off the screen."""
+
+
+def progress_bars(*, in_bytes: bool = False) -> View:
+    """What shows progress until the command ends: lines of JSON where these are asked for, else bars.
+
+    Bars have rate and time left. They are shown on a terminal, by the main process.
 
     Args:
-        in_bytes: Stages count bytes, as downloads do.
+        in_bytes: Stages count bytes, as downloads do, not images.
     """
-    if not (is_main_process() and sys.stderr is not None and sys.stderr.isatty()):
-        return _silent
-    return _on_terminal(in_bytes)
+    view: View
+    if is_json():
+        view = Lines(in_bytes=in_bytes)
+    elif is_main_process() and sys.stderr is not None and sys.stderr.isatty():
+        from rich.console import Console
+
+        from evalkit.cli.bars import Bars
+
+        view = Bars(Console(stderr=True), in_bytes=in_bytes)
+    else:
+        view = Silence()
+    if context := click.get_current_context(silent=True):
+        context.call_on_close(view.close)  # before an error is shown
+    return view
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """Does nothing: there is no terminal."""
+class Silence:
+    """Shows nothing."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Does nothing."""
+
+    def watch(self, workers: Sequence[WorkerState]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
-def _on_terminal(in_bytes: bool) -> Callable[[str, int, int], None]:
-    from rich import progress
-    from rich.console import Console
+class Lines:
+    """A line of JSON about once a second, and at the beginning and the end of each stage."""
 
-    amount: list[progress.ProgressColumn] = (
-        [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-        if in_bytes
-        else [progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[rate]}")]
-    )
-    bars: dict[str, progress.Progress] = {}
+    def __init__(self, *, in_bytes: bool = False, clock: Callable[[], float] = time.monotonic):
+        self._rate = "bytes_per_second" if in_bytes else "images_per_second"
+        self._clock = clock
+        self._stages: dict[str, Stage] = {}
+        self._stage: Stage | None = None
+        self._workers: Sequence[WorkerState] = ()
+        self._printed = 0.0
 
-    def stop() -> None:
-        for bar in bars.values():
-            bar.stop()
-        bars.clear()
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Print a line, if it is time to."""
+        is_new = stage not in self._stages
+        state = self._stages.setdefault(stage, Stage(stage, done, total))
+        state.update(done, total, self._clock())
+        self._print(state, at_once=is_new or state.is_over)
+        if state.is_over:
+            del self._stages[stage]
+        self._stage = None if state.is_over else state
 
-    def report(stage: str, done: int, total: int) -> None:
-        is_over = bool(total) and done >= total
-        if stage not in bars:
-            stop()
-            if is_over:
-                return  # nothing to do, such as features that are all in the store
-            bars[stage] = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                *amount,
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            bars[stage].add_task(stage, total=total or None, completed=done, rate="")
-            bars[stage].start()
-        task = bars[stage].tasks[0]
-        rate = f"{task.speed:,.1f}/s" if task.speed else ""
-        bars[stage].update(task.id, completed=done, rate=rate)
-        if is_over:
-            stop()
+    def watch(self, workers: Sequence[WorkerState]) -> None:
+        """Print a line, if it is time to."""
+        self._workers = workers
+        if self._stage is not None:
+            self._print(self._stage)
 
-    return report
+    def close(self) -> None:
+        """Does nothing."""
+
+    def _print(self, stage: Stage, *, at_once: bool = False) -> None:
+        now = self._clock()
+        if not at_once and now < self._printed + BETWEEN_LINES:
+            return
+        self._printed = now
+        say_json(
+            {
+                "stage": stage.name,
+                "done": stage.done,
+                "total": stage.total or None,
+                self._rate: _rounded(stage.per_second(now)),
+                "seconds_left": _rounded(stage.seconds_left(now)),
+                "workers": [
+                    {
+                        "host": worker.host,
+                        "pid": worker.pid,
+                        "device": worker.device,
+                        "state": worker.state,
+                        "item": worker.item,
+                        "images_per_second": _rounded(worker.rate or None),
+                    }
+                    for worker in self._workers
+                ],
+            }
+        )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

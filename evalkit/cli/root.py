@@ -14,8 +14,9 @@ from typing import NoReturn
 import click
 
 from evalkit import __version__
-from evalkit.errors import EvalkitError, brief, shortened
-from evalkit.system.processes import is_main_process
+from evalkit.cli.messages import is_json, say, show_messages
+from evalkit.errors import EvalkitError, InputError, brief, shortened
+from evalkit.system.processes import is_main_process, world_size
 
 __all__ = ["main", "root"]
 
@@ -54,11 +55,17 @@ class _Root(click.Group):
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version=__version__)
-def root() -> None:
+@click.pass_context
+def root(context: click.Context) -> None:
     """FID, sFID, Inception Score, precision and recall of generated images, exactly as ADM reports them."""
-    from evalkit.cli.messages import show_messages
-
     show_messages()
+    if context.invoked_subcommand != "train" and (size := world_size()) > 1:
+        raise InputError(
+            f"WORLD_SIZE={size}: torchrun or the like started this command {size} times, and each would do "
+            "all of the work. Start it once: with --engine ray it uses all GPUs of this machine, with "
+            "--engine ray=ADDRESS those of a cluster. Only `evalkit train` works under torchrun. Where a "
+            "training script starts this command, unset RANK and WORLD_SIZE for it."
+        )
 
 
 # Of GNU's OpenMP, in torch's wheels for Linux, and of OpenBLAS, in NumPy's and SciPy's.
@@ -134,8 +141,7 @@ def _run() -> int:
 
 
 def _complain(text: str) -> None:
-    with contextlib.suppress(OSError):  # there is nowhere left to say it
-        click.echo(text, err=True)
+    say(text.removeprefix("Error: ") if is_json() else text, "error")
 
 
 def _is_of_printing(error: OSError) -> bool:

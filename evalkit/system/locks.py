@@ -29,7 +29,13 @@ HAS_CLAIMS = fcntl is not None
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, work: str, *, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(
+    path: Path,
+    work: str,
+    *,
+    wait: bool = False,
+    advice: str = "Wait for it or stop it, or name another output.",
+) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs.
 
     The file may stay. To remove it, unlink it inside the block: filelock 3.24 and later notice that in all
@@ -39,6 +45,7 @@ def exclusive_lock(path: Path, work: str, *, wait: bool = False) -> Iterator[Non
         path: A file in an existing folder; created if it does not exist.
         work: What this process does meanwhile, for the message: ``"building ref.npz"``.
         wait: Wait until another process releases it, instead of raising.
+        advice: What to do where another process holds it, for the message.
 
     Raises:
         OutputError: Another process holds it and ``wait`` is false, or it cannot be opened.
@@ -47,9 +54,7 @@ def exclusive_lock(path: Path, work: str, *, wait: bool = False) -> Iterator[Non
     try:
         lock.acquire()
     except Timeout:
-        raise OutputError(
-            f"Another process is {work}. Wait for it or stop it, or name another output."
-        ) from None
+        raise OutputError(f"Another process is {work}. {advice}") from None
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
     except NotImplementedError:  # a file system without locks: nothing can be refused

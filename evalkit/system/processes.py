@@ -1,4 +1,4 @@
-"""Rank and number of the processes that torchrun started; no other module reads its environment variables."""
+"""Rank and number of the processes of `evalkit train`; no other module reads torchrun's variables."""
 
 from __future__ import annotations
 

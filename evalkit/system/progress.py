@@ -1,15 +1,71 @@
-"""The signature of progress callbacks."""
+"""Progress callbacks, and how fast a stage is."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Stage"]
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 """Called with ``(stage, done, total)`` at the start of a stage and after every step of it.
 
 ``done`` and ``total`` count in one unit (images, bytes, rows, steps); ``total`` is 0 where it is not known.
-Stages may alternate; a stage is over when ``done`` reaches ``total``.
+Stages may alternate; a stage is over when ``done`` reaches ``total``. ``done`` may go down, where a worker
+has died.
 """
+
+WINDOW_SECONDS = 30.0
+SETTLING_SECONDS = 3.0
+FEWEST_STEPS = 4
+
+
+class Stage:
+    """How much of a stage is done, and how fast it has been in the last half minute.
+
+    What was done when it began does not count: it came from an earlier run. Nor does the time before the
+    first step, in which networks are loaded. Where steps take long, the last four count.
+
+    Attributes:
+        name: What is done.
+        done: How much is done.
+        total: How much there is; 0 where it is not known.
+    """
+
+    def __init__(self, name: str, done: int, total: int):
+        self.name = name
+        self.done = done
+        self.total = total
+        self._steps: deque[tuple[float, int]] = deque()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all is done."""
+        return 0 < self.total <= self.done
+
+    def update(self, done: int, total: int, now: float) -> None:
+        """So much is done at ``now``, in seconds of any clock."""
+        self.total = total
+        if done == self.done:
+            return
+        self.done = done
+        self._steps.append((now, done))
+        while len(self._steps) > FEWEST_STEPS + 1 and self._steps[1][0] <= now - WINDOW_SECONDS:
+            self._steps.popleft()
+
+    def per_second(self, now: float) -> float | None:
+        """How much is done in a second, above 0; None where that is not known yet."""
+        if len(self._steps) < 2:
+            return None
+        (first, before), (last, after) = self._steps[0], self._steps[-1]
+        usual = (last - first) / (len(self._steps) - 1)
+        seconds = max(last - first, now - first - usual)  # more, where the next step is overdue
+        if now - first < SETTLING_SECONDS or after <= before:
+            return None
+        return (after - before) / seconds
+
+    def seconds_left(self, now: float) -> float | None:
+        """Time until all is done; None where that is not known."""
+        rate = self.per_second(now)
+        return (self.total - self.done) / rate if rate and self.total >= self.done else None

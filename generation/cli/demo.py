@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from evalkit.cli.parameters import file
-from generation.cli.options import echo
 
 __all__ = ["demo"]
 
@@ -40,9 +39,10 @@ def demo(out: Path) -> None:
         device="auto", batch_size="auto", precision="float32", backend="torch", weights=None, graph=None
     )
     extractor = setup.extractor()
-    echo(
+    click.echo(
         f"{len(SCALES)} scales of {SETTINGS.count} samples of 8x8, a small network; then as many passes of "
-        "Inception, which takes most of the time: about 5 minutes on 2 cores."
+        "Inception, which takes most of the time: about 5 minutes on 2 cores.",
+        err=True,
     )
     result = demo(out, extractor=extractor, settings=SETTINGS, scales=SCALES, progress=progress_bars())
     click.echo(sweep_table(result))

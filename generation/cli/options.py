@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PRECISION_CHOICES",
     "device_option",
-    "echo",
     "grid_option",
     "guidance_options",
     "network_options",
@@ -120,7 +119,7 @@ run_options = options(
         type=int,
         default=64,
         show_default=True,
-        help="Samples per shard. Complete shards are kept if a run is interrupted.",
+        help="Samples per shard, and so the largest batch. Complete batches survive an interruption.",
     ),
 )
 grid_option = click.option(
@@ -189,18 +188,13 @@ def set_up(
         )
         for loaded in (networks.diffusion, networks.classifier):
             if loaded and loaded.prefix:
-                echo(f"{loaded.path}: the prefix {brief(loaded.prefix)} before every name was left out.")
+                click.echo(
+                    f"{loaded.path}: the prefix {brief(loaded.prefix)} before every name was left out.",
+                    err=True,
+                )
         return networks
 
     return settings, load
-
-
-def echo(message: str) -> None:
-    """Print a message beside the output proper, on the main process alone."""
-    from evalkit.system.processes import is_main_process
-
-    if is_main_process():
-        click.echo(message, err=True)
 
 
 def parse_batch_size(value: str) -> int | None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.cli.engine import engine_options, open_engine
 from evalkit.cli.options import echo_notes
 from evalkit.cli.parameters import text
-from evalkit.cli.progress import progress_bars
-from evalkit.system.processes import is_main_process
 from generation.cli.options import (
     grid_option,
     guidance_options,
@@ -37,17 +36,17 @@ __all__ = ["sample", "upsample"]
 @guidance_options
 @sampler_options
 @run_options
+@engine_options
 @grid_option
 def sample(count: int, **options: Any) -> None:
     """Sample images from a diffusion model, guided by a classifier, to one npz.
 
-    Repeat the command to resume an interrupted run, or to join one that is under way: on several GPUs or
-    hosts, start it once on each, or use torchrun.
+    Repeat the command to resume an interrupted run. --engine ray uses all GPUs of this machine.
 
     \b
     Example:
       evalkit sample --preset imagenet256-guided --scale 1.0 -n 50000 --out runs/guided
-      torchrun --nproc-per-node 8 -m evalkit sample --preset imagenet64 -n 50000 --out runs/64
+      evalkit sample --preset imagenet64 -n 50000 --out runs/64 --engine ray
     """
     settings, load = set_up(count, options)
     _run(settings, load, options)
@@ -58,6 +57,7 @@ def sample(count: int, **options: Any) -> None:
 @network_options
 @sampler_options
 @run_options
+@engine_options
 @grid_option
 def upsample(base: str, **options: Any) -> None:
     """Sample large images from the small ones of BASE, an npz; classes (arr_1) and order are kept.
@@ -87,18 +87,19 @@ def _run(
     grid, batch_size = options["grid"], parse_batch_size(options["batch_size"])
     if grid:
         check_picture(grid, *([base.name] if base else []))
-    path = run(
-        settings,
-        load(options["precision"]),
-        options["out"],
-        base=base,
-        batch_size=batch_size,
-        progress=progress_bars(),
-    )
-    if grid and is_main_process():
+    with open_engine(options["engine"], options["progress"]) as (engine, progress):
+        path = run(
+            settings,
+            load(options["precision"]),
+            options["out"],
+            base=base,
+            batch_size=batch_size,
+            progress=progress,
+            engine=engine,
+        )
+    if grid:
         from evalkit.images import open_images
         from evalkit.report.image_grid import write_grid
 
         write_grid(grid, next(open_images(path).batches(64)))
-    if is_main_process():
-        click.echo(f"{path}: {settings.count:,} samples")
+    click.echo(f"{path}: {settings.count:,} samples")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from evalkit.cli.engine import engine_options, open_engine
 from evalkit.cli.parameters import text
 from evalkit.errors import InputError
 from evalkit.protocols import PROTOCOLS
@@ -42,6 +43,7 @@ __all__ = ["sweep"]
 @guidance_options
 @sampler_options
 @run_options
+@engine_options
 @click.option("--name", type=text, help="Name of the curve in plots; by default the model's.")
 @click.option(
     "--protocol",
@@ -73,7 +75,6 @@ def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
       evalkit sweep --preset imagenet256-guided --scales 0,0.5,1 -n 5000 --reference imagenet256 --out runs/s
     """
     from evalkit.cli.options import ExtractorSetup, open_batches
-    from evalkit.cli.progress import progress_bars
     from evalkit.comparison.plan import choose_metrics
     from evalkit.report.text import sweep_table
     from generation.sweep import sweep
@@ -94,19 +95,20 @@ def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
     )
     choice = choose_metrics(options["protocol"], options["metrics"])
     (opened,), _ = open_batches(reference)
-    result = sweep(
-        settings,
-        values,
-        load(options["precision"]),
-        opened,
-        options["out"],
-        extractor=[setup.extractor(network) for network in choice.networks],
-        name=options["name"],
-        protocol=options["protocol"],
-        metrics=options["metrics"],
-        batch_size=batch_size,
-        progress=progress_bars(),
-    )
-    if result:
-        click.echo(sweep_table(result))
-        click.echo(f"next: evalkit curves {shlex.quote(str(options['out']))} -o curves.png")
+    with open_engine(options["engine"], options["progress"]) as (engine, progress):
+        result = sweep(
+            settings,
+            values,
+            load(options["precision"]),
+            opened,
+            options["out"],
+            extractor=[setup.extractor(network) for network in choice.networks],
+            name=options["name"],
+            protocol=options["protocol"],
+            metrics=options["metrics"],
+            batch_size=batch_size,
+            progress=progress,
+            engine=engine,
+        )
+    click.echo(sweep_table(result))
+    click.echo(f"next: evalkit curves {shlex.quote(str(options['out']))} -o curves.png")

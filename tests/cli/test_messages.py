@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 
 import pytest
 
-from evalkit.cli.messages import LOGGERS, show_messages
+from evalkit.cli.messages import LOGGERS, say, show_messages
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +18,7 @@ def restored() -> Iterator[None]:
         name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in LOGGERS
     }
     yield
+    show_messages()  # as text
     for name, (level, handlers) in before.items():
         logging.getLogger(name).setLevel(level)
         logging.getLogger(name).handlers[:] = handlers
@@ -51,3 +53,15 @@ def test_other_ranks_show_warnings_alone(
     show_messages()
     logging.getLogger("generation.sample").info("hello")
     assert capsys.readouterr().err == "hello\n"
+
+
+def test_messages_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    show_messages(as_json=True)
+    logging.getLogger("generation.sample").info("%s of\n2 \u00b5", 1)
+    say("no more", "error")
+    show_messages()
+    say("plain")
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert json.loads(first) == {"message": "1 of\n2 µ"}
+    assert json.loads(second) == {"error": "no more"}
+    assert third == "plain"

@@ -18,7 +18,7 @@ from generation.batch import Networks
 
 @pytest.fixture(scope="module")
 def one_thread() -> Any:
-    """As torchrun has it, so that all give the same bytes."""
+    """So that other processes with one give the same bytes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sampling_runs import images_of, interrupting
+
+from evalkit.system.engine import Inline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +108,9 @@ def test_empty_respacing_is_all_steps(
 def test_command_line_interrupted(
     files: dict[str, Path], run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("generation.cli.sample.progress_bars", lambda: interrupting(1, 0.1))
+    monkeypatch.setattr(
+        "generation.cli.sample.open_engine", lambda *_: nullcontext((Inline(), interrupting(1, 0.1)))
+    )
     options = ("--model", files["unet"], "--respacing", "4", "--shard-size", 2)
     result = run("sample", "-n", 5, "--out", tmp_path / "run", *options)
     assert result.code == 130

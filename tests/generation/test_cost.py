@@ -29,4 +29,5 @@ def test_cost_of_a_run(networks: Networks) -> None:
     assert flop(replace(SETTINGS, scale=0.0), networks) == 7 * 4 * prediction
     part = replace(SETTINGS, guidance_timesteps=(300, 700))  # of 0, 333, 666, 999
     assert flop(part, networks) == 7 * (4 * prediction + 2 * gradient)
-    assert describe_cost(SETTINGS, networks).startswith("7 samples of 8x8, 4 steps each: ")
+    assert describe_cost([SETTINGS], networks).startswith("7 samples of 8x8, 4 steps each: ")
+    assert describe_cost([SETTINGS, part], networks).startswith("14 samples of 8x8, 4 steps each: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sampling_runs import SETTINGS, Messages, images_of, interrupting, load, sampled, with_prediction
 from small_networks import CLASSES, SIZE
 
@@ -37,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_final_file(expected: Path, networks: Networks) -> None:
     assert expected.name == f"samples_7x{SIZE}x{SIZE}x3.npz"
     assert sorted(path.name for path in expected.parent.iterdir()) == [
-        "claims.lock",
+        "lock",
         "manifest.json",
         expected.name,
     ]
@@ -102,17 +100,17 @@ def test_unconditional_models_have_no_labels_unless_guided(files: dict[str, Path
     assert "classifier" not in json.loads((tmp_path / "plain" / "manifest.json").read_text())["networks"]
 
 
-# ---------------------------------------------------------------------------------- many workers, and death
+# ------------------------------------------------------------------------------------ death and interruption
 
 
 @pytest.fixture(scope="module")
 def scenario(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    folder = tmp_path_factory.mktemp("workers")
+    folder = tmp_path_factory.mktemp("deaths")
     for name in ("unet", "classifier"):
         (folder / f"{name}.safetensors").symlink_to(files[name])
 
     def play(name: str) -> Any:
-        script = Path(__file__).parents[1] / "support" / "sampling_workers.py"
+        script = Path(__file__).parents[1] / "support" / "sampling_deaths.py"
         done = subprocess.run(
             [sys.executable, script, name, folder],
             capture_output=True,
@@ -126,55 +124,32 @@ def scenario(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_killed_at_random_moments_gives_the_same_bytes(scenario: Callable[[str], Any]) -> None:
-    found = scenario("killed_at_random")
+    found = scenario("at_random")
     assert found["kills"] >= 3
     assert found["code"] == found["alone"] == 0
     assert found["sha256"]["killed"] == found["sha256"]["alone"]
 
 
 def test_killed_at_the_worst_moments_gives_the_same_bytes(scenario: Callable[[str], Any]) -> None:
-    found = scenario("killed_at_the_worst")
+    found = scenario("at_the_worst")
     assert found["codes"] == [-signal.SIGKILL] * 9
     assert found["code"] == found["alone"] == 0
     assert found["sha256"]["worst"] == found["sha256"]["alone"]
-    assert found["files"] == ["claims.lock", "manifest.json", f"samples_16x{SIZE}x{SIZE}x3.npz"]
+    assert found["files"] == ["lock", "manifest.json", f"samples_16x{SIZE}x{SIZE}x3.npz"]
 
 
-def test_two_workers_give_the_same_bytes_and_take_over(scenario: Callable[[str], Any]) -> None:
-    found = scenario("two")
-    assert found["codes"] == [0, 0]
-    assert found["made"] == list(range(6))  # every shard once
-    assert found["waited"]  # for the shard that a halted worker still held
-    assert found["left"] == [0, 1]  # the one that was made before, and that one
-    assert found["bereft"] == [-signal.SIGKILL, 0]
-    assert found["sha256"]["two"] == found["sha256"]["bereft"] == found["sha256"]["alone"]
+def stored(out: Path) -> list[str]:
+    return sorted(path.stem for path in (out / "shards").iterdir())
 
 
-def test_torchrun(files: dict[str, Path], expected: Path, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"),
-        *("-m", "evalkit", "sample", "--model", files["unet"], "--classifier", files["classifier"]),
-        *("-n", "7", "--scale", "30", "--respacing", "4", "--shard-size", "3", "--batch-size", "2"),
-        *("--out", tmp_path / "run", "--grid", tmp_path / "grid.png"),
-    ]
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("samples") == 2  # of the first worker alone: the file's name, and the count
-    assert (tmp_path / "run" / expected.name).read_bytes() == expected.read_bytes()
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.mode == "RGB"
-
-
-def test_interrupt_finishes_the_shard(
+def test_interrupt_finishes_the_batch(
     expected: Path, networks: Networks, tmp_path: Path, messages: Messages
 ) -> None:
     out, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         sampling.run(SETTINGS, networks, out, batch_size=2, progress=interrupting(1, 3.5))
-    assert sorted(path.name for path in (out / "shards").iterdir()) == ["000000.npz", "000001.npz"]
-    assert "finishing the current shard" in messages()[-1]
+    assert stored(out) == ["000000_0-2", "000000_2-3", "000001_0-2"]
+    assert "finishing the current batches" in messages()[-1]
     assert signal.getsignal(signal.SIGINT) is before
     assert sampled(SETTINGS, networks, out, batch_size=2).read_bytes() == expected.read_bytes()
 
@@ -183,7 +158,7 @@ def test_second_interrupt_stops_at_once(expected: Path, networks: Networks, tmp_
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         sampled(SETTINGS, networks, out, batch_size=2, progress=interrupting(2, 3.5))
-    assert [path.name for path in (out / "shards").iterdir()] == ["000000.npz"]
+    assert stored(out) == ["000000_0-2", "000000_2-3"]
     assert sampled(SETTINGS, networks, out, batch_size=2).read_bytes() == expected.read_bytes()
 
 
@@ -205,7 +180,7 @@ def test_damaged_shards_are_found_and_made_again(
     with pytest.raises(OutputError, match="broken"):
         sampled(SETTINGS, networks, out, batch_size=2)
     monkeypatch.undo()
-    first, second = out / "shards" / "000000.npz", out / "shards" / "000001.npz"
+    first, second = out / "shards" / "000000_0-2.npz", out / "shards" / "000001_0-2.npz"
     content = bytearray(first.read_bytes())
     if damage == "flipped":
         content[len(content) // 3] ^= 1
@@ -228,8 +203,8 @@ import numpy as np
 from generation.shards import ShardFolder
 random, shape = np.random.default_rng(0), (1200, 256, 256, 3)
 with ShardFolder.open(Path(sys.argv[1]), identity={}, made_with={}, shape=shape, shard_size=64) as folder:
-    for shard in folder.claims():
-        folder.save(shard, random.integers(0, 256, (shard.end - shard.begin, *shape[1:]), np.uint8), {})
+    for piece in folder.missing(64):
+        folder.save(piece, random.integers(0, 256, (piece.end - piece.begin, *shape[1:]), np.uint8), {})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert folder.merge(np.arange(1200))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, folder.final.stat().st_size)
@@ -309,8 +284,12 @@ def test_no_space_is_said_before_the_work(
     out.mkdir()
     with pytest.raises(OutputError, match=r"needs .* GB, and .* has 0\.00 GB free"):
         sampled(SETTINGS, networks, out)
-    # What a killed worker left of the final file will be removed.
-    (out / f".samples_7x{SIZE}x{SIZE}x3.npz.123.partial").write_bytes(bytes(10_000))
+    # What a killed process left of the final file is removed first.
+    partial = out / f".samples_7x{SIZE}x{SIZE}x3.npz.123.partial"
+    partial.write_bytes(bytes(10_000))
+    monkeypatch.setattr(
+        shards.shutil, "disk_usage", lambda _: usage._replace(free=1000 if partial.exists() else 11_000)
+    )
     assert sampled(SETTINGS, networks, out).exists()
     assert not list(out.glob(".*"))
 
@@ -328,15 +307,6 @@ def test_more_than_the_disk_holds_is_refused_before_memory_is_taken(
     with pytest.raises(InputError, match=r"4,294,967,295 samples \(-n\) in one batch"):
         check_precision(replace(SETTINGS, count=2**32 - 1), networks, networks)
     assert not (tmp_path / "run").exists()
-
-
-def test_no_locks(networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lockf(*_: object) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    with pytest.raises(OutputError, match="no file locks"):
-        sampled(SETTINGS, networks, tmp_path / "run")
 
 
 def test_out_of_memory_halves_the_batch(

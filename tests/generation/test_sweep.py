@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import small_networks
 import torch
+from fake_engine import FakeEngine
 from invoked import Result
 from optional import optional
 from PIL import Image
@@ -23,12 +24,14 @@ from stand_ins import InceptionPixels as Pixels
 
 from evalkit.cli.options import ExtractorSetup
 from evalkit.comparison import compare
-from evalkit.errors import InputError
+from evalkit.errors import InputError, OutputError
 from evalkit.images import open_images
 from evalkit.results import Sweep
-from generation import sample as sampling
+from evalkit.system.locks import exclusive_lock
+from generation import work
 from generation.batch import Networks
 from generation.checkpoints import load_network
+from generation.sample import STAGE
 from generation.settings import Settings
 from generation.sweep import sweep
 
@@ -70,9 +73,7 @@ def reference(tmp_path: Path) -> Path:
 def swept(networks: Networks, reference: Path, out: Path, **options: Any) -> Sweep:
     defaults: dict[str, Any] = {"extractor": Pixels()}
     settings, scales = options.pop("settings", SETTINGS), options.pop("scales", SCALES)
-    result = sweep(settings, scales, networks, reference, out, **(defaults | options))
-    assert result is not None
-    return result
+    return sweep(settings, scales, networks, reference, out, **(defaults | options))
 
 
 def samples(out: Path, scale: float) -> Path:
@@ -120,9 +121,9 @@ def test_nothing_is_made_twice(
     networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, seen = [], []
-    original, extract = sampling._Worker.make, Pixels.__call__
+    original, extract = work._Maker.__call__, Pixels.__call__
     monkeypatch.setattr(
-        sampling._Worker, "make", lambda self, shard: made.append(shard.number) or original(self, shard)
+        work._Maker, "__call__", lambda self, item, pulse: made.append(item) or original(self, item, pulse)
     )
     monkeypatch.setattr(
         Pixels, "__call__", lambda self, images: seen.append(len(images)) or extract(self, images)
@@ -225,14 +226,43 @@ def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales:
     assert not (tmp_path / "s").exists()
 
 
-def test_a_helping_worker_only_samples(
+def test_workers_give_the_same_and_never_wait_between_scales(
     networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert sweep(SETTINGS, SCALES, networks, reference, tmp_path / "s", extractor=Pixels()) is None
-    assert all(samples(tmp_path / "s", scale).exists() for scale in SCALES)
-    assert not list((tmp_path / "s").rglob("*.json")) or not (tmp_path / "s" / "results.json").exists()
+    engine = FakeEngine(workers=4, dies_at=(0, 8))
+    elsewhere = swept(networks, reference, tmp_path / "elsewhere", engine=engine)
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    here = swept(networks, reference, tmp_path / "here")
+    assert elsewhere.to_csv() == here.to_csv()
+    for scale in SCALES:
+        one, other = (samples(tmp_path / name, scale).read_bytes() for name in ("here", "elsewhere"))
+        assert one == other
+    sampling, *extraction = engine.maps
+    assert extraction
+    assert sorted(set(sampling)) == list(range(9))  # all scales in one list
+    assert {index // 3 for index in sampling[:3]} != {0}  # some of the second before all of the first
+
+
+def test_in_this_process_results_come_early(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    there: dict[int, list[float]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == STAGE:
+            assert total == 60
+            file = tmp_path / "s" / "results.json"
+            points = Sweep.from_json(file.read_text()).points if file.exists() else ()
+            there[done] = [point.scale for point in points]
+
+    swept(networks, reference, tmp_path / "s", progress=progress)
+    assert [there[done] for done in (20, 22, 40, 42)] == [[], [0], [0], [0, 4]]
+
+
+def test_only_one_process_sweeps_into_a_folder(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "s" / "scale-4.0").mkdir(parents=True)
+    for lock, match in (("lock", "sweeping into"), ("scale-4.0/lock", "sampling into .*scale-4.0")):
+        with exclusive_lock(tmp_path / "s" / lock, "testing"), pytest.raises(OutputError, match=match):
+            swept(networks, reference, tmp_path / "s")
+    assert not list((tmp_path / "s").rglob("*.npz"))
 
 
 def test_command_killed_and_repeated(
