@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Generator, Iterable
-from itertools import islice
 from typing import Any
 
 
 class Elsewhere:
-    """Takes a few items at a time, and does the last of them first.
+    """Has a few items in hand, and does the last of them first.
 
     Args:
         workers: How many there are; each has its own copy of the work, and does every so-manyth item.
-        at_once: How many items are taken before the first result comes.
+        at_once: How many items are in hand.
+        dies_at: Numbers of items at whose end the worker dies: the result is lost, another does it again.
     """
 
-    def __init__(self, workers: int = 2, at_once: int = 3) -> None:
+    def __init__(self, workers: int = 2, at_once: int = 3, dies_at: Iterable[int] = ()) -> None:
         self.workers = workers
         self.at_once = at_once
+        self.dies_at = set(dies_at)
         self.works: list[Any] = []
         self.done: list[Any] = []
         """The items in the order in which they were done."""
@@ -29,6 +30,7 @@ class Elsewhere:
         pickled = pickle.dumps(work)
         begins: dict[int, Any] = {}
         parts: dict[int, float] = {}
+        hand: list[tuple[int, bytes]] = []
         numbered = enumerate(items)
 
         def pulse(number: int, done: float) -> None:
@@ -37,12 +39,22 @@ class Elsewhere:
                 report(sum(parts.values()))
 
         self.works.append(work)
-        while taken := [*islice(numbered, self.at_once)]:
-            for number, item in reversed(taken):
-                worker = number % self.workers
-                if worker not in begins:
-                    begins[worker] = pickle.loads(pickled).prepare()
-                item = pickle.loads(pickle.dumps(item))
-                pending = begins[worker](item, lambda done, number=number: pulse(number, done))
-                self.done.append(item)
-                yield number, pickle.loads(pickle.dumps(pending.result()))
+        while True:
+            while len(hand) < self.at_once and (taken := next(numbered, None)):
+                hand.append((taken[0], pickle.dumps(taken[1])))
+            if not hand:
+                return
+            number, sent = hand.pop()
+            item, worker = pickle.loads(sent), number % self.workers
+            if worker not in begins:
+                begins[worker] = pickle.loads(pickled).prepare()
+            pending = begins[worker](item, lambda done, number=number: pulse(number, done))
+            result = pickle.dumps(pending.result())
+            self.done.append(item)
+            if number in self.dies_at:
+                self.dies_at.remove(number)
+                pulse(number, 0.0)
+                del begins[worker]
+                hand.append((number, sent))
+                continue
+            yield number, pickle.loads(result)
