@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.errors": (),
     "evalkit.system": ("evalkit.system", "evalkit.__version__"),
     "evalkit.results": ("evalkit.system.records",),
+    "evalkit.uncertainty": (),
     "evalkit.images": ("evalkit.images", "evalkit.system"),
     "evalkit.extractors": ("evalkit.extractors", "evalkit.system"),
     "evalkit.features": ("evalkit.features", "evalkit.extractors", "evalkit.images", "evalkit.system"),
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.features",
         "evalkit.results",
         "evalkit.system",
+        "evalkit.uncertainty",
     ),
     "evalkit.protocols": ("evalkit.protocols", "evalkit.metrics"),
     "evalkit.comparison": (
