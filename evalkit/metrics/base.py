@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.deviations import Deviations, Influence, balanced_classes
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.record import BatchFeatures, split_output
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
-from evalkit.uncertainty import Deviations, Influence, balanced_classes
 
 __all__ = ["Metric", "Need", "classes_of", "influence_of", "parameters", "with_classes", "with_error_bars"]
 
@@ -38,7 +38,7 @@ class Metric(Protocol):
     Optional: an attribute ``working_bytes``, the memory it takes beyond the rows, in bytes per number of a
     row; a method ``streamed()``, the variant that reports how Gaussians were computed; and a method
     ``influence(reference, samples, run)``, which gives for each score by name how it deviates
-    (:class:`~evalkit.uncertainty.Influence` or :class:`~evalkit.uncertainty.HalfSplit`), and raises
+    (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
     """
 
@@ -99,7 +99,9 @@ def classes_of(batch: BatchFeatures, output: str, count: int) -> NDArray[np.int6
     return balanced_classes(labels) if labels is not None and len(labels) == count else None
 
 
-def with_classes(found: Influence, reference: BatchFeatures, samples: BatchFeatures, output: str) -> Influence:
+def with_classes(
+    found: Influence, reference: BatchFeatures, samples: BatchFeatures, output: str
+) -> Influence:
     """The influence values with the classes of both sides, where these are balanced."""
     return replace(
         found,

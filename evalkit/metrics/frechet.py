@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from evalkit.deviations import Influence
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.features.moments import MAX_ASYMMETRY, Floats, Gaussian, Moments, check_rows
 from evalkit.features.record import BatchFeatures
@@ -23,7 +24,6 @@ from evalkit.metrics.kept import Kept
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.devices import resolve_device
 from evalkit.system.run import Run
-from evalkit.uncertainty import Influence
 
 __all__ = [
     "FD",
@@ -82,8 +82,8 @@ def _distance(p: _Side, q: _Side) -> float:
 class _Side:
     """One side of the distance: its covariance as a matrix, or as a factor F with sigma = F^T F.
 
-    Of `sigma` the diagonal and the upper triangle count; the other may hold anything. `mu` is the mean that the
-    distance takes, `mean` the exact one.
+    Of `sigma` the diagonal and the upper triangle count; the other may hold anything. `mu` is the mean that
+    the distance takes, `mean` the exact one.
     """
 
     mu: Floats
@@ -123,8 +123,8 @@ class _Side:
         if self.sigma is None:
             assert rows is not None
             raise UndefinedMetricError(
-                f"{len(rows):,} images of {self.mean.size:,} features have a singular covariance; give more images "
-                "than features"
+                f"{len(rows):,} images of {self.mean.size:,} features have a singular covariance; give more "
+                "images than features"
             )
         return Cloud(self.mean, self.sigma, rows)
 
@@ -192,8 +192,8 @@ def frechet_estimate(
 ) -> FrechetEstimate:
     """The Fréchet distance of features, its standard error and its value for infinitely many images.
 
-    The formulas are in :mod:`evalkit.metrics.frechet_influence`. An error bar needs more images than features on
-    each side, and covariances that are not singular.
+    The formulas are in :mod:`evalkit.metrics.frechet_influence`. An error bar needs more images than
+    features on each side, and covariances that are not singular.
 
     Args:
         reference: (m, d) float features. Or a Gaussian, which is taken to be exact: it adds neither error nor
@@ -280,12 +280,14 @@ class FrechetDistance:
         value = _distance(self._side(reference), self._side(samples))
         return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
 
-    def influence(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> Mapping[str, Influence]:
+    def influence(
+        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
+    ) -> Mapping[str, Influence]:
         """Influence values of the score: see :func:`~evalkit.metrics.frechet_influence.frechet_influence`.
 
         Raises:
-            UndefinedMetricError: The samples have no rows that the value is of, a side has no more images than
-                features, or a covariance is singular.
+            UndefinedMetricError: The samples have no rows that the value is of, a side has no more images
+                than features, or a covariance is singular.
             FeatureError: The sides do not fit together.
         """
         clouds = []

@@ -1,10 +1,10 @@
 """Influence values and finite-sample bias of the Fréchet distance, in closed form.
 
-With reference (m, S), samples (mu, Sigma), ``S = L L^T`` and ``L^T Sigma L = V diag(lambda) V^T``, the distance is
-``F = |mu - m|^2 + tr Sigma + tr S - 2 sum(s)`` with ``s = sqrt(lambda)``. First derivatives in the weights of images
-are the influence values; the mean of the second-order term is the bias. Rippl, Munk and Sturm 2015, "Limit laws of
-the empirical Wasserstein distance: Gaussian distributions", arXiv:1507.04090, give the derivatives of F; that the
-bias falls with 1/n is shown by Chong and Forsyth 2019, arXiv:1911.07023.
+With reference (m, S), samples (mu, Sigma), ``S = L L^T`` and ``L^T Sigma L = V diag(lambda) V^T``, the
+distance is ``F = |mu - m|^2 + tr Sigma + tr S - 2 sum(s)``, ``s = sqrt(lambda)``. Its first derivatives in
+the weights of images are the influence values, the mean of the second-order term is the bias. Rippl, Munk and
+Sturm 2015, "Limit laws of the empirical Wasserstein distance: Gaussian distributions", arXiv:1507.04090, give
+the derivatives of F. Chong and Forsyth 2019, arXiv:1911.07023, show that the bias falls with 1/n.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
+from evalkit.deviations import Influence
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.moments import Floats, Moments
 from evalkit.system.devices import float32_arithmetic
-from evalkit.uncertainty import Influence
 
 __all__ = ["Cloud", "Transport", "frechet_influence"]
 
@@ -29,7 +29,7 @@ _ROWS = 4096
 """Rows of features in a block of a product: 64 MiB at 2048 features in float64."""
 
 _MANY = 10
-"""With so many images for each feature, what the bias formula leaves over is not worth the correction by halves."""
+"""With so many images for each feature, the bias formula needs no correction by halves."""
 
 _CAUCHY_TOLERANCE = 1e-15
 
@@ -94,8 +94,8 @@ class Transport:
             values = np.zeros(1)
         if values[0] <= np.finfo(np.float64).eps * values[-1]:
             raise UndefinedMetricError(
-                "a covariance is singular: some combination of features is the same for all images of a side; "
-                "give more images"
+                "a covariance is singular: some combination of features is the same for all images of a "
+                "side; give more images"
             )
         self._s = np.sqrt(values)
         # Rows times these columns have variance 1: L V / s for the samples, L^-T V for the reference.
@@ -113,17 +113,21 @@ class Transport:
         """(m,) the same of the reference's images: the roles are exchanged."""
         return self._of(self._reference, self._samples.mean, self._to_reference, device)
 
-    def _of(self, cloud: Cloud, other_mean: Doubles, basis: Doubles, device: torch.device) -> tuple[Doubles, float]:
+    def _of(
+        self, cloud: Cloud, other_mean: Doubles, basis: Doubles, device: torch.device
+    ) -> tuple[Doubles, float]:
         """``psi_i = 2 (x_i - mu).(mu - m) + |x_i - mu|^2 - sum_j Y_ij^2 / s_j``, and the bias b.
 
-        ``b = tr(Sigma) / n + (mean_i sum_jk Z_ij Z_ik C_jk - sum(s) / 2) / (2 n)`` with ``Z_ij = Y_ij^2 / lambda_j``
-        and ``C_jk = s_j s_k / (s_j + s_k)``. C is a Cauchy matrix: it has a factor of few columns, so that no
-        product of (n, d) with (n, d) is needed.
+        ``b = tr(Sigma) / n + (mean_i sum_jk Z_ij Z_ik C_jk - sum(s) / 2) / (2 n)`` with
+        ``Z_ij = Y_ij^2 / lambda_j`` and ``C_jk = s_j s_k / (s_j + s_k)``. C is a Cauchy matrix: it has a
+        factor of few columns, so that no product of (n, d) with (n, d) is needed.
         """
         rows = cloud.rows
         assert rows is not None
         n = len(rows)
-        weights = np.column_stack([self._s, _factor(self._s[:, None] * self._s / (self._s[:, None] + self._s))])
+        weights = np.column_stack(
+            [self._s, _factor(self._s[:, None] * self._s / (self._s[:, None] + self._s))]
+        )
         quadratic = np.empty(n)
         curved = 0.0
         # Products are of the rows' own precision; the values are sums over thousands of features.
@@ -180,8 +184,8 @@ def frechet_influence(
     for name, side in (("reference", reference), ("samples", samples)):
         if side.n is not None and side.n <= side.mean.size:
             raise UndefinedMetricError(
-                f"{side.n:,} images ({name}) of {side.mean.size:,} features have a singular covariance; give more "
-                "images than features"
+                f"{side.n:,} images ({name}) of {side.mean.size:,} features have a singular covariance; "
+                "give more images than features"
             )
     transport = Transport(reference, samples)
     psi, bias = transport.of_samples(device)
