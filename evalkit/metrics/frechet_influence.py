@@ -25,8 +25,8 @@ __all__ = ["Cloud", "Transport", "frechet_influence"]
 
 Doubles = NDArray[np.float64]
 
-_ROWS = 4096
-"""Rows of features in a block of a product: 64 MiB at 2048 features in float64."""
+_ROWS = 2048
+"""Rows of features in a block of a product: 32 MiB at 2048 features in float64."""
 
 _MANY = 10
 """With so many images for each feature, the bias formula needs no correction by halves."""
