@@ -51,12 +51,25 @@ class Score:
         value: The number itself; always finite.
         std: Standard deviation over the metric's own splits, where it has splits.
         parameters: The metric's parameters, so that a report can say how the number was made.
+        stderr: Standard error from the draw of samples and reference. Training again varies more.
+        stderr_sampling: The part of it from the draw of the samples.
+        stderr_reference: The part from the draw of the reference, which is common to all scores against it;
+            None where only its statistics are known, or it does not matter.
+        no_stderr: Why there is no standard error, where one was requested.
+        unbiased: What the value is expected to be with infinitely many images; None where that is not known.
+        n: Number of samples that the standard error is of.
     """
 
     name: str
     value: float
     std: float | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    stderr: float | None = None
+    stderr_sampling: float | None = None
+    stderr_reference: float | None = None
+    no_stderr: str | None = None
+    unbiased: float | None = None
+    n: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

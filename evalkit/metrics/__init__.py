@@ -16,8 +16,9 @@ from evalkit.extractors import EXTRACTORS, extractor_class
 
 if TYPE_CHECKING:
     from evalkit.metrics.base import Metric
+    from evalkit.metrics.frechet import frechet_estimate
 
-__all__ = ["METRICS", "named", "on_network"]
+__all__ = ["METRICS", "frechet_estimate", "named", "on_network"]
 
 # Name: "module:Name" of a metric, or of its class to be made with its defaults; loaded when first used.
 METRICS: dict[str, str] = {
@@ -28,6 +29,12 @@ METRICS: dict[str, str] = {
     "fd": "evalkit.metrics.frechet:FD",
     "kid": "evalkit.metrics.kernel:KernelDistance",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name == "frechet_estimate":  # loaded when it is first used
+        return pkgutil.resolve_name("evalkit.metrics.frechet:frechet_estimate")
+    raise AttributeError(f"module 'evalkit.metrics' has no attribute {name!r}")
 
 
 def named(name: str, known: Collection[Metric] = ()) -> Metric:

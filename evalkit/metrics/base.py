@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from evalkit.features.record import BatchFeatures
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.deviations import Deviations, Influence, balanced_classes
+from evalkit.errors import UndefinedMetricError
+from evalkit.features.record import BatchFeatures, split_output
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
-__all__ = ["Metric", "Need", "parameters"]
+__all__ = ["Metric", "Need", "classes_of", "influence_of", "parameters", "with_classes", "with_error_bars"]
 
 Need: TypeAlias = Literal["rows", "gaussian"]
 """``rows`` are the features of every image. A ``gaussian`` comes from a file, or is summed up as
@@ -30,7 +35,10 @@ class Metric(Protocol):
         uses_reference: Whether the reference matters. Inception Score and the like look at the samples alone.
 
     Optional: an attribute ``working_bytes``, the memory it takes beyond the rows, in bytes per number of a
-    row; and a method ``streamed()``, the variant that reports how Gaussians were computed.
+    row; a method ``streamed()``, the variant that reports how Gaussians were computed; and a method
+    ``influence(reference, samples, run)``, which gives for each score by name how it deviates
+    (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
+    UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
     """
 
     @property
@@ -52,3 +60,50 @@ class Metric(Protocol):
 def parameters(metric: Any) -> dict[str, Any]:
     """The fields of a metric, for the record; its ``scores`` are recorded elsewhere."""
     return {field.name: getattr(metric, field.name) for field in fields(metric) if field.name != "scores"}
+
+
+def influence_of(
+    metric: Metric, reference: BatchFeatures, samples: BatchFeatures, run: Run
+) -> dict[str, Deviations | str]:
+    """How each score of a metric deviates, by name; or why that cannot be said."""
+    names = [spec.name for spec in metric.scores]
+    if not hasattr(metric, "influence"):
+        return dict.fromkeys(names, "this metric has no standard error")
+    try:
+        found: Mapping[str, Deviations] = metric.influence(reference, samples, run)
+    except UndefinedMetricError as error:
+        return dict.fromkeys(names, str(error))
+    return dict(found)
+
+
+def with_error_bars(score: Score, found: Deviations | str) -> Score:
+    """The score with standard errors and unbiased value, or with the reason why there are none."""
+    if isinstance(found, str):
+        return replace(score, no_stderr=found)
+    return replace(
+        score,
+        stderr=found.stderr,
+        stderr_sampling=found.stderr_sampling,
+        stderr_reference=found.stderr_reference,
+        unbiased=None if found.bias is None else score.value - found.bias,
+        n=found.images,
+    )
+
+
+def classes_of(batch: BatchFeatures, output: str, count: int) -> NDArray[np.int64] | None:
+    """The class of each of ``count`` images, if every class has the same number of them; else None."""
+    labels = batch.networks[split_output(output)[0]].labels
+    return balanced_classes(labels) if labels is not None and len(labels) == count else None
+
+
+def with_classes(
+    found: Influence, reference: BatchFeatures, samples: BatchFeatures, output: str
+) -> Influence:
+    """The influence values with the classes of both sides, where these are balanced."""
+    return replace(
+        found,
+        classes=classes_of(samples, output, len(found.samples)),
+        reference_classes=(
+            None if found.reference is None else classes_of(reference, output, len(found.reference))
+        ),
+    )

@@ -14,14 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from evalkit.deviations import Influence
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.features.moments import MAX_ASYMMETRY, Floats, Gaussian, Moments, check_rows
 from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, parameters
+from evalkit.metrics.base import Need, parameters, with_classes
+from evalkit.metrics.frechet_influence import Cloud, frechet_influence
+from evalkit.metrics.kept import Kept
 from evalkit.results import Score, ScoreSpec
+from evalkit.system.devices import resolve_device
 from evalkit.system.run import Run
 
-__all__ = ["FD", "FID", "SFID", "FrechetDistance", "frechet_distance", "is_rank_deficient"]
+__all__ = [
+    "FD",
+    "FID",
+    "SFID",
+    "FrechetDistance",
+    "FrechetEstimate",
+    "frechet_distance",
+    "frechet_estimate",
+    "is_rank_deficient",
+]
 
 
 def is_rank_deficient(n: int, dimensions: int) -> bool:
@@ -51,7 +64,10 @@ def frechet_distance(
         FeatureError: Feature dimensions differ, values are not finite, or a sigma is not a covariance.
         UndefinedMetricError: Fewer than two rows.
     """
-    p, q = _Side.of(a, mean_dtype), _Side.of(b, mean_dtype)
+    return _distance(_Side.of(a, mean_dtype), _Side.of(b, mean_dtype))
+
+
+def _distance(p: _Side, q: _Side) -> float:
     if p.mu.size != q.mu.size:
         raise FeatureError(
             f"features of {p.mu.size} and of {q.mu.size} dimensions cannot be compared; "
@@ -66,10 +82,12 @@ def frechet_distance(
 class _Side:
     """One side of the distance: its covariance as a matrix, or as a factor F with sigma = F^T F.
 
-    Of `sigma` the diagonal and the upper triangle count; the other may hold anything.
+    Of `sigma` the diagonal and the upper triangle count; the other may hold anything. `mu` is the mean that
+    the distance takes, `mean` the exact one.
     """
 
     mu: Floats
+    mean: NDArray[np.float64]
     trace: float
     sigma: NDArray[np.float64] | None
     thin_factor: NDArray[np.float64] | None
@@ -77,8 +95,9 @@ class _Side:
     @classmethod
     def of(cls, source: Gaussian | Floats, mean_dtype: str) -> _Side:
         if isinstance(source, Gaussian):
-            mu = source.mean if mean_dtype == "float32" else source.mean.astype(np.float64)
-            return cls(mu, float(np.trace(source.covariance)), source.covariance, None)
+            mean = source.mean.astype(np.float64)
+            mu = source.mean if mean_dtype == "float32" else mean
+            return cls(mu, mean, float(np.trace(source.covariance)), source.covariance, None)
         n, dimensions = source.shape
         if n < 2:
             raise UndefinedMetricError(
@@ -86,14 +105,28 @@ class _Side:
             )
         if not is_rank_deficient(n, dimensions):
             moments = Moments.of(source)
-            mu, sigma = moments.mean, moments.upper_covariance()
+            mean, sigma = moments.mean, moments.upper_covariance()
             trace, factor = float(np.trace(sigma)), None
         else:
-            mu, sigma = source.mean(axis=0, dtype=np.float64), None
+            mean, sigma = source.mean(axis=0, dtype=np.float64), None
             check_rows(source, "features")
-            factor = (source - mu) / np.sqrt(n - 1)
+            factor = (source - mean) / np.sqrt(n - 1)
             trace = float(np.vdot(factor, factor))
-        return cls(source.mean(axis=0) if mean_dtype == "float32" else mu, trace, sigma, factor)
+        return cls(source.mean(axis=0) if mean_dtype == "float32" else mean, mean, trace, sigma, factor)
+
+    def cloud(self, rows: Floats | None) -> Cloud:
+        """For influence values.
+
+        Raises:
+            UndefinedMetricError: There are no more images than features.
+        """
+        if self.sigma is None:
+            assert rows is not None
+            raise UndefinedMetricError(
+                f"{len(rows):,} images of {self.mean.size:,} features have a singular covariance; give more "
+                "images than features"
+            )
+        return Cloud(self.mean, self.sigma, rows)
 
     def factor(self) -> NDArray[np.float64]:
         """(r, d) F with sigma = F^T F and r the numerical rank."""
@@ -133,6 +166,81 @@ def _trace_from_eigenvalues(a: NDArray[np.float64], b: NDArray[np.float64]) -> f
     return float(np.sqrt(values).sum())
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrechetEstimate:
+    """A Fréchet distance with its error bar. What has no value is None, and ``why`` says the reason.
+
+    Attributes:
+        value: The distance, in squared feature units.
+        stderr: Standard error of ``value``, and of ``unbiased``, from the draw of samples and reference.
+        stderr_sampling: From the draw of the samples alone, the reference being given.
+        stderr_reference: From the draw of the reference: common to all distances to it.
+        unbiased: An estimate without the bias of finitely many images, on either side. It may be negative.
+        why: Reasons of what is None; empty if nothing is.
+    """
+
+    value: float
+    stderr: float | None = None
+    stderr_sampling: float | None = None
+    stderr_reference: float | None = None
+    unbiased: float | None = None
+    why: str = ""
+
+
+def frechet_estimate(
+    reference: Gaussian | Floats, samples: Floats, *, device: str = "cpu"
+) -> FrechetEstimate:
+    """The Fréchet distance of features, its standard error and its value for infinitely many images.
+
+    The formulas are in :mod:`evalkit.metrics.frechet_influence`. An error bar needs more images than
+    features on each side, and covariances that are not singular.
+
+    Args:
+        reference: (m, d) float features. Or a Gaussian, which is taken to be exact: it adds neither error nor
+            bias.
+        samples: (n, d) float features.
+        device: torch device of the large products.
+
+    Raises:
+        FeatureError: Feature dimensions differ, or values are not finite.
+        UndefinedMetricError: Fewer than two rows.
+    """
+    for name, source in (("reference", reference), ("samples", samples)):
+        if not isinstance(source, Gaussian):
+            check_rows(source, name)
+    sides = [_Side.of(source, "float64") for source in (reference, samples)]
+    value = _distance(*sides)
+    rows = None if isinstance(reference, Gaussian) else reference
+    try:
+        found = frechet_influence(
+            sides[0].cloud(rows),
+            sides[1].cloud(samples),
+            no_reference="the reference is a mean and a covariance",
+            device=resolve_device(device),
+        )
+    except UndefinedMetricError as error:
+        return FrechetEstimate(value=value, why=f"no standard error: {error}")
+    return FrechetEstimate(
+        value=value,
+        stderr=found.stderr,
+        stderr_sampling=found.stderr_sampling,
+        stderr_reference=found.stderr_reference,
+        unbiased=None if found.bias is None else value - found.bias,
+        why="; ".join(
+            f"{what}: {reason}"
+            for what, reason in (
+                ("no error of the reference", found.no_reference),
+                ("no unbiased value", found.no_bias),
+            )
+            if reason
+        ),
+    )
+
+
+# By output and dtype of the mean; the call and the influence values both need it.
+_SIDES: Kept[_Side] = Kept()
+
+
 @dataclass(frozen=True)
 class FrechetDistance:
     """Fréchet distance of the samples to the reference, in squared feature units; lower is better.
@@ -168,9 +276,35 @@ class FrechetDistance:
             FeatureError: The sides do not fit together.
         """
         del run  # a second of float64 algebra, on the host
-        a, b = (batch.gaussian_or_rows(self.output) for batch in (reference, samples))
-        value = frechet_distance(a, b, mean_dtype=self.mean_dtype)
+        value = _distance(self._side(reference), self._side(samples))
         return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
+
+    def influence(
+        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
+    ) -> Mapping[str, Influence]:
+        """Influence values of the score: see :func:`~evalkit.metrics.frechet_influence.frechet_influence`.
+
+        Raises:
+            UndefinedMetricError: The samples have no rows that the value is of, a side has no more images
+                than features, or a covariance is singular.
+            FeatureError: The sides do not fit together.
+        """
+        clouds = []
+        for batch in (reference, samples):
+            rows = None if batch.gaussian(self.output) else batch.rows(self.output)
+            clouds.append(self._side(batch).cloud(rows))
+        found = frechet_influence(
+            *clouds,
+            no_reference=f"{reference.name} gives mean and covariance, and not the features of its images",
+            device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
+        )
+        return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
+
+    def _side(self, batch: BatchFeatures) -> _Side:
+        def make() -> _Side:
+            return _Side.of(batch.gaussian_or_rows(self.output), self.mean_dtype)
+
+        return _SIDES.of(batch, (self.output, self.mean_dtype), make)
 
 
 FID = FrechetDistance()

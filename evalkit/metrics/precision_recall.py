@@ -23,16 +23,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evalkit.deviations import HalfSplit
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, parameters
+from evalkit.metrics.base import Need, classes_of, parameters
 from evalkit.metrics.float16 import Float16, brute_force, may_overflow
+from evalkit.metrics.halves import halves_of_precision_recall
 from evalkit.metrics.points import Exact, Points
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Covering, Neighbours, slices, smallest
 from evalkit.results import Score, ScoreSpec
-from evalkit.system.devices import float32_arithmetic
+from evalkit.system.devices import float32_arithmetic, resolve_device
 from evalkit.system.run import Run
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
@@ -138,6 +140,27 @@ class PrecisionRecall:
             Score(name=spec.name, value=value, parameters=parameters(self))
             for spec, value in zip(self.scores, values, strict=True)
         )
+
+    def influence(
+        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
+    ) -> Mapping[str, HalfSplit]:
+        """Both scores of halves; see :func:`~evalkit.metrics.halves.halves_of_precision_recall`.
+
+        Raises:
+            UndefinedMetricError: A side has no such features, or half of it has no more than k images.
+            FeatureError: The sides do not fit together.
+        """
+        r, s = reference.rows(self.output), samples.rows(self.output)
+        _check(r, s, self.k)
+        found = halves_of_precision_recall(
+            r,
+            s,
+            k=self.k,
+            classes=classes_of(samples, self.output, len(s)),
+            reference_classes=classes_of(reference, self.output, len(r)),
+            device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
+        )
+        return {spec.name: halves for spec, halves in zip(self.scores, found, strict=True)}
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:

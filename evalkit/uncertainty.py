@@ -1,0 +1,223 @@
+"""Tests of differences between scores, several runs of one setting, and the sample sizes that these need.
+
+All from how scores deviate (:mod:`evalkit.deviations`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from evalkit.deviations import Deviations
+from evalkit.errors import InputError, UndefinedMetricError
+
+__all__ = [
+    "Difference",
+    "Runs",
+    "detectable_difference",
+    "difference",
+    "difference_of_runs",
+    "holm",
+    "required_images",
+    "runs_of_one_setting",
+]
+
+LEVEL = 0.05
+POWER = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One score of two sets of samples against the same reference.
+
+    Attributes:
+        value: The first minus the second.
+        stderr: Its standard error.
+        z: ``value / stderr``.
+        p: Probability of a difference at least as large, in either direction, if there were none.
+        paired: Whether the images of the same index were taken to be of the same noise and class.
+    """
+
+    value: float
+    stderr: float
+    z: float
+    p: float
+    paired: bool = False
+
+
+def difference(
+    first: float, second: float, deviations: Deviations, other: Deviations, *, paired: bool
+) -> Difference:
+    """Test whether two scores against the same reference differ, by ``z = (F_A - F_B) / SE``.
+
+    As arXiv:1511.04581 does for the kernel distance, for any score. What the reference has in common for both
+    cancels. Give the values without bias where both have them: then sets of different sizes can be compared.
+
+    Args:
+        first: F_A.
+        second: F_B.
+        deviations: Of F_A.
+        other: Of F_B.
+        paired: The images of the same index are of the same noise and class.
+
+    Raises:
+        InputError: The deviations do not fit together.
+        UndefinedMetricError: The standard error is zero and the difference is not.
+    """
+    stderr = math.sqrt(deviations.variance_of_difference(other, paired=paired))
+    value = first - second
+    z = _ratio(value, stderr)
+    return Difference(value=value, stderr=stderr, z=z, p=math.erfc(abs(z) / math.sqrt(2)), paired=paired)
+
+
+def _ratio(value: float, stderr: float) -> float:
+    if stderr > 0:
+        return value / stderr
+    if value == 0:
+        return 0.0
+    raise UndefinedMetricError(
+        f"a difference of {value:.3g} with a standard error of zero cannot be tested; give more images"
+    )
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Corrects p values for their number: each is at most 5 % only if it stands among all of them.
+
+    The chance that any of several true null hypotheses is rejected stays at the level. Holm 1979, "A Simple
+    Sequentially Rejective Multiple Test Procedure".
+    """
+    corrected = [0.0] * len(p)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda each: p[each])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = largest
+    return corrected
+
+
+# Several runs of one setting -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """One score of several runs of one setting: trainings, seeds or checkpoints.
+
+    Attributes:
+        mean: Over the runs.
+        stderr: Standard error of the mean, from runs and samples together.
+        between: Standard deviation between runs, without that of sampling; None for a single run.
+        sampling: Standard deviation of one run from the draw of its samples.
+        runs: How many.
+    """
+
+    mean: float
+    stderr: float
+    between: float | None
+    sampling: float
+    runs: int
+
+
+def runs_of_one_setting(values: Sequence[float], stderrs: Sequence[float]) -> Runs:
+    """The mean over runs, and how much of the spread is between runs and how much is sampling.
+
+    The spread of the values is that of runs and of samples together, so it gives the standard error of the
+    mean. What exceeds sampling lies between the runs (nested random effects: Searle, Casella and McCulloch
+    1992, "Variance Components"). Of a single run, sampling alone is known.
+
+    Args:
+        values: The score of each run.
+        stderrs: The standard error of each from the draw of its samples.
+
+    Raises:
+        InputError: There is no run, or not one standard error for each.
+    """
+    n = len(values)
+    if not n or len(stderrs) != n:
+        raise InputError(
+            f"{n} values with {len(stderrs)} standard errors; give at least one run, and one for each"
+        )
+    sampling = float(np.mean(np.square(stderrs)))
+    if n == 1:
+        return Runs(mean=values[0], stderr=stderrs[0], between=None, sampling=stderrs[0], runs=1)
+    spread = float(np.var(values, ddof=1))
+    return Runs(
+        mean=float(np.mean(values)),
+        stderr=math.sqrt(spread / n),
+        between=math.sqrt(max(0.0, spread - sampling)),
+        sampling=math.sqrt(sampling),
+        runs=n,
+    )
+
+
+def difference_of_runs(first: Runs, second: Runs) -> Difference:
+    """Test whether two settings differ, from several runs of each (Welch 1947).
+
+    p is of Student's t with the degrees of freedom of Welch and Satterthwaite, because the spread of a few
+    runs is not well known. z is the same ratio as in :func:`difference`.
+
+    Raises:
+        UndefinedMetricError: A setting has one run, so that its spread is not known; or nothing varies.
+    """
+    if min(first.runs, second.runs) < 2:
+        raise UndefinedMetricError(
+            f"{first.runs} and {second.runs} runs: how much runs of a setting differ cannot be told from "
+            "one; give at least two of each"
+        )
+    value = first.mean - second.mean
+    parts = [(each.stderr**2, each.runs - 1) for each in (first, second)]
+    stderr = math.sqrt(sum(variance for variance, _ in parts))
+    z = _ratio(value, stderr)
+    if z == 0:
+        return Difference(value=value, stderr=stderr, z=z, p=1.0)
+    freedom = stderr**4 / sum(variance**2 / free for variance, free in parts)
+    return Difference(value=value, stderr=stderr, z=z, p=float(2 * special.stdtr(freedom, -abs(z))))
+
+
+# How many images -------------------------------------------------------------------------------------------
+
+
+def _z_of_level_and_power() -> float:
+    """Standard errors that a true difference must measure to be found at 5 % with 80 % power: 2.80.
+
+    Cohen 1988, "Statistical Power Analysis for the Behavioral Sciences"; the other direction's chance is
+    neglected.
+    """
+    return float(special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER))
+
+
+def detectable_difference(stderr: float) -> float:
+    """The smallest true difference that shows at 5 % with 80 % power, if a difference has this error."""
+    return _z_of_level_and_power() * stderr
+
+
+def required_images(difference: float, stderr: float, images: int, *, fixed: float = 0.0) -> int:
+    """How many images each set needs, so that a true difference shows at 5 % with 80 % power.
+
+    Args:
+        difference: To be shown; its sign does not matter.
+        stderr: Standard error of a difference between two sets of ``images`` images: for two independent sets
+            alike, the square root of 2 times the sampling error of one.
+        images: Number of images of each.
+        fixed: Standard error of the difference that more samples do not reduce: the reference's part.
+
+    Raises:
+        InputError: The difference is zero, or a number is negative or not finite.
+        UndefinedMetricError: No number of samples is enough with this reference.
+    """
+    if not (
+        math.isfinite(difference) and difference and math.isfinite(stderr) and stderr >= 0 and images > 0
+    ):
+        raise InputError(
+            f"difference={difference!r}, stderr={stderr!r}, images={images!r}; expected a difference that is "
+            "not zero, a standard error and a number of images"
+        )
+    allowed = (difference / _z_of_level_and_power()) ** 2 - fixed**2
+    if allowed <= 0:
+        raise UndefinedMetricError(
+            f"a difference of {abs(difference):.3g} does not show with this reference, however many samples "
+            f"there are: the reference alone gives a standard error of {fixed:.3g}; give a larger one"
+        )
+    return max(2, math.ceil(images * stderr**2 / allowed))
