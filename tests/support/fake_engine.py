@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 
@@ -21,14 +21,19 @@ class FakeEngine:
         self.workers = workers
         self.maps: list[list[int]] = []
         """The numbers of the items of each map, in the order in which they were done."""
+        self.works: list[Any] = []
+        """Of each map."""
+        self.items: list[Any] = []
+        """Of all maps, in the order in which they were done."""
         self._dies_at = set(dies_at)
         self._chance = random.Random(seed)
 
     def map(
         self, work: Any, items: Iterable[Any], report: Callable[[float], object] | None = None
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any], None, None]:
         recipe, order = pickle.dumps(work), list[int]()
         self.maps.append(order)
+        self.works.append(work)
         begins = [pickle.loads(recipe).prepare() for _ in range(self.workers)]
         source, hand, parts = enumerate(items), dict[int, bytes](), dict[int, float]()
 
@@ -44,8 +49,10 @@ class FakeEngine:
                 return
             index = self._chance.choice(sorted(hand))
             begin = self._chance.choice(begins)
-            result = begin(pickle.loads(hand[index]), lambda done, index=index: pulse(index, done)).result()
+            item = pickle.loads(hand[index])
+            result = begin(item, lambda done, index=index: pulse(index, done)).result()
             order.append(index)
+            self.items.append(item)
             if index in self._dies_at:
                 self._dies_at.remove(index)
                 pulse(index, 0.0)
