@@ -281,10 +281,7 @@ def test_the_driver_of_ray_killed_and_run_again(
 ) -> None:
     code = """
 import os, signal, sys
-from pathlib import Path
-import torch
-from evalkit.system.ray_engine import ray_engine
-from sampling_runs import SETTINGS, load, sampled
+from evalkit.cli.root import main
 renamed = []
 def kill(event, arguments):
     if event == "os.rename" and "shards" in str(arguments[1]):
@@ -292,16 +289,16 @@ def kill(event, arguments):
         if len(renamed) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(kill)
-torch.set_num_threads(1)
-networks = load({"unet": Path(sys.argv[1]), "classifier": Path(sys.argv[2])})
-with ray_engine() as engine:
-    sampled(SETTINGS, networks, Path(sys.argv[3]), batch_size=2, engine=engine)
+main()
 """
     out = tmp_path / "run"
-    support = str(Path(__file__).parents[1] / "support")
+    command = [
+        *("sample", "--engine", "ray", "--model", files["unet"], "--classifier", files["classifier"]),
+        *("-n", "7", "--scale", "30", "--respacing", "4", "--shard-size", "3", "--batch-size", "2"),
+        *("--out", out),
+    ]
     killed = subprocess.run(
-        [sys.executable, "-c", code, files["unet"], files["classifier"], out],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([support, *sys.path])},
+        [sys.executable, "-c", code, *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert killed.returncode == -signal.SIGKILL
     assert len(list((out / "shards").glob("*.npz"))) == 2
