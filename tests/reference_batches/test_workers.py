@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import pickle
 import shutil
+import signal
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from stand_ins import InceptionPixels as Pixels
 
 import reference_batches.build
 from evalkit.errors import ImageError, InputError
+from evalkit.extractors.pixels import Pixels as Importable
 from evalkit.images import ImageFiles, open_image_files, open_images
-from evalkit.system.engine import Inline
+from evalkit.system.engine import Inline, WorkerState
 from reference_batches.build import Settings, build
 from reference_batches.work import Contents
 
@@ -164,6 +168,31 @@ def test_threads_end_with_the_build(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="broken") as caught:
         build(tree, tmp_path / "ref.npz", Settings(size=16), extractor=Broken())
     assert {*threading.enumerate()} <= before, caught  # while its frames are still there
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'evalkit[cluster]'"
+)
+def test_ray_gives_the_same_bytes_though_a_worker_is_killed(tree: Path, tmp_path: Path) -> None:
+    from evalkit.system.ray_engine import ray_engine
+
+    workers: set[int] = set()
+    killed: list[int] = []
+
+    def watch(states: Sequence[WorkerState]) -> None:
+        workers.update(state.pid for state in states if state.pid and state.state == "working")
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if done and workers and not killed:
+            killed.append(workers.pop())
+            os.kill(killed[0], signal.SIGKILL)
+
+    settings, extractor = Settings(size=32, images=100), Importable(batch_size=4)
+    with ray_engine(watch=watch) as engine:
+        build(tree, tmp_path / "ray.npz", settings, extractor=extractor, engine=engine, progress=progress)
+    assert killed
+    build(tree, tmp_path / "one.npz", settings, extractor=extractor)
+    assert (tmp_path / "ray.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
 
 
 # ------------------------------------------------------------------------------------- what is open
