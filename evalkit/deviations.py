@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError
 
-__all__ = ["Deviations", "HalfSplit", "Influence", "balanced_classes"]
+__all__ = ["Deviations", "Excess", "HalfSplit", "Influence", "balanced_classes"]
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -91,6 +91,24 @@ def _check_comparable(first: Deviations, second: Deviations, *, paired: bool, al
         raise InputError("the two scores are against different references; give both the same one")
 
 
+class Excess(NamedTuple):
+    """Variance that influence values count too much, from the second order of a score.
+
+    Of a score ``theta + mean psi_i + mean phi_ij + ...``, the second order has the variance
+    ``2 E phi^2 / n^2``, and estimated influence values count it twice (it follows from Hoeffding 1948). It
+    matters where samples and reference are nearly alike, so that the first order vanishes.
+
+    Attributes:
+        sampling: ``2 E phi^2 / n^2`` for pairs of samples.
+        reference: The same for pairs of the reference.
+        joint: ``E phi^2 / (n m)`` for a sample and an image of the reference: both influences count it.
+    """
+
+    sampling: float = 0.0
+    reference: float = 0.0
+    joint: float = 0.0
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Influence(Deviations):
     """Influence values: how the score moves as the weight of one image grows (Hampel 1974).
@@ -105,39 +123,55 @@ class Influence(Deviations):
         classes: (n,) class of each sample, where every class has a fixed number of samples: then only the
             variance within classes counts. See :func:`balanced_classes`.
         reference_classes: (m,) the same of the reference.
+        excess: What the values count too much; of pairs within classes, where there are classes.
     """
 
     classes: Labels | None = None
     reference_classes: Labels | None = None
+    excess: Excess = field(default_factory=Excess)
 
     @property
     def stderr_sampling(self) -> float:
         """See :class:`Deviations`."""
-        return math.sqrt(_variance_of_mean(self.samples, self.classes))
+        return math.sqrt(_without(self._of_samples, self.excess.sampling))
 
     @property
     def stderr_reference(self) -> float | None:
         """See :class:`Deviations`."""
         if self.reference is None:
             return None
-        return math.sqrt(_variance_of_mean(self.reference, self.reference_classes))
+        return math.sqrt(_without(self._of_reference, self.excess.reference))
 
     @property
     def stderr(self) -> float:
         """See :class:`Deviations`."""
-        return math.hypot(self.stderr_sampling, self.stderr_reference or 0.0)
+        if self.reference is None:
+            return self.stderr_sampling
+        return math.sqrt(_without(self._of_samples + self._of_reference, sum(self.excess)))
 
     def variance_of_difference(self, other: Deviations, *, paired: bool) -> float:
         """See :class:`Deviations`. What the reference causes in both alike cancels."""
         alike = isinstance(other, Influence) and self._has_classes_of(other)
         _check_comparable(self, other, paired=paired, alike=alike)
+        assert isinstance(other, Influence)
         if paired:
-            variance = _variance_of_mean(self.samples - other.samples, self.classes)
+            # Of pairs of differences the excess is not known, and little where they are small.
+            variance, excess = _variance_of_mean(self.samples - other.samples, self.classes), 0.0
         else:
-            variance = self.stderr_sampling**2 + other.stderr_sampling**2
-        if self.reference is None or other.reference is None:
-            return variance
-        return variance + _variance_of_mean(self.reference - other.reference, self.reference_classes)
+            variance = self._of_samples + other._of_samples
+            excess = self.excess.sampling + other.excess.sampling
+        if self.reference is not None and other.reference is not None:
+            variance += _variance_of_mean(self.reference - other.reference, self.reference_classes)
+            excess += 0.0 if paired else self.excess.joint + other.excess.joint
+        return _without(variance, excess)
+
+    @property
+    def _of_samples(self) -> float:
+        return _variance_of_mean(self.samples, self.classes)
+
+    @property
+    def _of_reference(self) -> float:
+        return 0.0 if self.reference is None else _variance_of_mean(self.reference, self.reference_classes)
 
     def costliest(self, count: int, *, higher_is_better: bool) -> NDArray[np.int64]:
         """Indices of the ``count`` samples that make the score worst, the worst first.
@@ -201,6 +235,11 @@ class HalfSplit(Deviations):
         _check_comparable(self, other, paired=paired, alike=alike)
         assert isinstance(other, HalfSplit)
         return _variance_of_halves(self.both - other.both)
+
+
+def _without(variance: float, excess: float) -> float:
+    """Of the variance of influence values, the second order is at most half too much."""
+    return max(variance - excess, variance / 2)
 
 
 def _variance_of_halves(differences: Floats) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.deviations import Deviations, Influence, balanced_classes
+from evalkit.deviations import Deviations, Excess, Influence, balanced_classes
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.record import BatchFeatures, split_output
 from evalkit.results import Score, ScoreSpec
@@ -100,10 +100,9 @@ def with_classes(
     found: Influence, reference: BatchFeatures, samples: BatchFeatures, output: str
 ) -> Influence:
     """The influence values with the classes of both sides, where these are balanced."""
-    return replace(
-        found,
-        classes=classes_of(samples, output, len(found.samples)),
-        reference_classes=(
-            None if found.reference is None else classes_of(reference, output, len(found.reference))
-        ),
-    )
+    classes = classes_of(samples, output, len(found.samples))
+    of_reference = None if found.reference is None else classes_of(reference, output, len(found.reference))
+    if classes is None and of_reference is None:
+        return found
+    # That of pairs within classes is not known; without it, the error is not too small.
+    return replace(found, classes=classes, reference_classes=of_reference, excess=Excess())

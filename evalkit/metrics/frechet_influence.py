@@ -10,13 +10,15 @@ the derivatives of F. Chong and Forsyth 2019, arXiv:1911.07023, show that the bi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import linalg
+from torch import Tensor
 
-from evalkit.deviations import Influence
+from evalkit.deviations import Excess, Influence
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.moments import Floats, Moments
 from evalkit.system.devices import float32_arithmetic
@@ -32,6 +34,9 @@ _MANY = 10
 """With so many images for each feature, the bias formula needs no correction by halves."""
 
 _CAUCHY_TOLERANCE = 1e-15
+
+_PAIRED_ROWS = 256
+"""Rows of each side, of whose pairs the mean square of the second order is computed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +102,14 @@ class Transport:
                 "a covariance is singular: some combination of features is the same for all images of a "
                 "side; give more images"
             )
-        self._s = np.sqrt(values)
+        self._s = s = np.sqrt(values)
+        self._cauchy = _factor(s[:, None] * s / (s[:, None] + s))
         # Rows times these columns have variance 1: L V / s for the samples, L^-T V for the reference.
-        self._to_samples = linalg.blas.dsymm(1.0, upper, v) / self._s
+        self._to_samples = linalg.blas.dsymm(1.0, upper, v) / s
         self._to_reference = v
         shift = samples.mean - reference.mean
         traces = np.trace(samples.covariance) + np.trace(upper)
-        self.distance = float(shift @ shift + traces - 2 * self._s.sum())
+        self.distance = float(shift @ shift + traces - 2 * s.sum())
 
     def of_samples(self, device: torch.device) -> tuple[Doubles, float]:
         """(n,) influence values of the samples, and the bias that they cause."""
@@ -125,9 +131,7 @@ class Transport:
         rows = cloud.rows
         assert rows is not None
         n = len(rows)
-        weights = np.column_stack(
-            [self._s, _factor(self._s[:, None] * self._s / (self._s[:, None] + self._s))]
-        )
+        weights = np.column_stack([self._s, self._cauchy])
         quadratic = np.empty(n)
         curved = 0.0
         # Products are of the rows' own precision; the values are sums over thousands of features.
@@ -147,6 +151,63 @@ class Transport:
         psi = 2 * linear + quadratic * (n / (n - 1))
         bias = (np.trace(cloud.covariance) + (curved / n - self._s.sum() / 2) / 2) / n
         return psi - psi.mean(), float(bias)
+
+    def excess(self, device: torch.device) -> Excess:
+        """What the influence values count too much, from second derivatives of random pairs of images."""
+        rng = np.random.default_rng(0)
+        s, g = (torch.from_numpy(each).to(device) for each in (self._s, self._cauchy))
+        sampled = _Drawn.of(self._samples, self._to_samples, rng, device)
+        n = sampled.n
+        among_samples = sampled.mean_square(sampled, s, g) / (2 * n**2)
+        if self._reference.rows is None:
+            return Excess(among_samples)
+        drawn = _Drawn.of(self._reference, self._to_reference, rng, device)
+        m = drawn.n
+        return Excess(
+            among_samples,
+            drawn.mean_square(drawn, s, g) / (2 * m**2),
+            drawn.mean_square(sampled, s, g) / (n * m),
+        )
+
+
+class _Drawn(NamedTuple):
+    """Some rows of a side, drawn at random.
+
+    Attributes:
+        n: Number of rows of the side.
+        x: (count, d) float64 deviations from the mean.
+        u: (count, d) float64 the same in coordinates of variance 1.
+    """
+
+    n: int
+    x: Tensor
+    u: Tensor
+
+    @classmethod
+    def of(cls, cloud: Cloud, basis: Doubles, rng: np.random.Generator, device: torch.device) -> _Drawn:
+        """Of a side."""
+        assert cloud.rows is not None
+        n = len(cloud.rows)
+        x = torch.from_numpy(cloud.rows[rng.permutation(n)[:_PAIRED_ROWS]] - cloud.mean).to(device)
+        return cls(n, x, x @ torch.from_numpy(basis).to(device))
+
+    def mean_square(self, other: _Drawn, s: Tensor, g: Tensor) -> float:
+        """Of the second derivative of F in the weights of two images, over pairs of them.
+
+        Two of one side have ``2 sum_j s_j u_j v_j + Q``, one of each ``-(2 x.y + Q)``, with
+        ``Q = sum_jk (u_j u_k - delta_jk) (v_j v_k - delta_jk) C_jk`` and ``C = G G^T``. Moving the mean also
+        moves the covariance, which is why the two differ.
+        """
+        u, v = self.u, other.u
+        linear = (u * s) @ v.T if other is self else self.x @ other.x.T
+        kappa = 2 * linear - (u.square() @ s)[:, None] / 2 - v.square() @ s / 2 + s.sum() / 2
+        for column in g.T:
+            kappa += ((u * column) @ v.T).square_()
+        squares = kappa.square_()
+        if other is self:
+            count = len(u)
+            return float(squares.sum() - squares.diagonal().sum()) / (count * (count - 1))
+        return float(squares.mean())
 
 
 def _factor(matrix: Doubles) -> Doubles:
@@ -201,6 +262,7 @@ def frechet_influence(
         no_reference=no_reference if psi_reference is None else "",
         bias=found,
         no_bias=why,
+        excess=transport.excess(device),
     )
 
 

@@ -11,6 +11,7 @@ together cost less than the search.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -241,12 +242,15 @@ def _few(second: Words, neighbours: NDArray[np.int64], k: int) -> Words:
 
 
 def _scaled(x: NDArray[np.floating], y: NDArray[np.floating], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both in float32, around the reference's mean and at most 1: no square overflows, and less cancels."""
+    """Both in float32, around the reference's mean, and below 1: no square overflows, and less cancels.
+
+    The scale is a power of 2, which leaves ties what they are.
+    """
     a, b = (torch.from_numpy(np.ascontiguousarray(each)).to(device).double() for each in (x, y))
     centre = a.mean(dim=0)
     a, b = a - centre, b - centre
-    largest = max(float(a.abs().max()), float(b.abs().max())) or 1.0
-    return (a / largest).float(), (b / largest).float()
+    scale = 2.0 ** -math.frexp(max(float(a.abs().max()), float(b.abs().max())))[1]
+    return (a * scale).float(), (b * scale).float()
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.deviations import Influence
+from evalkit.deviations import Excess, Influence
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures
@@ -65,24 +65,26 @@ class KernelMeans(NamedTuple):
         reference: (m,) mean kernel of each image of the reference with the others, minus that with the
             samples.
         samples: (n,) likewise.
+        excess: What the influence values count too much.
     """
 
     value: float
     reference: NDArray[np.float64]
     samples: NDArray[np.float64]
+    excess: Excess
 
     def influence(self) -> Influence:
         """``psi_j = 2 (mean_{i != j} k(y_j, y_i) - mean_i k(y_j, x_i))``, centred.
 
         The projection of the U-statistic: Hoeffding 1948, "A Class of Statistics with Asymptotically Normal
-        Distribution"; for kernel distances Bounliphone et al. 2016, arXiv:1511.04581. There is no bias. Where
-        the sets are alike, the standard error is up to the square root of 2 too large.
+        Distribution"; for kernel distances Bounliphone et al. 2016, arXiv:1511.04581. There is no bias.
         """
         return Influence(
             images=len(self.samples),
             samples=2 * (self.samples - self.samples.mean()),
             reference=2 * (self.reference - self.reference.mean()),
             bias=0.0,
+            excess=self.excess,
         )
 
 
@@ -110,34 +112,57 @@ def kernel_means(
     x, y = (torch.from_numpy(np.ascontiguousarray(rows)).to(target) for rows in (reference, samples))
     done, total = 0, 2 * len(x) + len(y)
 
-    def mean(a: Tensor, b: Tensor, *, without_diagonal: bool = False) -> tuple[float, Tensor, Tensor]:
-        """The mean of the kernel; and its means by row and by column."""
+    def mean(a: Tensor, b: Tensor, *, without_diagonal: bool = False) -> _Means:
         nonlocal done
-        added = 0.0
+        added = squares = 0.0
         rows, columns = (torch.zeros(len(each), dtype=torch.float64, device=target) for each in (a, b))
         for first in range(0, len(a), _BLOCK):
             block = a[first : first + _BLOCK].double()
             for start in range(0, len(b), _BLOCK):
                 kernel = _kernel(block, b[start : start + _BLOCK].double(), degree)
                 added += float(kernel.sum())
+                squares += float(kernel.flatten().dot(kernel.flatten()))
                 rows[first : first + _BLOCK] += kernel.sum(dim=1)
                 columns[start : start + _BLOCK] += kernel.sum(dim=0)
             if without_diagonal:
                 diagonal = _kernel_of_itself(block, degree)
                 added -= float(diagonal.sum())
+                squares -= float(diagonal.square().sum())
                 rows[first : first + _BLOCK] -= diagonal
             done += len(block)
             if progress is not None:
                 progress(done, total)
+        if without_diagonal:
+            columns = rows
         others = len(b) - without_diagonal
-        return added / (len(a) * others), rows / others, columns / len(a)
+        pairs = len(a) * others
+        return _Means(added / pairs, rows / others, columns / (pairs / len(b)), squares / pairs)
 
     with torch.inference_mode():
-        (in_x, of_x, _), (in_y, of_y, _) = (mean(each, each, without_diagonal=True) for each in (x, y))
-        across, x_with_y, y_with_x = mean(x, y)
+        in_x, in_y = (mean(each, each, without_diagonal=True) for each in (x, y))
+        across = mean(x, y)
+        m, n = len(x), len(y)
         return KernelMeans(
-            in_x + in_y - 2 * across, (of_x - x_with_y).cpu().numpy(), (of_y - y_with_x).cpu().numpy()
+            value=in_x.all + in_y.all - 2 * across.all,
+            reference=(in_x.rows - across.rows).cpu().numpy(),
+            samples=(in_y.rows - across.columns).cpu().numpy(),
+            excess=Excess(2 * in_y.variance / n**2, 2 * in_x.variance / m**2, 4 * across.variance / (n * m)),
         )
+
+
+class _Means(NamedTuple):
+    """Means of the kernel over the pairs of two sets: of all, by row, by column, and of its square."""
+
+    all: float
+    rows: Tensor
+    columns: Tensor
+    square: float
+
+    @property
+    def variance(self) -> float:
+        """Mean square of the kernel without its means by row and by column."""
+        by_rows, by_columns = (float(each.square().mean()) for each in (self.rows, self.columns))
+        return self.square - by_rows - by_columns + self.all**2
 
 
 def _kernel(a: Tensor, b: Tensor, degree: int) -> Tensor:

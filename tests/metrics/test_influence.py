@@ -1,5 +1,6 @@
 """Influence values and biases: against derivatives of the weighted scores, and against replicated draws."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from evalkit.deviations import balanced_classes
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.features.moments import Gaussian, Moments
 from evalkit.metrics import frechet, frechet_estimate
+from evalkit.metrics import frechet_influence as frechet_influence_module
 from evalkit.metrics.frechet import FID, frechet_distance
 from evalkit.metrics.frechet_influence import Cloud, Transport, frechet_influence
 from evalkit.metrics.inception_score import inception_influence, inception_score
@@ -20,6 +22,15 @@ from evalkit.metrics.kernel import KernelDistance, kernel_means, polynomial_mmd
 from evalkit.system.run import Run
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Thousands of tiny products: waking threads for each would take longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rows(n, seed, d=7, scale=1.0, offset=0.0):
@@ -158,6 +169,63 @@ def test_order_and_units_of_features_do_not_matter():
     assert scaled.unbiased == pytest.approx(1e-8 * found.unbiased, rel=1e-9)
 
 
+def mixed_derivative(score, n, i, m, j, step=1e-3):
+    """Second one of ``score(change of the first weights, of the second)``, for image i and image j."""
+    a, b = ((np.eye(size)[k] - 1 / size) * step for size, k in ((n, i), (m, j)))
+    return sum(p * q * score(p * a, q * b) for p in (1, -1) for q in (1, -1)) / (4 * step**2)
+
+
+def test_the_excess_is_of_second_derivatives(monkeypatch):
+    """Of two images of each side: among samples, among the reference, and between the sides."""
+    r, x = rows(400, 0), rows(500, 1, scale=1.3, offset=0.2)
+    m, n = len(r), len(x)
+    even_r, even_x = np.full(m, 1 / m), np.full(n, 1 / n)
+    pairs = {
+        "sampling": [
+            mixed_derivative(lambda v, w: weighted_frechet(r, x, even_r, even_x + v + w), n, 0, n, 1)
+        ],
+        "reference": [
+            mixed_derivative(lambda v, w: weighted_frechet(r, x, even_r + v + w, even_x), m, 0, m, 1)
+        ],
+        "joint": [
+            mixed_derivative(lambda v, w: weighted_frechet(r, x, even_r + v, even_x + w), m, i, n, j)
+            for i in (0, 1)
+            for j in (0, 1)
+        ],
+    }
+
+    class InOrder:
+        permutation = staticmethod(np.arange)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda _: InOrder())
+    monkeypatch.setattr(frechet_influence_module, "_PAIRED_ROWS", 2)
+    found = Transport(Cloud.of(r), Cloud.of(x)).excess(CPU)
+    for name, scale in (("sampling", 2 * n**2), ("reference", 2 * m**2), ("joint", n * m)):
+        expected = np.mean(np.square(pairs[name])) / scale
+        assert getattr(found, name) == pytest.approx(expected, rel=0.02), name
+
+
+def test_the_excess_of_the_kernel_is_of_second_derivatives():
+    r, x = rows(30, 0, scale=0.5), rows(40, 1, scale=0.6, offset=0.1)
+
+    def centred(kernel, others):
+        pairs = np.where(others, kernel, 0)
+        by_row, by_column = pairs.sum(axis=1) / others.sum(axis=1), pairs.sum(axis=0) / others.sum(axis=0)
+        mean = pairs.sum() / others.sum()
+        return np.mean(np.square(kernel - by_row[:, None] - by_column + mean)[others])
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    off = [~np.eye(len(each), dtype=bool) for each in (r, x)]
+    expected = (
+        2 * centred(kernel(x, x), off[1]) / 40**2,
+        2 * centred(kernel(r, r), off[0]) / 30**2,
+        4 * centred(kernel(r, x), np.ones((30, 40), bool)) / (30 * 40),
+    )
+    assert kernel_means(r, x).excess == pytest.approx(expected, rel=0.15)  # equal but for O(1/n)
+
+
 # Replicated draws ------------------------------------------------------------------------------------------
 
 D = 16
@@ -173,6 +241,7 @@ def draw(rng, n, shift=0.0, kind="normal"):
     return made[kind]() * SPREAD * (1 + shift) + 0.3 * shift
 
 
+@functools.cache
 def exactly(kind="normal", shift=0.0):
     """Mean and covariance, of very many draws."""
     return Moments.of(draw(np.random.default_rng(12345), 1_000_000, shift, kind)).gaussian()
@@ -184,13 +253,13 @@ def exactly(kind="normal", shift=0.0):
         ("normal", 0.3, 0.9, 1.15),
         ("relu", 0.3, 0.9, 1.15),
         ("mixture", 0.3, 0.9, 1.15),
-        ("relu", 0, 0.9, 1.5),
+        ("relu", 0, 0.9, 1.25),
     ],
 )
 def test_frechet_errors_and_bias_are_those_of_new_draws(kind, shift, low, high):
-    """Against a reference of draws; where both are alike, the error is known to be wide."""
+    """Against a reference of draws; where both are alike, the error is a little wide."""
     rng = np.random.default_rng(7)
-    found = [frechet_estimate(draw(rng, 400, 0, kind), draw(rng, 320, shift, kind)) for _ in range(500)]
+    found = [frechet_estimate(draw(rng, 400, 0, kind), draw(rng, 320, shift, kind)) for _ in range(300)]
     truth = frechet_distance(exactly(kind), exactly(kind, shift))
     value, stderr, unbiased = (
         np.array([getattr(each, name) for each in found]) for name in ("value", "stderr", "unbiased")
@@ -203,8 +272,6 @@ def test_frechet_errors_and_bias_are_those_of_new_draws(kind, shift, low, high):
     assert unbiased.std() < 1.1 * value.std()
     inside = np.abs(unbiased - truth) < 1.96 * stderr
     assert inside.mean() >= 0.9
-    for each in found:
-        assert each.stderr == pytest.approx(np.hypot(each.stderr_sampling, each.stderr_reference))
 
 
 def test_sampling_error_is_that_of_new_samples_against_one_reference():
@@ -215,13 +282,12 @@ def test_sampling_error_is_that_of_new_samples_against_one_reference():
     assert 0.9 < np.sqrt(np.mean([each.stderr_sampling**2 for each in found])) / spread < 1.15
 
 
-@pytest.mark.parametrize("per_feature", [2.5, 5])
-def test_halves_correct_what_the_bias_formula_leaves(per_feature):
+def test_halves_correct_what_the_bias_formula_leaves():
     """With few images for each feature, on both sides."""
     rng = np.random.default_rng(9)
-    n, truth = int(per_feature * D), frechet_distance(exactly(), exactly(shift=0.3))
+    n, truth = 5 * D // 2, frechet_distance(exactly(), exactly(shift=0.3))
     raw, plain, corrected = [], [], []
-    for _ in range(800):
+    for _ in range(400):
         r, x = Cloud.of(draw(rng, n)), Cloud.of(draw(rng, n, 0.3))
         transport = Transport(r, x)
         raw.append(transport.distance)
@@ -284,7 +350,7 @@ def test_inception_score_errors_and_bias_are_those_of_new_draws():
     assert abs(unbiased.mean() - truth) < 0.1 * (truth - np.mean(values)) + 3 * noise
 
 
-@pytest.mark.parametrize(("shift", "low", "high"), [(0.4, 0.9, 1.15), (0.0, 0.9, 1.5)])
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.4, 0.9, 1.15), (0.0, 0.9, 1.25)])
 def test_kernel_errors_are_those_of_new_draws(shift, low, high):
     rng = np.random.default_rng(12)
     found = [kernel_means(draw(rng, 150), draw(rng, 200, shift)) for _ in range(400)]

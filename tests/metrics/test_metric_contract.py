@@ -18,15 +18,16 @@ from optional import optional
 from stand_ins import NO_STORE, stand_in
 
 from evalkit.comparison import compare
+from evalkit.deviations import Deviations, HalfSplit, Influence
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.features.moments import Moments
 from evalkit.features.record import BatchFeatures, Features
 from evalkit.metrics import METRICS, named
-from evalkit.metrics.base import Metric
+from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.protocols import PROTOCOLS, protocol_named
 from evalkit.report.plot import write_curves
 from evalkit.report.text import FORMATS, sweep_table
-from evalkit.results import Comparison, Point, PublishedRow, Sweep
+from evalkit.results import Comparison, Point, PublishedRow, Score, Sweep
 from evalkit.system.run import Run
 
 CPU = Run(store=None, device="cpu")
@@ -146,6 +147,62 @@ def test_a_gaussian_is_enough_where_that_is_said(metric: Metric) -> None:
         assert values(metric, *sides) == pytest.approx(expected, rel=1e-4)
 
 
+def test_it_has_a_standard_error_or_says_why_not(metric: Metric) -> None:
+    reference, samples = side(metric, rows()), side(metric, rows(1, offset=0.3))
+    scores = {score.name: score for score in metric(reference, samples, CPU)}
+    found = influence_of(metric, reference, samples, CPU)
+    assert list(found) == list(scores)
+    for name, each in found.items():
+        shown = with_error_bars(scores[name], each)
+        assert replace(shown, **without_error_bars(scores[name])) == scores[name]
+        if isinstance(each, str):
+            assert each
+            assert (shown.no_stderr, shown.stderr) == (each, None)
+            continue
+        check_deviations(each, has_reference=metric.uses_reference)
+        assert shown.stderr == each.stderr
+        assert shown.n == each.images == N
+        assert (shown.unbiased is None) == (each.bias is None) == bool(each.no_bias)
+    # The same again, and the score has not changed.
+    assert [score.value for score in metric(reference, samples, CPU)] == [s.value for s in scores.values()]
+    again = influence_of(metric, reference, samples, CPU)
+    assert [getattr(each, "stderr", each) for each in again.values()] == [
+        getattr(each, "stderr", each) for each in found.values()
+    ]
+
+
+def without_error_bars(score: Score) -> dict[str, object]:
+    names = ("stderr", "stderr_sampling", "stderr_reference", "no_stderr", "unbiased", "n")
+    return {name: getattr(score, name) for name in names}
+
+
+def check_deviations(found: Deviations, *, has_reference: bool) -> None:
+    assert has_reference == (found.reference is not None)
+    sides = [found.samples] if found.reference is None else [found.samples, found.reference]
+    if isinstance(found, HalfSplit):
+        sides.append(found.both)
+    for each in sides:
+        assert each.dtype == np.float64
+        assert np.isfinite(each).all()
+        assert abs(each.mean()) < (1e-12 * np.abs(each).max() if isinstance(found, Influence) else 0.2)
+        if isinstance(found, Influence):
+            assert each.shape == (N,)
+    for error in (found.stderr, found.stderr_sampling, found.stderr_reference):
+        assert error is None or (type(error) is float and 0 < error < math.inf)
+    json.dumps([found.stderr, found.stderr_sampling, found.stderr_reference, found.bias])
+
+
+def test_it_has_no_standard_error_of_too_few_images(metric: Metric) -> None:
+    """Two images: no number, or one that is finite; never an error of another kind."""
+    sides = [side(metric, rows(seed, n=2)) for seed in (0, 1)]
+    for each in influence_of(metric, *sides, CPU).values():
+        assert isinstance(each, str) or math.isfinite(each.stderr)
+    without = [replace(each, networks={}) for each in sides]
+    for each in influence_of(metric, sides[0], without[1], CPU).values():
+        assert isinstance(each, str)
+        assert each
+
+
 # In a comparison and in every report -------------------------------------------------------------------
 
 
@@ -167,8 +224,18 @@ def test_it_is_shown_everywhere(metric: Metric, images: NDArray[np.uint8], tmp_p
     published = PublishedRow(
         dataset="d", model="m", scores={metric.scores[0].name: 1.25}, images=30, paper="p", table=1
     )
-    shown = replace(comparison, published=(published,))
+    bars = {"stderr": 0.5, "stderr_sampling": 0.4, "stderr_reference": 0.3, "unbiased": 1.5, "n": 30}
+    shown = replace(
+        comparison,
+        published=(published,),
+        scores=tuple(replace(score, **bars) for score in comparison.scores),
+    )
     assert Comparison.from_json(shown.to_json()) == shown
+    earlier = json.loads(comparison.to_json())
+    for score in earlier["scores"]:
+        for name in (*bars, "no_stderr"):
+            assert score.pop(name) is None
+    assert Comparison.from_json(json.dumps(earlier)) == comparison  # written before there were error bars
     sweep = Sweep(
         name="s", points=(Point(scale=0.0, comparison=comparison), Point(scale=1.0, comparison=comparison))
     )
