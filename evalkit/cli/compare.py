@@ -70,6 +70,11 @@ __all__ = ["compare", "curves", "features", "stats"]
     "all images, in constant memory.",
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
+@click.option(
+    "--no-error-bars",
+    is_flag=True,
+    help="Leave out standard errors and unbiased values, which take some time: see docs/error-bars.md.",
+)
 @value_range_option
 @extractor_options
 @no_store_option
@@ -83,6 +88,7 @@ def compare(
     metrics: str | None,
     subset: int | None,
     seed: int,
+    no_error_bars: bool,
     value_range: str | None,
     **options: Any,
 ) -> None:
@@ -120,6 +126,8 @@ def compare(
             metrics=metrics,
             subset=Subset(images=subset, seed=seed) if subset is not None else None,
             extractor=[setup.extractor(network) for network in choice.networks],
+            # The five lines of `adm` do not show them.
+            error_bars=not no_error_bars and (format_ != "adm" or json_file is not None),
             run=run,
         )
         comparison = replace(comparison, published=published)

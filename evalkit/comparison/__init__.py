@@ -29,7 +29,7 @@ from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
 from evalkit.features.record import BatchFeatures, Features, check_same_extractor
 from evalkit.images import ImageSource, ValueRange
-from evalkit.metrics.base import Metric
+from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.results import Comparison, Score
 from evalkit.system.devices import prepare_forked_process, resolve_device
 from evalkit.system.run import Run, library_versions
@@ -37,6 +37,12 @@ from evalkit.system.run import Run, library_versions
 __all__ = ["Source", "Subset", "compare", "features_of", "open_source"]
 
 log = logging.getLogger(__name__)
+
+NOT_KEPT = (
+    "only sums over the features were kept, in constant memory; it needs the features of every image: "
+    "request precision and recall as well, and no subset"
+)
+"""Why there is no error bar."""
 
 
 def compare(
@@ -48,6 +54,7 @@ def compare(
     subset: Subset | int | None = None,
     value_range: ValueRange | None = None,
     extractor: Extractor | Sequence[Extractor] | None = None,
+    error_bars: bool = True,
     run: Run | None = None,
     **how: Any,
 ) -> Comparison:
@@ -72,6 +79,8 @@ def compare(
         value_range: What files and arrays of floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``; see
             :func:`evalkit.images.open_images`.
         extractor: The network, or one for each network that is needed; None: each with its defaults.
+        error_bars: Whether each score comes with its standard error and its value for infinitely many images,
+            or the reason why not. They change no score, and no more features are kept for them.
         run: Device, store, progress and engine.
         **how: Fields of a run, in place of ``run=``: ``store="folder"``, ``progress=print``.
 
@@ -97,7 +106,7 @@ def compare(
         is_streaming_better=lambda outputs: _has_full_rank(sources, extractors, outputs),
     )
     sides = [Side(source, plan, extractors, run) for source in sources]
-    if text := memory_needed(sides, plan):
+    if text := memory_needed(sides, plan, error_bars=error_bars):
         log.info(text)
 
     features = _extract(sides, clock)
@@ -108,7 +117,8 @@ def compare(
     described = _describe(extractors, features)
 
     algebra = replace(run, device=_algebra_device(run, extractors))
-    scores, missing = _compute(plan, features, algebra, clock)
+    streamed = sides[1].moments if error_bars else None
+    scores, missing = _compute(plan, features, algebra, clock, streamed)
     with clock.stage("precision check"):
         checked = check_scores(sources, extractors, plan.metrics, algebra)
     return Comparison(
@@ -176,9 +186,21 @@ def _extract(sides: Sequence[Side], clock: _Clock) -> list[BatchFeatures]:
 
 
 def _compute(
-    plan: Plan, features: list[BatchFeatures], run: Run, clock: _Clock
+    plan: Plan,
+    features: list[BatchFeatures],
+    run: Run,
+    clock: _Clock,
+    streamed: frozenset[str] | None,
 ) -> tuple[list[Score], dict[str, str]]:
-    """What was computed; and why the rest was not, by name."""
+    """What was computed; and why the rest was not, by name.
+
+    Args:
+        plan: What is computed.
+        features: Of reference and samples. Rows are dropped from it when no later metric reads them.
+        run: Device and progress.
+        clock: Takes the time of each stage.
+        streamed: Outputs of the samples of which there are sums alone, and no rows; None for no error bars.
+    """
     scores: list[Score] = []
     missing: dict[str, str] = {}
     for index, metric in enumerate(plan.metrics):
@@ -192,11 +214,33 @@ def _compute(
         except UndefinedMetricError as error:
             missing |= dict.fromkeys(names, str(error))
             continue
+        if streamed is not None:
+            found = _with_error_bars(found, metric, features, run, clock, streamed)
         if plan.subset and "rows" in metric.needs.values():
             drawn = {"subset": plan.subset.images, "seed": plan.subset.seed}
             found = tuple(replace(score, parameters={**score.parameters, **drawn}) for score in found)
         scores += found
     return scores, missing
+
+
+def _with_error_bars(
+    scores: Sequence[Score],
+    metric: Metric,
+    features: Sequence[BatchFeatures],
+    run: Run,
+    clock: _Clock,
+    streamed: frozenset[str],
+) -> tuple[Score, ...]:
+    """The scores of a metric with their standard errors, or with the reason why there are none."""
+    if any(need == "gaussian" and output in streamed for output, need in metric.needs.items()):
+        return tuple(with_error_bars(score, NOT_KEPT) for score in scores)
+    stage = f"error bars of {' and '.join(score.name for score in scores)}"
+    report = run.report(stage)
+    report(0, 1)
+    with clock.stage(stage):
+        bars = influence_of(metric, features[0], features[1], run)
+    report(1, 1)
+    return tuple(with_error_bars(score, bars[score.name]) for score in scores)
 
 
 def _algebra_device(run: Run, extractors: Mapping[str, Extractor]) -> str:

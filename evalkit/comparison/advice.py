@@ -31,17 +31,19 @@ def check_enough_images(source: Opened, published: int) -> None:
         )
 
 
-def memory_needed(sides: Sequence[Side], plan: Plan) -> str | None:
+def memory_needed(sides: Sequence[Side], plan: Plan, *, error_bars: bool) -> str | None:
     """What the rows and the metrics will need, in words; None where that is little."""
     images = sum(side.kept for side in sides)
     widths = widths_of([side.source for side in sides], sides[0].extractors)
     rows = 4 * images * sum(widths.get(output, 0) for output in plan.rows)
-    work = {
-        " and ".join(spec.name for spec in metric.scores): images
-        * getattr(metric, "working_bytes", 0)
-        * sum(widths.get(output, 0) for output in metric.needs)
-        for metric in plan.metrics
-    }
+    work = {}
+    for metric in plan.metrics:
+        name = " and ".join(spec.name for spec in metric.scores)
+        width = sum(widths.get(output, 0) for output in metric.needs)
+        work[name] = images * getattr(metric, "working_bytes", 0) * width
+        if error_bars and plan.rows.issuperset(metric.needs) and hasattr(metric, "influence_bytes"):
+            kept = [side.kept for side in sides]
+            work[f"error bars of {name}"] = metric.influence_bytes(kept, width)
     hungriest = max(work, key=lambda name: work[name], default="")
     more = work.get(hungriest, 0)
     if rows + more < WORTH_SAYING:

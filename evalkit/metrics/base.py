@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -39,6 +40,8 @@ class Metric(Protocol):
     ``influence(reference, samples, run)``, which gives for each score by name how it deviates
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
+    Their memory beyond the rows is said by a method ``influence_bytes(images, width)``, with the number of
+    images of each side.
     """
 
     @property
@@ -80,6 +83,8 @@ def with_error_bars(score: Score, found: Deviations | str) -> Score:
     """The score with standard errors and unbiased value, or with the reason why there are none."""
     if isinstance(found, str):
         return replace(score, no_stderr=found)
+    if not all(map(math.isfinite, (found.stderr, found.stderr_reference or 0, found.bias or 0))):
+        return replace(score, no_stderr="the features are too large for it: a sum of squares overflows")
     return replace(
         score,
         stderr=found.stderr,

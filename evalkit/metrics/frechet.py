@@ -6,7 +6,7 @@ equation 6; Nash et al. 2021, "Generating Images with Sparse Representations", f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -299,6 +299,12 @@ class FrechetDistance:
             device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
         )
         return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
+
+    def influence_bytes(self, images: Sequence[int], width: int) -> int:
+        """Memory of :meth:`influence` beyond the rows: 16 matrices, and the rows of halves where needed."""
+        if is_rank_deficient(min(images), width):
+            return 0
+        return 8 * 16 * width**2 + 4 * width * sum(n for n in images if n < 10 * width)
 
     def _side(self, batch: BatchFeatures) -> _Side:
         def make() -> _Side:

@@ -14,7 +14,7 @@ pairs within a set are computed, and the pairs between the sets once for both pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -29,7 +29,7 @@ from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures
 from evalkit.metrics.base import Need, classes_of, parameters
 from evalkit.metrics.float16 import Float16, brute_force, may_overflow
-from evalkit.metrics.halves import halves_of_precision_recall
+from evalkit.metrics.halves import MOST_IMAGES, halves_of_precision_recall
 from evalkit.metrics.points import Exact, Points
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Covering, Neighbours, slices, smallest
@@ -161,6 +161,10 @@ class PrecisionRecall:
             device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
         )
         return {spec.name: halves for spec, halves in zip(self.scores, found, strict=True)}
+
+    def influence_bytes(self, images: Sequence[int], width: int) -> int:
+        """Memory of :meth:`influence` beyond the rows: float64 copies of the images that are halved."""
+        return 28 * width * sum(min(n, MOST_IMAGES) for n in images)
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:

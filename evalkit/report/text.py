@@ -35,14 +35,19 @@ def table(comparison: Comparison) -> str:
     ]
     lines = [f"{key:<10} {text}" for key, text in header]
     width = max(16, *(len(spec.title) for spec in comparison.specs))
-    lines += ["", f"{'metric':<{width}} {'value':>10}  better"]
+    with_bars = any(score.stderr is not None for score in comparison.scores)
+    head = f"{'metric':<{width}} {'value':>10}"
+    lines += ["", f"{head} {'':>10} {'unbiased':>10}  better" if with_bars else f"{head}  better"]
     for spec, score, reason in _rows(comparison):
         if score is None:
             lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
             std = "" if score.std is None else f"   (± {score.std:.2f} over splits)"
             value = f"{spec.format(score.value):>10}"
+            if with_bars:
+                value += f" {_error(spec, score):<10} {_unbiased(spec, score):>10}"
             lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{_drawn(score, comparison)}")
+    lines += _about_errors(comparison)
     if comparison.published:
         cells = _beside_published(comparison)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -57,13 +62,17 @@ def table(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """A Markdown table with the same content."""
-    lines = ["| metric | value | better |", "|---|---|---|"]
+    with_bars = any(score.stderr is not None for score in comparison.scores)
+    more = " unbiased |" if with_bars else ""
+    lines = [f"| metric | value |{more} better |", f"|---|---|{'---|' if with_bars else ''}---|"]
     for spec, score, reason in _rows(comparison):
         if score is None:
-            lines.append(f"| {spec.title} | - | not computed: {reason} |")
+            lines.append(f"| {spec.title} | - |{' |' if with_bars else ''} not computed: {reason} |")
         else:
-            value = f"{spec.format(score.value)}{_drawn(score, comparison)}"
-            lines.append(f"| {spec.title} | {value} | {spec.better} |")
+            value = " ".join(filter(None, (spec.format(score.value), _error(spec, score))))
+            more = f" {_unbiased(spec, score)} |" if with_bars else ""
+            lines.append(f"| {spec.title} | {value}{_drawn(score, comparison)} |{more} {spec.better} |")
+    lines += [text for line in _about_errors(comparison) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)
         header, *rows = (f"| {' | '.join(row)} |" for row in cells)
@@ -130,6 +139,35 @@ def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str
     """Every score that was requested or that the protocol has: its score, or why there is none."""
     for spec in comparison.specs:
         yield spec, comparison.score(spec.name), comparison.missing.get(spec.name, "")
+
+
+def _error(spec: ScoreSpec, score: Score) -> str:
+    return "" if score.stderr is None else f"± {spec.format(score.stderr)}"
+
+
+def _unbiased(spec: ScoreSpec, score: Score) -> str:
+    return "-" if score.unbiased is None else spec.format(score.unbiased)
+
+
+def _about_errors(comparison: Comparison) -> list[str]:
+    """What the standard errors are, the reference's part, and why scores have none; a line each."""
+    lines = []
+    titles = {spec.name: spec for spec in comparison.specs}
+    bars = [score for score in comparison.scores if score.stderr is not None]
+    if bars:
+        parts = ", ".join(
+            f"{titles[score.name].title} {titles[score.name].format(score.stderr_reference)}"
+            for score in bars
+            if score.stderr_reference is not None
+        )
+        of = f"; the reference's part: {parts}" if parts else ""
+        lines.append(f"±: standard error from the draw of the images{of}. Training again varies more.")
+    reasons: dict[str, list[str]] = {}
+    for score in comparison.scores:
+        if score.no_stderr is not None:
+            reasons.setdefault(score.no_stderr, []).append(titles[score.name].title)
+    lines += [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
+    return lines
 
 
 def _drawn(score: Score, comparison: Comparison) -> str:
