@@ -150,6 +150,7 @@ def evalkit(*, whole: bool, precision: str = "float32", stored: bool = False) ->
             *sides,
             metrics=["fid", "sfid", "precision", "recall"] if whole else ["fid"],
             extractor=Inception(precision=precision),
+            error_bars=False,  # the others have none
             run=Run(store=work / "store" if stored else None),
         )
         parts = {f"{stage}, s": seconds for stage, seconds in comparison.seconds.items()}

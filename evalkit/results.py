@@ -12,8 +12,9 @@ from evalkit.system.records import read_record
 
 __all__ = ["Batch", "Comparison", "Point", "PublishedRow", "Score", "ScoreSpec", "Sweep", "specs_of"]
 
-FORMAT = "evalkit comparison 2"
-SWEEP_FORMAT = "evalkit sweep 2"
+# Records of format 2 have no standard errors, and are read likewise.
+FORMATS = ("evalkit comparison 3", "evalkit comparison 2")
+SWEEP_FORMATS = ("evalkit sweep 3", "evalkit sweep 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,8 @@ class Comparison:
 
     def to_json(self) -> str:
         """JSON text from which :meth:`from_json` makes an equal object."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+        record = {"format": FORMATS[0], **dataclasses.asdict(self)}
+        return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparison:
@@ -180,7 +182,7 @@ class Comparison:
         Raises:
             InputError: Not JSON, or of another format.
         """
-        return read_record(text, cls, format=FORMAT, what="comparison")
+        return read_record(text, cls, formats=FORMATS, what="comparison")
 
     def __post_init__(self) -> None:
         known = {spec.name for spec in self.specs}
@@ -227,18 +229,38 @@ class Sweep:
         found = [point.comparison.score(score) for point in self.points]
         return [None if score is None else score.value for score in found]
 
+    def stderrs(self, score: str) -> list[float | None]:
+        """Standard error of a score at every scale; None where it has none."""
+        found = [point.comparison.score(score) for point in self.points]
+        return [None if score is None else score.stderr for score in found]
+
+    def unbiased(self, score: str) -> list[float | None]:
+        """A score at every scale for infinitely many images; None where that is not known."""
+        found = [point.comparison.score(score) for point in self.points]
+        return [None if score is None else score.unbiased for score in found]
+
     def to_csv(self) -> str:
-        """A table, one row a scale: ``scale``, the scores (empty where not computed), ``samples``."""
+        """A table, one row a scale: ``scale``, the scores (empty where not computed), ``samples``.
+
+        Then, for each score of which some are known, ``<score>_stderr`` and ``<score>_unbiased``.
+        """
         names = [spec.name for spec in self.specs]
-        rows = [",".join(("scale", *names, "samples"))]
-        for point, *values in zip(self.points, *map(self.values, names), strict=True):
+        columns = {name: self.values(name) for name in names}
+        images: list[float | None] = [point.comparison.samples.images for point in self.points]
+        columns["samples"] = images
+        for name in names:
+            for what, values in (("stderr", self.stderrs(name)), ("unbiased", self.unbiased(name))):
+                if any(value is not None for value in values):
+                    columns[f"{name}_{what}"] = values
+        rows = [",".join(("scale", *columns))]
+        for point, *values in zip(self.points, *columns.values(), strict=True):
             cells = ["" if value is None else repr(value) for value in values]
-            rows.append(",".join([f"{point.scale:g}", *cells, str(point.comparison.samples.images)]))
+            rows.append(",".join([f"{point.scale:g}", *cells]))
         return "\n".join(rows) + "\n"
 
     def to_json(self) -> str:
         """JSON text from which :meth:`from_json` makes an equal object."""
-        record = {"format": SWEEP_FORMAT, **dataclasses.asdict(self)}
+        record = {"format": SWEEP_FORMATS[0], **dataclasses.asdict(self)}
         return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -248,7 +270,7 @@ class Sweep:
         Raises:
             InputError: Not JSON, or of another format.
         """
-        return read_record(text, cls, format=SWEEP_FORMAT, what="sweep")
+        return read_record(text, cls, formats=SWEEP_FORMATS, what="sweep")
 
 
 def specs_of(comparisons: Iterable[Comparison]) -> tuple[ScoreSpec, ...]:

@@ -100,6 +100,8 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
     notes = [_why_missing(sweeps, spec) for spec in specs.values() if spec.name not in known]
     if len({point.comparison.reference.digest for sweep in sweeps for point in sweep.points}) > 1:
         notes.append("The curves were measured against different references.")
+    if any(score.stderr for sweep in sweeps for point in sweep.points for score in point.comparison.scores):
+        notes.append("Bars: one standard error to each side, from the draw of the images.")
     if outside:
         notes.append(f"{outside} published points lie outside the panels.")
     text = "\n\n".join(textwrap.fill(note, 42) for note in notes)
@@ -139,9 +141,13 @@ def _draw(
         points = _points(scales if x == "scale" else sweep.values(x), sweep.values(y), scales)
         if not points:  # an empty line has no place, which would upset the layout
             continue
-        axis.plot(
+        known = [point[2] for point in points]
+        axis.errorbar(
             [point[0] for point in points],
             [point[1] for point in points],
+            xerr=None if x == "scale" else _bars(sweep, x, known),
+            yerr=_bars(sweep, y, known),
+            capsize=2,
             color=colour,
             marker=marker,
             linestyle=line,
@@ -190,6 +196,14 @@ def _draw(
         own = {point.scale for sweep in sweeps for point in sweep.points}
         _scale_axis(axis, sorted(own), sorted({row.scale or 0.0 for row in rows} - own))
     return outside
+
+
+def _bars(sweep: Sweep, score: str, scales: Sequence[float]) -> list[float] | None:
+    """Half lengths of the bars of a score at these scales; None where no scale has one."""
+    known = dict(zip((point.scale for point in sweep.points), sweep.stderrs(score), strict=True))
+    found = [known[scale] for scale in scales]
+    # Bars of no length have caps still; those of NaN are not drawn.
+    return None if not any(found) else [math.nan if each is None else each for each in found]
 
 
 def _plain(text: str) -> str:

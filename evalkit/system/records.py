@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -39,13 +39,13 @@ def read_json(text: str | bytes) -> dict[str, Any]:
     return found
 
 
-def read_record(text: str | bytes, kind: type[T], *, format: str, what: str) -> T:
-    """The record of dataclass ``kind`` in JSON text that carries ``{"format": format}``.
+def read_record(text: str | bytes, kind: type[T], *, formats: Sequence[str], what: str) -> T:
+    """The record of dataclass ``kind`` in JSON text that carries one of the formats in ``"format"``.
 
     Args:
         text: JSON.
         kind: A dataclass.
-        format: Name and version of the format.
+        formats: Name and version of the formats that are read, the newest first.
         what: What the record is called, for the message: ``"comparison"``.
 
     Raises:
@@ -54,12 +54,12 @@ def read_record(text: str | bytes, kind: type[T], *, format: str, what: str) -> 
     try:
         values = read_json(text)
         found = values.pop("format", None)
-        if found != format:
+        if found not in formats:
             raise ValueError(f"its format is {found!r}")
         return structure(values, kind, what)
     except (InputError, ValueError, RecursionError) as error:
         reason = str(error).rstrip(".") or type(error).__name__
-        raise InputError(f"Not a {what} written by evalkit ({format!r}): {reason}.") from error
+        raise InputError(f"Not a {what} written by evalkit ({formats[0]!r}): {reason}.") from error
 
 
 def structure(values: Any, kind: type[T], name: str) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -106,6 +107,45 @@ def test_csv(headless: Sweep) -> None:
     ]
 
 
+@pytest.fixture
+def with_bars(headless: Sweep) -> Sweep:
+    """The last scale has no bars."""
+    *points, last = headless.points
+
+    def barred(point: Point) -> Point:
+        scores = tuple(
+            replace(score, stderr=score.value / 10, unbiased=score.value - 1 if score.name == "fid" else None)
+            for score in point.comparison.scores
+        )
+        return replace(point, comparison=replace(point.comparison, scores=scores))
+
+    return replace(headless, points=(*map(barred, points), last))
+
+
+def test_csv_has_what_is_known_of_errors_at_its_end(headless: Sweep, with_bars: Sweep) -> None:
+    plain, lines = (sweep.to_csv().splitlines() for sweep in (headless, with_bars))
+    more = "fid_stderr,fid_unbiased,sfid_stderr,precision_stderr,recall_stderr"
+    assert lines[0] == f"{plain[0]},{more}"
+    errors = [28.4 / 10, 27.4, 56.8 / 10, 0.4 / 10, 0.87 / 10]
+    assert lines[1] == ",".join([plain[1], *map(repr, errors)])
+    assert lines[-1] == f"{plain[-1]},,,,,"
+
+
+def test_records_from_before_standard_errors_are_read(headless: Sweep, with_bars: Sweep) -> None:
+    later = ("stderr", "stderr_sampling", "stderr_reference", "no_stderr", "unbiased", "n")
+    record = json.loads(headless.to_json())
+    assert record["format"] == "evalkit sweep 3"
+    record["format"] = "evalkit sweep 2"
+    for point in record["points"]:
+        for score in point["comparison"]["scores"]:
+            for name in later:
+                assert score.pop(name) is None
+    assert Sweep.from_json(json.dumps(record)) == headless
+    one = record["points"][0]["comparison"] | {"format": "evalkit comparison 2"}
+    assert Comparison.from_json(json.dumps(one)) == headless.points[0].comparison
+    assert Sweep.from_json(with_bars.to_json()) == with_bars
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_the_same_sweeps_give_the_same_figure(
     headless: Sweep, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +200,19 @@ def test_published_points_have_names_and_are_counted_where_left_out(scored: Swee
     assert "ADM-G (published)" in found
     assert "ADM-U (published)" in found
     assert "published points lie outside" in " ".join(found)
+
+
+@pytest.mark.usefixtures("text_in_svg")
+def test_bars_are_drawn_and_explained(headless: Sweep, with_bars: Sweep, tmp_path: Path) -> None:
+    for name, sweep in (("without", headless), ("with", with_bars)):
+        write_curves(tmp_path / f"{name}.svg", [sweep])
+    plain, barred = (tmp_path / f"{name}.svg" for name in ("without", "with"))
+    words = "Bars: one standard error"
+    assert words in " ".join(texts(barred))
+    assert words not in " ".join(texts(plain))
+    # One for FID, sFID, precision and recall; two where recall is the other axis, and two in the legend.
+    collections = [file.read_text().count('id="LineCollection') for file in (plain, barred)]
+    assert collections == [0, 8]
 
 
 @pytest.mark.parametrize("count", [0, 7])

@@ -82,4 +82,4 @@ def test_values_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
 def test_a_record_says_which_value_is_wrong() -> None:
     text = json.dumps({"format": "outer 1", **GOOD, "sizes": [True]})
     with pytest.raises(InputError, match=r"^Not a thing .*'outer 1'\): thing\.sizes\[0\] is True; expected"):
-        read_record(text, Outer, format="outer 1", what="thing")
+        read_record(text, Outer, formats=("outer 1",), what="thing")
