@@ -96,8 +96,10 @@ def test_scores_are_the_metrics_of_the_features(batches: tuple[Path, Path]) -> N
 
 
 def test_arrays_features_and_files_give_the_same(batches: tuple[Path, Path], tmp_path: Path) -> None:
-    expected = compare(*batches, extractor=Pixels(), run=NO_STORE).scores
     arrays = [np.load(path)["arr_0"] for path in batches]
+    for path, array in zip(batches, arrays, strict=True):  # arrays have no labels, which count in error bars
+        np.savez(path, arr_0=array)
+    expected = compare(*batches, extractor=Pixels(), run=NO_STORE).scores
     assert compare(*arrays, extractor=Pixels(), run=NO_STORE).scores == expected
     features = [extract(open_images(array), Pixels()) for array in arrays]
     assert compare(*features, run=NO_STORE).scores == expected

@@ -122,6 +122,25 @@ def test_a_metric_without_influence_says_so(sides: tuple[NDArray[np.uint8], ...]
     assert score.no_stderr == "this metric has no standard error"
 
 
+def test_balanced_labels_count_and_change_no_score(
+    sides: tuple[NDArray[np.uint8], ...], tmp_path: Path
+) -> None:
+    labels = np.arange(120) % 4
+    brighter = sides[1] // 2 + 30 * labels[:, None, None, None].astype(np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=brighter, arr_1=labels)
+    np.savez(tmp_path / "b.npz", arr_0=brighter)
+    with_labels, without = (
+        compare(sides[0], tmp_path / name, extractor=Pixels(), run=NO_STORE) for name in ("a.npz", "b.npz")
+    )
+    assert tuple(map(without_bars, with_labels.scores)) == tuple(map(without_bars, without.scores))
+    within, plain = (found.score("fid") for found in (with_labels, without))
+    assert within is not None
+    assert plain is not None
+    assert within.stderr_sampling is not None
+    assert plain.stderr_sampling is not None
+    assert within.stderr_sampling < 0.9 * plain.stderr_sampling
+
+
 @pytest.mark.usefixtures("pixels")
 def test_command(run: Invoke, sides: tuple[NDArray[np.uint8], ...], tmp_path: Path) -> None:
     paths = [tmp_path / "ref.npz", tmp_path / "samples.npz"]
