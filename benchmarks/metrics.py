@@ -3,10 +3,12 @@
     python benchmarks/metrics.py                          # 10,000 x 10,000 random features
     python benchmarks/metrics.py --reference a.h5 --samples b.h5    # files of `evalkit features`
     python benchmarks/metrics.py --growth                 # time and memory, 1,000 to 100,000
+    python benchmarks/metrics.py -n 50000 --ours --repeats 1        # error bars at 50,000
 
 The Inception Score uses a random head, for timing only. The reference side is `np.cov` and
 `scipy.linalg.sqrtm` for the Fréchet distances, and TensorFlow's float16 distances in blocks of 10,000 for
-precision and recall (NumPy float32 if TensorFlow is not installed). Our side is the protocol "adm".
+precision and recall (NumPy float32 if TensorFlow is not installed). Our side is the protocol "adm". The time
+of error bars is beside it, and comes on top.
 
 On a machine that others use, wall time says little: `--clock cpu` measures the processor time of one thread
 for both sides.
@@ -15,6 +17,7 @@ for both sides.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -32,9 +35,11 @@ from measure import peak_bytes
 from numpy.typing import NDArray
 
 from evalkit.features.record import BatchFeatures, Features
+from evalkit.metrics.base import influence_of
 from evalkit.metrics.frechet import frechet_distance
 from evalkit.metrics.precision_recall import precision_recall
 from evalkit.protocols import protocol_named
+from evalkit.system.devices import resolve_device
 from evalkit.system.run import Run
 
 Array = NDArray[np.float32]
@@ -182,6 +187,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs; the median of each counts")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time of one thread")
     parser.add_argument("--only", help="one metric: fid, sfid, precision or inception_score")
+    parser.add_argument("--ours", action="store_true", help="without the reference, which takes long")
     parser.add_argument("--growth", action="store_true", help="precision, recall and FID for growing N")
     parser.add_argument("--one-size", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -211,31 +217,41 @@ def side_by_side(arguments: argparse.Namespace, clock: Callable[[], float]) -> N
         ("precision", "recall"): lambda r, s: reference_neighbours(r.arrays["pool"], s.arrays["pool"]),
     }
     print(
-        "\n| metric | reference, s | ours, s | ratio | reference's value | ours |\n|---|---|---|---|---|---|"
+        "\n| metric | reference, s | ours, s | ratio | error bars, s | reference's value | ours | standard "
+        "error |\n|---|---|---|---|---|---|---|---|"
     )
-    totals = [0.0, 0.0]
-    sides = BatchFeatures.of(reference), BatchFeatures.of(samples)
+    totals = [0.0, 0.0, 0.0]
+    run = Run(device=str(resolve_device()))
     for metric in protocol_named("adm").metrics:
         names = tuple(spec.name for spec in metric.scores)
         if arguments.only and arguments.only not in names:
             continue
-        ours_seconds, their_seconds = [], []
+        ours_seconds, their_seconds, bars_seconds = [], [], []
         for _ in range(arguments.repeats):
-            values, seconds = timed(clock, theirs[names], reference, samples)
+            # New batches, so that nothing is kept from the last time.
+            sides = BatchFeatures.of(reference), BatchFeatures.of(samples)
+            values, seconds = (), math.nan
+            if not arguments.ours:
+                values, seconds = timed(clock, theirs[names], reference, samples)
             their_seconds.append(seconds)
-            scores, seconds = timed(clock, metric, *sides, Run())
+            scores, seconds = timed(clock, metric, *sides, run)
             ours_seconds.append(seconds)
-        slow, fast = statistics.median(their_seconds), statistics.median(ours_seconds)
-        totals = [totals[0] + slow, totals[1] + fast]
-        cells = (
+            found, seconds = timed(clock, influence_of, metric, *sides, run)
+            bars_seconds.append(seconds)
+        slow, fast, bars = map(statistics.median, (their_seconds, ours_seconds, bars_seconds))
+        totals = [total + each for total, each in zip(totals, (slow, fast, bars), strict=True)]
+        cells = [
             ", ".join(f"{value:.10g}" for value in side)
             for side in (values, [score.value for score in scores])
-        )
+        ]
+        errors = ", ".join(each if isinstance(each, str) else f"{each.stderr:.3g}" for each in found.values())
         print(
-            f"| {' and '.join(names)} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} | {' | '.join(cells)} |",
+            f"| {' and '.join(names)} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} | {bars:.2f} | "
+            f"{' | '.join(cells)} | {errors} |",
             flush=True,
         )
-    print(f"| all | {totals[0]:.2f} | {totals[1]:.2f} | {totals[0] / totals[1]:.1f} | | |")
+    slow, fast, bars = totals
+    print(f"| all | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} | {bars:.2f} | | | |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,358 @@
+"""Error bars against what really happens: disjoint sets of CIFAR-10, genuine Inception features.
+
+    python benchmarks/error_bars.py DATA FEATURES            # DATA/cifar10_jpeg.npz; features go to FEATURES
+    python benchmarks/error_bars.py DATA FEATURES --plan     # what it would do, and for how long
+    python benchmarks/error_bars.py DATA FEATURES --quick    # a minute, few images, numbers of no use
+
+The 50,000 training images are divided at random into disjoint sets, so each score has as many values as there
+are sets. Their standard deviation is the true error, which the error bars must meet. It is averaged over
+several divisions of the same images. The reference is one of
+
+- given: the 10,000 test images (nearly equal), or those of the six kinds of animals (clearly different), as
+  they are: then the error is that of sampling alone;
+- drawn: for every set another one of the same size, also of training images: then it is that of both.
+
+A 95 % interval is around the unbiased value. With a given reference, it is to cover the unbiased value of all
+training images, and is made shorter for that: these contain the set. With one drawn, it is to cover 0.
+
+Features are extracted once, 512 images at a time, and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+
+from inception_graphdef import standin_head
+from stand_ins import batch
+
+from evalkit.comparison import features_of
+from evalkit.extractors.inception import Inception
+from evalkit.features.moments import Moments
+from evalkit.features.record import Features
+from evalkit.metrics import frechet_estimate
+from evalkit.metrics.frechet import FID
+from evalkit.metrics.halves import halves_of_precision_recall
+from evalkit.metrics.inception_score import inception_influence, inception_score
+from evalkit.metrics.kernel import kernel_means
+from evalkit.metrics.precision_recall import precision_recall
+from evalkit.system.run import Run
+from evalkit.uncertainty import difference
+
+Rows = NDArray[np.float32]
+
+ANIMALS = (2, 3, 4, 5, 6, 7)
+BLURRED = 0.01
+IMAGES_PER_SECOND = 30
+FULL = 2048
+WIDTHS = 2048 + 2023
+
+
+class Sizes(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+        train: Training images.
+        test: Test images.
+        sets: Images in a set.
+        widths: Principal components; 2048 stands for all features as they are.
+        divisions: Times that the images are divided, by width; for metrics that take long, the fewest.
+    """
+
+    train: int = 50_000
+    test: int = 10_000
+    sets: tuple[int, ...] = (2_500, 5_000, 10_000)
+    widths: tuple[int, ...] = (64, 256, FULL)
+    divisions: Mapping[int, int] = {64: 20, 256: 8, FULL: 1}
+
+
+QUICK = Sizes(train=480, test=160, sets=(60, 120), widths=(8, 16), divisions={8: 6, 16: 3})
+
+
+class Estimate(NamedTuple):
+    """A score of one set, with the error that is compared with the truth."""
+
+    value: float
+    stderr: float
+    unbiased: float | None = None
+
+
+Score = Callable[[Rows, Rows], Mapping[str, Estimate]]
+"""Called on (reference, samples): the scores by name."""
+
+
+# Images and features ---------------------------------------------------------------------------------------
+
+
+def images_of(data: Path, sizes: Sizes) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """(n, 32, 32, 3) images and classes: ``train``, ``test``, and ``blurred``, some of ``train``."""
+    with np.load(data / "cifar10_jpeg.npz", allow_pickle=False) as file:
+        jpeg, offsets = file["jpeg"], file["offsets"]
+        labels, is_test = file["labels"].astype(np.int64), file["is_test"]
+
+    def decode(i: int) -> NDArray[np.uint8]:
+        return np.asarray(Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())))
+
+    found = {}
+    for name, split, count in (("train", ~is_test, sizes.train), ("test", is_test, sizes.test)):
+        indices = np.flatnonzero(split)
+        chosen = indices[np.random.RandomState(0).permutation(len(indices))[:count]]
+        found[name] = np.stack([decode(i) for i in chosen]), labels[chosen]
+    train, classes = found["train"]
+    count = max(2, round(BLURRED * len(train)))
+    blurred = [
+        np.asarray(Image.fromarray(each).filter(ImageFilter.GaussianBlur(1.0))) for each in train[:count]
+    ]
+    return found | {"blurred": (np.stack(blurred), classes[:count])}
+
+
+def extract(data: Path, folder: Path, sizes: Sizes) -> tuple[dict[str, Rows], dict[str, NDArray[np.int64]]]:
+    """Features and classes by name, from the folder or from the network: ``train``, ``train spatial``, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, classes = {}, {}
+    for name, (images, labels) in images_of(data, sizes).items():
+        path = folder / f"{name}_{len(images)}.h5"
+        if not path.exists():
+            begin = time.perf_counter()
+            outputs = ("pool", "spatial")
+            features_of(images, outputs=outputs, extractor=Inception(), store=folder / "store").save(path)
+            print(f"{name}: {len(images):,} images in {time.perf_counter() - begin:.0f} s", flush=True)
+        arrays = Features.load(path).arrays
+        rows[name], rows[f"{name} spatial"], classes[name] = arrays["pool"], arrays["spatial"], labels
+    return rows, classes
+
+
+# Scores ----------------------------------------------------------------------------------------------------
+
+
+def frechet(reference: Rows, samples: Rows, *, drawn: bool) -> Mapping[str, Estimate]:
+    given = reference if drawn else Moments.of(reference).gaussian()
+    found = frechet_estimate(given, samples)
+    return {"FD": Estimate(found.value, found.stderr or math.nan, found.unbiased)}
+
+
+def inception(reference: Rows, samples: Rows) -> Mapping[str, Estimate]:
+    del reference
+    logits = samples @ standin_head()
+    value = inception_score(logits, dtype="float64").mean
+    found = inception_influence(logits)
+    return {
+        "IS, stand-in head": Estimate(value, found.stderr, None if found.bias is None else value - found.bias)
+    }
+
+
+def kernel(reference: Rows, samples: Rows, *, drawn: bool) -> Mapping[str, Estimate]:
+    found = kernel_means(reference, samples)
+    influence = found.influence()
+    stderr = influence.stderr if drawn else influence.stderr_sampling
+    return {"KID": Estimate(found.value, stderr, found.value)}
+
+
+def neighbours(reference: Rows, samples: Rows, *, drawn: bool) -> Mapping[str, Estimate]:
+    values = precision_recall(reference, samples)
+    halves = halves_of_precision_recall(reference, samples)
+    return {
+        name: Estimate(value, each.stderr if drawn else each.stderr_sampling)
+        for name, value, each in zip(("precision", "recall"), values, halves, strict=True)
+    }
+
+
+# Disjoint sets ---------------------------------------------------------------------------------------------
+
+
+def divided(count: int, size: int, divisions: int) -> Iterator[list[NDArray[np.int64]]]:
+    """Indices of disjoint sets, for each division."""
+    rng = np.random.default_rng(size)
+    for _ in range(divisions):
+        order = rng.permutation(count)
+        yield [order[first : first + size] for first in range(0, count - size + 1, size)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A score on sets of several sizes.
+
+    Attributes:
+        title: What the reference is.
+        score: On (reference, samples).
+        train: Features of the training images.
+        reference: Its features; None where it is drawn.
+        divisions: Times that the training images are divided.
+        least: Sets have more images than this.
+    """
+
+    title: str
+    score: Score
+    train: Rows
+    reference: Rows | None
+    divisions: int
+    least: int = 0
+
+    def measure(self, sizes: tuple[int, ...]) -> None:
+        """Print a line for each size and score."""
+        if max(sizes) <= self.least:
+            return
+        whole = {} if self.reference is None else self.score(self.reference, self.train)
+        for size in sizes:
+            if size <= self.least:
+                continue
+            divisions = [self._division(sets) for sets in divided(len(self.train), size, self.divisions)]
+            for name in divisions[0][0]:
+                found = [[each[name] for each in division] for division in divisions]
+                truth = whole[name].unbiased if whole else 0.0
+                print(self._line(name, size, found, truth), flush=True)
+
+    def _division(self, sets: list[NDArray[np.int64]]) -> list[Mapping[str, Estimate]]:
+        if self.reference is not None:
+            return [self.score(self.reference, self.train[chosen]) for chosen in sets]
+        pairs = zip(sets[::2], sets[1::2], strict=False)
+        return [self.score(self.train[a], self.train[b]) for a, b in pairs]
+
+    def _line(self, name: str, size: int, divisions: list[list[Estimate]], truth: float | None) -> str:
+        every = [each for division in divisions for each in division]
+        spread = math.sqrt(np.mean([np.var([each.value for each in d], ddof=1) for d in divisions]))
+        stderrs = np.array([each.stderr for each in every])
+        mean = float(np.mean([each.value for each in every]))
+        cells = [
+            name,
+            self.title,
+            f"{size:,}",
+            f"{len(divisions[0])} x {len(divisions)}",
+            f"{mean:.4g}",
+            f"{spread:.3g}",
+            f"{math.sqrt(np.mean(stderrs**2)) / spread:.2f}",
+        ]
+        if truth is None or any(each.unbiased is None for each in every):
+            return "| " + " | ".join([*cells, "", "", ""]) + " |"
+        # All training images contain the set, which is nearer to them than to new ones.
+        shorter = 1.0 if self.reference is None else math.sqrt(1 - size / len(self.train))
+        unbiased = np.array([each.unbiased for each in every], float)
+        covered = np.abs(unbiased - truth) <= 1.96 * shorter * stderrs
+        cells += [f"{covered.mean():.2f}", f"{mean - truth:.3g}", f"{unbiased.mean() - truth:.2g}"]
+        return "| " + " | ".join(cells) + " |"
+
+
+HEADER = """
+| score | reference | set | sets x divisions | mean | true error | SE / true | coverage | bias | left |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def cases(rows: Mapping[str, Rows], classes: Mapping[str, NDArray[np.int64]], sizes: Sizes) -> Iterator[Case]:
+    """What is measured."""
+    references: dict[str, Rows | None] = {
+        "given, nearly equal": rows["test"],
+        "given, clearly different": rows["test"][np.isin(classes["test"], ANIMALS)],
+        "drawn": None,
+    }
+    for width in sizes.widths:
+        narrow = Projection.of(rows["test"], width)
+        for title, reference in references.items():
+            yield Case(
+                f"{title}, {width} wide",
+                partial(frechet, drawn=reference is None),
+                narrow(rows["train"]),
+                None if reference is None else narrow(reference),
+                sizes.divisions[width],
+                least=width,
+            )
+    spatial = partial(frechet, drawn=False)
+    yield Case(
+        "given, nearly equal, spatial",
+        spatial,
+        rows["train spatial"],
+        rows["test spatial"],
+        min(sizes.divisions.values()),
+        least=rows["test spatial"].shape[1],
+    )
+    yield Case("none", inception, rows["train"], rows["test"][:1], max(sizes.divisions.values()))
+    for score in (kernel, neighbours):
+        for title, reference in references.items():
+            slow = min(sizes.divisions.values())
+            yield Case(title, partial(score, drawn=reference is None), rows["train"], reference, slow)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Onto the first principal components of some features; where there are no more, as they are."""
+
+    mean: NDArray[np.float64]
+    axes: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, rows: Rows, width: int) -> Projection:
+        """Of the components of these rows."""
+        mean = rows.mean(axis=0, dtype=np.float64)
+        if width >= rows.shape[1]:
+            return cls(mean, None)
+        return cls(mean, np.linalg.eigh(np.cov(rows, rowvar=False))[1][:, -width:])
+
+    def __call__(self, rows: Rows) -> Rows:
+        """(n, width)."""
+        return rows if self.axes is None else ((rows - self.mean) @ self.axes).astype(np.float32)
+
+
+# Blur ------------------------------------------------------------------------------------------------------
+
+
+def blur(rows: Mapping[str, Rows], width: int) -> None:
+    """Whether 1 % of blurred images show: paired with the clean ones, and taken for other ones."""
+    narrow = Projection.of(rows["test"], width)
+    clean = narrow(rows["train"])
+    blurred = clean.copy()
+    blurred[: len(rows["blurred"])] = narrow(rows["blurred"])
+    reference, run = batch(pool=narrow(rows["test"])), Run(device="cpu")
+    sides = [batch(pool=each) for each in (blurred, clean)]
+    values = [FID(reference, side, run)[0].value for side in sides]
+    found = [FID.influence(reference, side, run)["fid"] for side in sides]
+    print(f"\n{len(rows['blurred']):,} of {len(clean):,} images blurred, FID against the test images:\n")
+    print("| | difference | SE | z | p |\n|---|---|---|---|---|")
+    for title, paired in (("paired", True), ("unpaired", False)):
+        d = difference(values[0], values[1], *found, paired=paired)
+        print(f"| {title} | {d.value:.4f} | {d.stderr:.4f} | {d.z:.1f} | {d.p:.2g} |")
+    worst = found[0].costliest(len(rows["blurred"]), higher_is_better=False)
+    share = np.mean(worst < len(rows["blurred"]))
+    print(f"\nOf the {len(worst):,} costliest images, {share:.1%} are blurred ones.")
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", metavar="FEATURES", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--quick", is_flag=True, help="Few images, a minute; shows that it runs.")
+@click.option("--plan", is_flag=True, help="Say what there is to do, and stop.")
+def main(data: Path, folder: Path, quick: bool, plan: bool) -> None:
+    """Measure the error bars; DATA is the folder of cifar10_jpeg.npz."""
+    sizes = QUICK if quick else Sizes()
+    counts = {"train": sizes.train, "test": sizes.test, "blurred": max(2, round(BLURRED * sizes.train))}
+    missing = [count for name, count in counts.items() if not (folder / f"{name}_{count}.h5").exists()]
+    minutes = sum(missing) / IMAGES_PER_SECOND / 60
+    total, gigabytes = sum(counts.values()), sum(counts.values()) * WIDTHS * 4 / 1e9
+    print(
+        f"{total:,} images, of which {sum(missing):,} are not extracted: {minutes:.0f} minutes at "
+        f"{IMAGES_PER_SECOND} images/s. Features take {gigabytes:.1f} GB, and as much again in the store, "
+        "which may be deleted at the end."
+    )
+    if plan:
+        return
+    rows, classes = extract(data, folder, sizes)
+    print(HEADER, flush=True)
+    for case in cases(rows, classes, sizes):
+        case.measure(sizes.sets)
+    blur(rows, sizes.widths[-1])
+
+
+if __name__ == "__main__":
+    main()
