@@ -40,22 +40,20 @@ def private_ray() -> Iterator[None]:
         start_new_session=True,  # Ctrl-C is not for it
     )
     try:
-        with _environment(_for_private()), _ray() as ray:
-            try:
-                ray.init(
-                    "local",
-                    # It starts this many workers at once. We start as many as we use, and they ask for none.
-                    num_cpus=0,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(folder),
-                )
-            except Exception as error:  # of many kinds
-                raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
+        with (
+            _environment(_for_private()),
+            _ray(
+                "local",
+                "Ray does not start on this machine: {}",
+                # It starts this many workers at once. We start as many as we use, and they ask for none.
+                num_cpus=0,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+            ),
+        ):
             yield
     finally:
-        guard.communicate()
+        guard.communicate(b"\n")
 
 
 @contextmanager
@@ -76,15 +74,12 @@ def joined_ray(address: str) -> Iterator[None]:
         raise InputError(
             f"No Ray at {address}: {error}. Give the HOST:PORT that `ray start --head` prints, or start it."
         ) from error
-    with _ray() as ray:
-        try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # of many kinds
-            raise InputError(
-                f"Cannot join the Ray cluster at {address}: {first_line(error)}. This machine must be one of "
-                f"its nodes: run `ray start --address={address}` here, with the same versions of Ray and "
-                "Python, and set RAY_AUTH_MODE and RAY_AUTH_TOKEN as for the cluster, if it has a token."
-            ) from error
+    problem = (
+        f"Cannot join the Ray cluster at {address}: {{}}. This machine must be one of its nodes: run "
+        f"`ray start --address={address}` here, with the same versions of Ray and Python, and set "
+        "RAY_AUTH_MODE and RAY_AUTH_TOKEN as for the cluster, if it has a token."
+    )
+    with _ray(address, problem):
         yield
 
 
@@ -96,6 +91,8 @@ def _short_folder() -> str:
 def _for_private() -> dict[str, str | None]:
     return {
         "RAY_ADDRESS": None,
+        # Set within a job of a cluster: its settings, and packages that only that cluster has.
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": None,
         "RAY_AUTH_MODE": "token",
         # Where there is none, Ray writes one into the home directory, and every other Ray then uses it.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -129,21 +126,25 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 
 @contextmanager
-def _ray() -> Iterator[Any]:
-    """The module ``ray``; what it changes in this process is put back, and it is shut down at the end."""
-    ray = importlib.import_module("ray")
+def _ray(address: str, problem: str, **options: Any) -> Iterator[None]:
+    """Ray, while the block runs; what it changes in this process is put back."""
+    ray: Any = importlib.import_module("ray")
     if ray.is_initialized():
         raise InputError("This process already uses Ray: call ray.shutdown() before.")
-    in_main_thread = threading.current_thread() is threading.main_thread()
     on_terminate = signal.getsignal(signal.SIGTERM)
     # Ray's own debugger silences it so. Otherwise it prints the death of each worker to standard output.
     prints: Any = importlib.import_module("ray._private.worker")
     prints._worker_logs_enabled = False
     try:
-        yield ray
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        except Exception as error:  # of many kinds
+            raise InputError(problem.format(first_line(error))) from error
+        # Ray's handler prints the stack and aborts.
+        if threading.current_thread() is threading.main_thread():
+            with contextlib.suppress(TypeError):  # it was not set from Python
+                signal.signal(signal.SIGTERM, on_terminate)
+        yield
     finally:
         ray.shutdown()
         prints._worker_logs_enabled = True
-        if in_main_thread:
-            with contextlib.suppress(TypeError):  # it was not set from Python
-                signal.signal(signal.SIGTERM, on_terminate)

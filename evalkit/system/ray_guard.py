@@ -6,6 +6,7 @@ agents for a minute, stopped processes for ever, and its folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,30 +16,37 @@ from pathlib import Path
 
 __all__ = ["main"]
 
+MOST_SECONDS = 30.0
+"""Then it gives up: a process that waits for a disk or a server cannot be ended."""
+
+OF_STARTERS = "python-core-driver-"
+"""Begins the name of a file of the starter. Processes that it forked have it open, too, and live on."""
+
 
 def main(folder: Path) -> None:
-    """Wait for the end of standard input, end all others that have files of a folder open, and remove it."""
+    """Wait for a byte or the end of standard input, end all of Ray that uses a folder, and remove that."""
     starter = os.getppid()
-    sys.stdin.buffer.read()
-    while found := _users(folder) - {starter}:
+    # The end alone does not do: processes that the starter has forked hold the other end, too.
+    sys.stdin.buffer.read(1)
+    hangs = time.monotonic() + MOST_SECONDS
+    while (found := _users(folder) - {starter}) and time.monotonic() < hangs:
         for pid in found:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.02)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _users(folder: Path) -> set[int]:
-    """Of the processes of this user; none where the system has no ``/proc``."""
+    """Ray's processes that have files of a folder open; none where the system has no ``/proc``."""
     found = set()
     for files in Path("/proc").glob("[0-9]*/fd"):
         try:
             targets = [file.readlink() for file in files.iterdir()]
         except OSError:  # it has ended, or is another user's
             continue
-        if any(target.is_relative_to(folder) for target in targets):
+        names = [target.name for target in targets if target.is_relative_to(folder)]
+        if names and not any(name.startswith(OF_STARTERS) for name in names):
             found.add(int(files.parent.name))
     return found
 
