@@ -69,7 +69,11 @@ def joined_ray(address: str) -> Iterator[None]:
             f"No address of a Ray cluster: {address!r}. Give HOST:PORT, as `ray start` prints it."
         )
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+            # Of what is not Ray, Ray asks for minutes. With gRPC the server speaks first, by a frame of
+            # settings; with TLS it does not.
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and connection.recv(4)[3:] != b"\x04":
+                raise OSError("something else answers there")
     except (OSError, OverflowError) as error:
         raise InputError(
             f"No Ray at {address}: {error}. Give the HOST:PORT that `ray start --head` prints, or start it."

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,21 @@ def test_nobody_at_the_address() -> None:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(InputError, match=f"No Ray at {address}: .*refused"), ray_engine(address):
         pass
+
+
+def test_something_else_at_the_address() -> None:
+    optional("ray", "cluster")
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as thread:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-other\r\n")
+
+        thread.submit(answer)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"No Ray at {address}: something else"), ray_engine(address):
+            pass
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])
