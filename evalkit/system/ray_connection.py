@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import signal
@@ -48,7 +49,6 @@ def private_ray() -> Iterator[None]:
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level="ERROR",
-                    _node_ip_address="127.0.0.1",
                     _temp_dir=str(folder),
                 )
             except Exception as error:  # of many kinds
@@ -116,6 +116,10 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        # Ray has read them if it was imported before, and keeps what it read.
+        raylet = importlib.import_module("ray._raylet")
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
     put(values)
     try:
@@ -126,17 +130,20 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 @contextmanager
 def _ray() -> Iterator[Any]:
-    """The module ``ray``; what it changed in this process is put back, and it is shut down at the end."""
-    import ray
-
+    """The module ``ray``; what it changes in this process is put back, and it is shut down at the end."""
+    ray = importlib.import_module("ray")
     if ray.is_initialized():
         raise InputError("This process already uses Ray: call ray.shutdown() before.")
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_terminate = signal.getsignal(signal.SIGTERM)
+    # Ray's own debugger silences it so. Otherwise it prints the death of each worker to standard output.
+    prints: Any = importlib.import_module("ray._private.worker")
+    prints._worker_logs_enabled = False
     try:
         yield ray
     finally:
         ray.shutdown()
+        prints._worker_logs_enabled = True
         if in_main_thread:
             with contextlib.suppress(TypeError):  # it was not set from Python
                 signal.signal(signal.SIGTERM, on_terminate)
