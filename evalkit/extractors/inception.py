@@ -18,6 +18,7 @@ from evalkit.extractors.base import Rows
 from evalkit.extractors.inception_network import INPUT_SIZE, SPATIAL_CHANNELS, Network
 from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.staging import Copies, Upload
+from evalkit.extractors.travel import Travels
 from evalkit.extractors.weights import InceptionWeights, load_weights
 from evalkit.system.devices import (
     check_not_forked,
@@ -35,7 +36,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 HEAD_MISSING = "the weights have no classifier head; this fetches it: evalkit weights --fetch"
 
 
-class Inception:
+class Inception(Travels):
     """Pool and spatial features, and logits, of the 2015-12-05 Inception network.
 
     Args:
@@ -99,7 +100,7 @@ class Inception:
     @cached_property
     def _layers(self) -> Network:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision, torch.float32)
-        return Network(self.weights.convolutions, self._device, dtype)
+        return self._keep(lambda: Network(self.weights.convolutions, self._device, dtype))
 
     @cached_property
     def _upload(self) -> Upload:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from evalkit.errors import InputError, MissingDependencyError, UndefinedMetricError, WeightsError
 from evalkit.extractors.inception import HEAD_MISSING, weights_record
+from evalkit.extractors.travel import kept
 from evalkit.extractors.weights import load_weights
 
 __all__ = ["InceptionGraph"]
@@ -93,6 +94,10 @@ class InceptionGraph:
         gpus = [device.name for device in self._session.list_devices() if device.device_type == "GPU"]
         self.device = gpus[0].partition("device:")[2] if gpus else "cpu"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        path = str(Path(self.weights.source).absolute())
+        return _reopen, (type(self), path, self.batch_size, self.fingerprint)
+
     @property
     def weights_record(self) -> dict[str, Any]:
         """Source and digests of the weights."""
@@ -154,6 +159,27 @@ class InceptionGraph:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _reopen(cls: type[InceptionGraph], path: str, batch_size: int, fingerprint: str) -> InceptionGraph:
+    """The graph in this process: what unpickling does.
+
+    Raises:
+        WeightsError: The file is not there, or is another.
+    """
+
+    def make() -> InceptionGraph:
+        made = cls(path, batch_size=batch_size, allow_other=True)
+        if made.fingerprint != fingerprint:
+            raise WeightsError(f"{path} holds other weights here than for the process that gives the work.")
+        return made
+
+    try:
+        return kept((cls, path, fingerprint, batch_size), make)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error} All workers must see the same file {path}: put it where they all find it."
+        ) from error
 
 
 def _open(tensorflow: Any, path: str) -> tuple[Any, Any, Any, tuple[Any, Any] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import numpy as np
@@ -75,6 +76,33 @@ def test_neither_batches_nor_types_matter(
         again = np.concatenate([each[output] for each in one_by_one])
         np.testing.assert_allclose(again, expected, atol=1e-5 * scale)
         np.testing.assert_allclose(floats[output], expected, atol=1e-5 * scale)
+
+
+def test_it_is_the_same_in_another_process(
+    extractor: Extractor, features: dict[str, NDArray[np.float32]], images: NDArray[np.uint8]
+) -> None:
+    """Bit for bit; and what was built for one batch is there for the next."""
+    pickled = pickle.dumps(extractor)
+    for _ in range(2):
+        copy = pickle.loads(pickled)
+        assert copy is not extractor
+        assert (copy.fingerprint, copy.batch_size, copy.name) == (
+            extractor.fingerprint,
+            extractor.batch_size,
+            extractor.name,
+        )
+        found = copy(images)
+        for output, expected in features.items():
+            np.testing.assert_array_equal(found[output], expected)
+        for output, base in extractor.derived.items():
+            try:
+                rows = extractor.derive(output, features[base])
+            except UndefinedMetricError:
+                continue
+            np.testing.assert_array_equal(copy.derive(output, features[base]), rows)
+    assert len(pickle.dumps(extractor)) == len(pickled)  # nothing that was built travels
+    if hasattr(copy, "_layers"):
+        assert copy._layers is pickle.loads(pickled)._layers
 
 
 def test_derived_outputs_are_rows_or_refused_with_the_remedy(

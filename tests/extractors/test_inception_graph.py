@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from inception_graphdef import build_graph, standin_head
 
 from evalkit.errors import InputError, MissingDependencyError, UndefinedMetricError, WeightsError
-from evalkit.extractors.inception_graph import InceptionGraph
+from evalkit.extractors.inception_graph import InceptionGraph, _reopen
 from evalkit.extractors.weights import CONVOLUTIONS, InceptionWeights, load_weights
 
 Array = np.ndarray[Any, Any]
@@ -192,6 +193,29 @@ def test_other_weights_need_leave_and_change_the_fingerprint(
     with InceptionGraph(path, allow_other=True) as other, InceptionGraph(graph_file) as same:
         assert other.fingerprint != extractor.fingerprint
         assert same.fingerprint == extractor.fingerprint
+
+
+def test_in_another_process_the_file_is_opened_again(
+    graph_file: Path, folder: Path, images: Array, features: dict[str, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "travelling.pb"
+    path.hardlink_to(graph_file)
+    monkeypatch.chdir(folder)
+    with InceptionGraph(path.name, batch_size=2) as original:
+        pickled = pickle.dumps(original)
+    monkeypatch.chdir("/")
+    path.rename(folder / "away.pb")
+    with pytest.raises(WeightsError, match=r"travelling\.pb.*All workers must see the same file"):
+        pickle.loads(pickled)
+    (folder / "away.pb").rename(path)
+    copy = pickle.loads(pickled)
+    assert (copy.fingerprint, copy.batch_size) == (original.fingerprint, 2)
+    for output, expected in features.items():
+        np.testing.assert_array_equal(copy(images)[output], expected)
+    assert pickle.loads(pickled) is copy
+    with pytest.raises(WeightsError, match="holds other weights here"):
+        _reopen(InceptionGraph, str(path), 2, "another")
+    path.unlink()
 
 
 def test_graph_with_an_operation_that_writes_is_refused(tf: Any, graph_file: Path, folder: Path) -> None:

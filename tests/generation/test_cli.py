@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sampling_runs import images_of, interrupting
 
 from evalkit.system.engine import Inline
@@ -22,8 +23,14 @@ def test_command_line(
     files: dict[str, Path], expected: Path, base: Path, run: Callable[..., Any], tmp_path: Path
 ) -> None:
     model = ("--model", files["unet"], "--classifier", files["classifier"], "--respacing", "4")
-    result = run("sample", *model, "-n", 7, "--scale", 30, "--shard-size", 3, "--out", tmp_path / "run")
+    grid = tmp_path / "grid.png"
+    result = run(
+        *("sample", *model, "-n", 7, "--scale", 30, "--shard-size", 3, "--out", tmp_path / "run"),
+        *("--grid", grid),
+    )
     assert result.code == 0
+    with Image.open(grid) as picture:
+        assert picture.mode == "RGB"
     assert result.out == f"{tmp_path / 'run' / expected.name}: 7 samples\n"
     assert "7 samples of 8x8, 4 steps each" in result.err
     assert re.search(r"images/s on cpu: \d:\d\d:\d\d left", result.err)

@@ -9,8 +9,9 @@ import os
 import pickle
 import shutil
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,24 @@ import numpy as np
 import pytest
 import small_networks
 import torch
-from fake_engine import FakeEngine
+from elsewhere import Elsewhere
 from sampling_runs import SETTINGS, interrupting, load, sampled
+from stand_ins import InceptionPixels
 
 from evalkit.errors import InputError
 from evalkit.images import open_images
+from evalkit.system.engine import Engine, WorkerState
 from generation import work as module
 from generation.batch import Networks
 from generation.published import cached
 from generation.sample import STAGE, run_all
 from generation.shards import Piece, ShardFolder
+from generation.sweep import sweep
 from generation.work import Item, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+FINAL = "samples_7x8x8x3.npz"
 
 
 @pytest.fixture
@@ -49,18 +55,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Item]:
 
 
 def test_workers_give_the_same_bytes(expected: Path, networks: Networks, tmp_path: Path) -> None:
-    engine = FakeEngine(dies_at=(1, 3))
+    engine = Elsewhere(dies_at=(1, 3))
     path = sampled(SETTINGS, networks, tmp_path / "run", batch_size=2, engine=engine)
-    (order,) = engine.maps
-    assert order != sorted(order)
-    assert len(order) == 5 + 2
+    assert engine.done != sorted(engine.done)
+    assert len(engine.done) == 5 + 2
     assert path.read_bytes() == expected.read_bytes()
 
 
 def test_progress_is_that_of_all_workers(networks: Networks, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     run = (SETTINGS, tmp_path / "a"), (replace(SETTINGS, scale=0.0), tmp_path / "b")
-    done = dict(run_all(run, networks, engine=FakeEngine(), progress=lambda *state: seen.append(state)))
+    done = dict(run_all(run, networks, engine=Elsewhere(), progress=lambda *state: seen.append(state)))
     assert sorted(done) == [0, 1]
     assert {(stage, total) for stage, _, total in seen} == {(STAGE, 14)}
     counts = [count for _, count, _ in seen]
@@ -72,7 +77,7 @@ def test_upsampling_by_workers(files: dict[str, Path], base: Path, tmp_path: Pat
     upsampler, settings = load(files, "upsampler", None), replace(SETTINGS, count=5, scale=0.0)
     paths = [
         sampled(settings, upsampler, tmp_path / name, base=open_images(base), engine=engine, batch_size=2)
-        for name, engine in (("here", None), ("elsewhere", FakeEngine()))
+        for name, engine in (("here", None), ("elsewhere", Elsewhere()))
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
@@ -91,7 +96,7 @@ def test_networks_without_a_file_go_as_they_are(
     for path in copies.values():
         path.unlink()
     one = sampled(SETTINGS, here, tmp_path / "here", batch_size=2)
-    other = sampled(SETTINGS, gone, tmp_path / "elsewhere", batch_size=2, engine=FakeEngine())
+    other = sampled(SETTINGS, gone, tmp_path / "elsewhere", batch_size=2, engine=Elsewhere())
     assert one.read_bytes() == other.read_bytes()
 
 
@@ -145,7 +150,7 @@ def test_a_kill_costs_a_batch_and_nothing_is_made_twice(
     networks: Networks, tmp_path: Path, made: list[Item]
 ) -> None:
     begun(networks, tmp_path / "run", 3.5)
-    sampled(SETTINGS, networks, tmp_path / "run", batch_size=2, engine=FakeEngine())
+    sampled(SETTINGS, networks, tmp_path / "run", batch_size=2, engine=Elsewhere())
     assert pieces(made) == [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)]
 
 
@@ -213,37 +218,88 @@ def test_files_of_other_names_are_no_samples(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------- Ray
 
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'evalkit[cluster]'"
+)
 
-@pytest.fixture
-def ray_engine() -> Callable[..., AbstractContextManager[Any]]:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs ray: pip install 'evalkit[cluster]'")
+
+@pytest.fixture(scope="module")
+def ray(one_thread: None) -> Iterator[tuple[Engine, dict[int, str]]]:
+    """Workers of Ray, and what each is at, by its process."""
     from evalkit.system.ray_engine import ray_engine
 
-    return ray_engine
+    states: dict[int, str] = {}
+
+    def watch(found: Sequence[WorkerState]) -> None:
+        states.clear()
+        states.update({worker.pid: worker.state for worker in found})
+
+    with ray_engine(watch=watch) as engine:
+        yield engine, states
 
 
+@needs_ray
 def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
-    ray_engine: Callable[..., AbstractContextManager[Any]],
-    expected: Path,
-    networks: Networks,
-    tmp_path: Path,
+    ray: tuple[Engine, dict[int, str]], networks: Networks, tmp_path: Path
 ) -> None:
+    engine, states = ray
     killed: list[int] = []
-    workers: dict[int, str] = {}
-
-    def watch(states: Any) -> None:
-        workers.update({state.pid: state.state for state in states})
 
     def progress(stage: str, done: int, total: int) -> None:
-        if not killed and (busy := [pid for pid, state in workers.items() if state == "working"]):
+        busy = [pid for pid, state in states.items() if state == "working"]
+        if not killed and busy:
             killed.append(busy[0])
             os.kill(busy[0], signal.SIGKILL)
 
-    # Long enough for the engine to look while a worker is busy.
-    settings = replace(SETTINGS, count=24, respacing="50")
+    settings = replace(SETTINGS, count=24, respacing="20")  # so that there is work when one is seen at it
     alone = sampled(settings, networks, tmp_path / "alone", batch_size=2)
-    with ray_engine(watch=watch) as engine:
-        path = sampled(settings, networks, tmp_path / "run", batch_size=2, engine=engine, progress=progress)
+    path = sampled(settings, networks, tmp_path / "run", batch_size=2, engine=engine, progress=progress)
     assert killed
     assert path.read_bytes() == alone.read_bytes()
+
+
+@needs_ray
+def test_a_sweep_by_ray_gives_the_same_bytes(
+    ray: tuple[Engine, dict[int, str]], networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "ref.npz", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8))
+    for name, engine in (("ray", ray[0]), ("here", None)):
+        monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / f"cache-{name}"))
+        sweep(
+            *(SETTINGS, (0.0, 30.0), networks, tmp_path / "ref.npz", tmp_path / name),
+            extractor=InceptionPixels(),
+            engine=engine,
+        )
+    for file in ("results.csv", "samples.png", f"scale-0.0/{FINAL}", f"scale-30.0/{FINAL}"):
+        one, other = ((tmp_path / name / file).read_bytes() for name in ("ray", "here"))
+        assert one == other, file
+
+
+@needs_ray
+def test_the_driver_of_ray_killed_and_run_again(
+    files: dict[str, Path], expected: Path, networks: Networks, tmp_path: Path
+) -> None:
+    code = """
+import os, signal, sys
+from evalkit.cli.root import main
+renamed = []
+def kill(event, arguments):
+    if event == "os.rename" and "shards" in str(arguments[1]):
+        renamed.append(arguments)
+        if len(renamed) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+main()
+"""
+    out = tmp_path / "run"
+    command = [
+        *("sample", "--engine", "ray", "--model", files["unet"], "--classifier", files["classifier"]),
+        *("-n", "7", "--scale", "30", "--respacing", "4", "--shard-size", "3", "--batch-size", "2"),
+        *("--out", out),
+    ]
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((out / "shards").glob("*.npz"))) == 2
+    assert sampled(SETTINGS, networks, out, batch_size=2).read_bytes() == expected.read_bytes()

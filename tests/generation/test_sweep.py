@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import small_networks
 import torch
-from fake_engine import FakeEngine
+from elsewhere import Elsewhere
 from invoked import Result
 from optional import optional
 from PIL import Image
@@ -34,6 +34,7 @@ from generation.checkpoints import load_network
 from generation.sample import STAGE
 from generation.settings import Settings
 from generation.sweep import sweep
+from generation.work import Item, MakeSamples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -227,18 +228,21 @@ def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales:
 
 
 def test_workers_give_the_same_and_never_wait_between_scales(
-    networks: Networks, reference: Path, tmp_path: Path
+    networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = swept(networks, reference, tmp_path / "here")
-    engine = FakeEngine(workers=4, dies_at=(0, 8))
+    engine = Elsewhere(at_once=4, dies_at=(0, 8))
     elsewhere = swept(networks, reference, tmp_path / "elsewhere", engine=engine)
+    monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
+    here = swept(networks, reference, tmp_path / "here")
     assert elsewhere.to_csv() == here.to_csv()
     for scale in SCALES:
         one, other = (samples(tmp_path / name, scale).read_bytes() for name in ("here", "elsewhere"))
         assert one == other
-    sampling = engine.maps[0]
-    assert sorted(set(sampling)) == list(range(9))  # all scales in one list
-    assert {index // 3 for index in sampling[:3]} != {0}  # some of the second before all of the first
+    assert [isinstance(each, MakeSamples) for each in engine.works[:2]] == [True, False]
+    assert sum(isinstance(each, MakeSamples) for each in engine.works) == 1
+    batches = [item.run for item in engine.done if isinstance(item, Item)]
+    assert len(batches) == 3 * 3 + 2
+    assert batches[-1] == 0  # the first scale was not over when the others were
 
 
 def test_in_this_process_results_come_early(networks: Networks, reference: Path, tmp_path: Path) -> None:

@@ -458,6 +458,23 @@ def test_a_file_that_changes_twice_in_a_second(web: Shelf, small_ranges: None) -
     assert open_images(f"{web.address}/x.npz").digest != first
 
 
+@pytest.mark.parametrize("has_tags", [True, False])
+def test_a_copy_in_another_process_is_compared(has_tags: bool, web: Shelf, small_ranges: None) -> None:
+    """By the version that the server gives; without one it is all read."""
+    web.has_tags = has_tags
+    pixels = large()
+    web.files["/x.npz"] = npz_of(pixels)
+    pickled = pickle.dumps(open_images(f"{web.address}/x.npz"))
+    ranges._kept, before = ranges._Kept(), web.bytes_sent
+    copy = pickle.loads(pickled)
+    assert (web.bytes_sent - before < len(web.files["/x.npz"]) / 4) == has_tags
+    np.testing.assert_array_equal(images_of(copy, 50), pixels)
+    web.files["/x.npz"] = npz_of(pixels[::-1].copy())  # of the same size
+    ranges._kept = ranges._Kept()
+    with pytest.raises(InputError, match=r"x\.npz holds other images here.* All workers must see the same"):
+        pickle.loads(pickled)
+
+
 def stored(root: Path) -> list[Path]:
     return list(root.rglob("*.h5"))
 

@@ -22,6 +22,7 @@ from generation import sample as sampling
 from generation import shards
 from generation.batch import Networks
 from generation.checkpoints import load_network
+from generation.cost import describe_cost
 from generation.settings import Settings
 
 SETTINGS = Settings(count=16, scale=30.0, respacing="3", shard_size=3)
@@ -86,6 +87,7 @@ def main() -> None:
         precision="reference",
         device=torch.device("cpu"),
     )
+    describe_cost([SETTINGS], networks)  # kept for all: it takes more calls than the sampling
     found = globals()[scenario](folder, networks)
     found["alone"] = wait(deaths.start(work(folder, networks, f"alone-{scenario}")))
     found["sha256"] = {

@@ -86,6 +86,12 @@ class InceptionWeights:
     genuine: bool
     head_genuine: bool | None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"convolutions": dict(self.convolutions)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"convolutions": MappingProxyType(state["convolutions"])})
+
 
 def read_weights(file: Path, *, allow_other: bool = False) -> InceptionWeights:
     """Read a file of Inception weights and check what it holds.
