@@ -42,8 +42,19 @@ TEXTS = {
 }
 TORCHRUN = {"--no-python", "--nproc-per-node"}
 SLURM = {f"--{each}" for each in ("cpus-per-task", "exclude", "exclusive", "gpus-per-node", "nodelist")}
-SLURM |= {f"--{each}" for each in ("nodes", "ntasks", "ntasks-per-node", "ip-address")}  # and hostname's
-RAY = {"--address", "--block", "--generate", "--head", "--min-nodes", "--node-ip-address", "--port"}
+SLURM |= {
+    f"--{each}" for each in ("nodes", "ntasks", "ntasks-per-node", "all-ip-addresses")
+}  # and hostname's
+RAY = {
+    "--address",
+    "--block",
+    "--generate",
+    "--head",
+    "--min-nodes",
+    "--node-ip-address",
+    "--num-cpus",
+    "--port",
+}
 # pip's, click's, and one of the published scripts'.
 OTHER_OPTIONS = TORCHRUN | SLURM | RAY | {"--no-deps", "--help", "--use_fp16"}
 

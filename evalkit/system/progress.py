@@ -25,7 +25,8 @@ class Stage:
     """How much of a stage is done, and how fast it has been in the last half minute.
 
     What was done when it began does not count: it came from an earlier run. Nor does the time before the
-    first step, in which networks are loaded. Where steps take long, the last four count.
+    first step, in which networks are loaded, nor the seconds after it, in which workers end what they began
+    together. Where steps take long, the last four count.
 
     Attributes:
         name: What is done.
@@ -37,6 +38,7 @@ class Stage:
         self.name = name
         self.done = done
         self.total = total
+        self._settled = float("inf")
         self._steps: deque[tuple[float, int]] = deque()
 
     @property
@@ -50,16 +52,20 @@ class Stage:
         if done == self.done:
             return
         self.done = done
+        self._settled = min(self._settled, now + SETTLING_SECONDS)
+        if now < self._settled:
+            self._steps = deque()  # another thread may be looking at the one that was
         self._steps.append((now, done))
         while len(self._steps) > FEWEST_STEPS + 1 and self._steps[1][0] <= now - WINDOW_SECONDS:
             self._steps.popleft()
 
     def per_second(self, now: float) -> float | None:
         """How much is done in a second, above 0; None where that is not known yet."""
-        if len(self._steps) < 2:
+        steps = self._steps
+        if len(steps) < 2:
             return None
-        (first, before), (last, after) = self._steps[0], self._steps[-1]
-        usual = (last - first) / (len(self._steps) - 1)
+        (first, before), (last, after) = steps[0], steps[-1]
+        usual = (last - first) / (len(steps) - 1)
         seconds = max(last - first, now - first - usual)  # more, where the next step is overdue
         if now - first < SETTLING_SECONDS or after <= before:
             return None

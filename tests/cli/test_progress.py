@@ -64,8 +64,8 @@ def test_no_rate_is_invented() -> None:
     assert (stage.per_second(61.0), stage.seconds_left(61.0)) == (None, None)
     stage.update(732, 1000, 60.01)  # another worker, at almost the same time
     assert stage.per_second(60.02) is None
-    stage.update(748, 1000, 64.0)
-    assert stage.per_second(64.0) == pytest.approx(32 / 4)
+    stage.update(748, 1000, 63.01)
+    assert stage.per_second(63.01) == pytest.approx(16 / 3)
 
 
 def test_long_steps_have_a_rate() -> None:
