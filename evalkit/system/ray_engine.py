@@ -6,13 +6,15 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from evalkit.errors import InputError, MissingDependencyError, WorkerError, first_line
+import evalkit
+from evalkit.errors import InputError, MissingDependencyError, WorkerError, brief, first_line
 from evalkit.system.engine import Engine, Work, WorkerState
 from evalkit.system.ray_connection import joined_ray, private_ray
 from evalkit.system.ray_member import LOADING, Call, Member
@@ -167,17 +169,17 @@ class _Job(Generic[Item, Result]):
         for member in [each for each in engine.members if each.device != self._driver.device]:
             engine.drop(member)
         self._capacity = engine.capacity(self._driver)
+        found = None
         while True:
             self._hand_out()
+            self._tell()
+            if found is not None:
+                yield found
             if not (self._todo or self._are_more or any(member.items() for member in engine.members)):
                 return
             found = self._answer()
             if time.monotonic() - self._looked >= LOOK_SECONDS:
                 self._look()
-            self._tell()
-            if found is not None:
-                self._hand_out()
-                yield found
 
     # ------------------------------------------------------------------------------------ giving out items
 
@@ -251,7 +253,16 @@ class _Job(Generic[Item, Result]):
         except errors.RayTaskError as error:
             raise WorkerError(f"{member.who()} cannot do its work: {first_line(error)}") from error
         except errors.RayError as error:
-            self._lose(member, f"died without reporting an error, as if killed or out of memory ({error})")
+            text = str(error)
+            if "in its creation task" in text:
+                found = re.search(r"ip=([^,\s]+)", text)
+                where = f" at {found[1]}" if found else ""
+                raise WorkerError(
+                    f"A worker{where} does not start: {brief(text.splitlines()[-1], 200)}. All hosts need "
+                    f"evalkit {evalkit.__version__}."
+                ) from error
+            reason = " ".join(text.split()).rpartition("The actor is dead because ")[2]
+            self._lose(member, f"died, as if killed or out of memory (Ray says: {brief(reason, 150)})")
             return None
 
     def _ended(self, member: Member, item: Call, outcome: Outcome) -> tuple[int, Result] | None:
