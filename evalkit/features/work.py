@@ -232,10 +232,15 @@ class Sums:
 
     def __init__(self, name: str, widths: Mapping[str, Mapping[str, int]]) -> None:
         self._name = name
+        self.widths = widths
         self.moments = {
             network: {output: Moments(d) for output, d in outputs.items()}
             for network, outputs in widths.items()
         }
+
+    def empty(self) -> Sums:
+        """Of the same outputs, before any row."""
+        return Sums(self._name, self.widths)
 
     def add(self, first: int, rows: RowsOf) -> None:
         """Add the rows of consecutive images.
