@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,20 +45,13 @@ def private_ray() -> Iterator[None]:
             try:
                 with _environment(_for_private(folder)):
                     _read_environment_again()
-                    ray.init(
-                        "local",
-                        # It starts this many workers at once. We start what we use, and these ask for none.
-                        num_cpus=0,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        _temp_dir=folder,
-                    )
+                    # Ray starts as many workers as it has CPUs. We start what we use, and these ask for none.
+                    _init(ray, "local", num_cpus=0, include_dashboard=False, _temp_dir=folder)
             except Exception as error:  # of many kinds
                 raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
             yield
     finally:
-        guard.communicate()
+        guard.communicate(b"\n")
         _read_environment_again()
 
 
@@ -76,7 +70,7 @@ def joined_ray(address: str) -> Iterator[None]:
     _check_that_it_answers(address, host, int(port))
     with _ray() as ray:
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+            _init(ray, address)
         except Exception as error:  # of many kinds
             raise InputError(
                 f"Cannot join the Ray cluster at {address}: {first_line(error)}. This machine must be one of "
@@ -114,6 +108,8 @@ def _for_private(folder: str) -> dict[str, str | None]:
     return {
         ray_guard.MARK: folder,
         "RAY_ADDRESS": None,
+        # Set within a job of a cluster: its settings, and packages that only that cluster has.
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": None,
         "RAY_AUTH_MODE": "token",
         # Where there is none, Ray writes one into the home directory, and every other Ray then uses it.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -149,14 +145,24 @@ def _read_environment_again() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
+def _init(ray: Any, address: str, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # Of releases before 2.60, on what they will do one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    # Ray's handler prints the stack and aborts.
+    if threading.current_thread() is threading.main_thread():
+        with contextlib.suppress(TypeError):  # it was not set from Python
+            signal.signal(signal.SIGTERM, on_terminate)
+
+
 @contextmanager
 def _ray() -> Iterator[Any]:
     """The module ``ray``; what it changes in this process is put back, and it is shut down at the end."""
     ray = importlib.import_module("ray")
     if ray.is_initialized():
         raise InputError("This process already uses Ray: call ray.shutdown() before.")
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    on_terminate = signal.getsignal(signal.SIGTERM)
     # Ray's own debugger silences it so. Otherwise it prints the death of each worker to standard output.
     prints: Any = importlib.import_module("ray._private.worker")
     prints._worker_logs_enabled = False
@@ -165,6 +171,3 @@ def _ray() -> Iterator[Any]:
     finally:
         ray.shutdown()
         prints._worker_logs_enabled = True
-        if in_main_thread:
-            with contextlib.suppress(TypeError):  # it was not set from Python
-                signal.signal(signal.SIGTERM, on_terminate)

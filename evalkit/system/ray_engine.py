@@ -161,7 +161,8 @@ class _Job(Generic[Item, Result]):
         self._report = report
         self._reported = self._finished = 0.0
         self._capacity = 1
-        self._begun = self._looked = time.monotonic()
+        self._looked = self._with_workers = time.monotonic()
+        self._has_said = False
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Of all items, as they come."""
@@ -311,6 +312,12 @@ class _Job(Generic[Item, Result]):
                 member.quiet += passed
                 if member.quiet > engine.stall:
                     self._lose(member, f"made no progress for {engine.stall:g} s (EVALKIT_STALL_SECONDS)")
+        if any(member.place is not None for member in engine.members):
+            self._with_workers, self._has_said = now, False
+        elif not self._has_said and now - self._with_workers > UNSTARTED_SECONDS:
+            self._has_said = True
+            needs = "a free GPU" if self._driver.device == "cuda" else f"{self._driver.threads} free cores"
+            logger.info("No worker could be started yet: each needs %s. Waiting.", needs)
 
     def _tell(self) -> None:
         done = self._finished + sum(sum(member.parts.values()) for member in self._engine.members)

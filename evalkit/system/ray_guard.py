@@ -23,12 +23,13 @@ LONGEST_SECONDS = 30.0
 
 
 def main(folder: str) -> None:
-    """Wait for the end of standard input, end all processes that have the mark of a folder, and remove it."""
-    sys.stdin.buffer.read()
+    """Wait for a byte or the end of standard input, end all with the mark of a folder, and remove it."""
+    # The end alone does not do: processes that the starter has forked hold the other end, too.
+    sys.stdin.buffer.read(1)
     until = time.monotonic() + LONGEST_SECONDS
     while (found := _marked(folder)) and time.monotonic() < until:
         for pid in found:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     shutil.rmtree(folder, ignore_errors=True)

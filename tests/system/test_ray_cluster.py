@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from optional import optional
 from ray_works import Order, Orders
 
+from evalkit.system import ray_engine as ray_engines
 from evalkit.system.engine import WorkerState
 from evalkit.system.ray_engine import ray_engine
 
@@ -59,6 +61,22 @@ def test_nodes_come_and_go(cluster: Any, tmp_path: Path, capfd: pytest.CaptureFi
     assert len(lost) == 1
     cluster.remove_node(nodes[1])
     assert capfd.readouterr() == ("", "")
+
+
+def test_it_says_that_it_waits_for_a_worker(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_engines, "UNSTARTED_SECONDS", 0.0)
+    cpus, nodes = torch.get_num_threads(), list[Any]()
+
+    def watch(_: Sequence[WorkerState]) -> None:
+        if caplog.messages and not nodes:
+            nodes.append(cluster.add_node(num_cpus=cpus, **LEAN))
+
+    with caplog.at_level(logging.INFO, "evalkit"), ray_engine(cluster.address, watch=watch) as engine:
+        assert list(engine.map(Orders(), [Order("wait", 1, Path(__file__))])) == [(0, 1)]
+    assert caplog.messages == [f"No worker could be started yet: each needs {cpus} free cores. Waiting."]
+    cluster.remove_node(nodes[0])
 
 
 def test_each_gpu_has_a_worker(cluster: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from optional import optional
-from patience import until
+from patience import SECONDS, until
 from ray_works import Order, Orders
 
 from evalkit.errors import InputError, MissingDependencyError, WorkerError
@@ -269,6 +269,25 @@ def test_nothing_stays(tmp_path: Path, how: signal.Signals) -> None:
         driver.wait()
         until(lambda: not any(state != "Z" for pid, (state, _) in _processes().items() if pid in family))
         assert list(Path(folder).iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_what_this_process_has_forked_lives_on() -> None:
+    """It holds what this process has open: a log of Ray, and the pipe on whose end the guard waits."""
+    optional("ray", "cluster")
+    code = (
+        "import os, signal, sys\n"
+        "from evalkit.system.ray_engine import ray_engine\n"
+        "with ray_engine():\n"
+        "    child = os.fork()\n"
+        "    while not child: signal.pause()\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "sys.exit(os.WTERMSIG(os.waitpid(child, 0)[1]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=SECONDS
+    )
+    assert run.returncode == signal.SIGTERM
 
 
 # ----------------------------------------------------------------------------------------------------- errors
