@@ -113,7 +113,7 @@ class OutputError(EvalkitError):
 
 
 class WorkerError(EvalkitError):
-    """Another process of a job that torchrun started died, failed or makes no progress."""
+    """Another process of the same job died, failed or makes no progress."""
 
 
 class MissingDependencyError(EvalkitError):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,15 +45,8 @@ def private_ray() -> Iterator[None]:
             try:
                 with _environment(_for_private(folder)):
                     _read_environment_again()
-                    ray.init(
-                        "local",
-                        # It starts this many workers at once. We start what we use, and these ask for none.
-                        num_cpus=0,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        _temp_dir=folder,
-                    )
+                    # Ray starts as many workers as it has CPUs. We start what we use, and these ask for none.
+                    _init(ray, "local", num_cpus=0, include_dashboard=False, _temp_dir=folder)
             except Exception as error:  # of many kinds
                 raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
             yield
@@ -76,7 +70,7 @@ def joined_ray(address: str) -> Iterator[None]:
     _check_that_it_answers(address, host, int(port))
     with _ray() as ray:
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+            _init(ray, address)
         except Exception as error:  # of many kinds
             raise InputError(
                 f"Cannot join the Ray cluster at {address}: {first_line(error)}. This machine must be one of "
@@ -147,6 +141,13 @@ def _read_environment_again() -> None:
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _init(ray: Any, address: str, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # Of releases before 2.60, on what they will do one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import pickle
 import re
@@ -125,7 +126,6 @@ class _RayEngine:
         self.members.remove(member)
         if self._ray.is_initialized():
             self._ray.kill(member.actor, no_restart=True)
-        self.tell(member)
 
     def replace_loading(self, member: Member) -> None:
         """Remember, for the one that takes its place, that it died while it loaded."""
@@ -290,6 +290,9 @@ class _Job(Generic[Item, Result]):
         self._looked = now
         engine = self._engine
         self._capacity = engine.capacity(self._driver)
+        if now - self._begun > UNSTARTED_SECONDS and not any(member.place for member in engine.members):
+            logger.warning("No worker has started yet: `ray status` shows what the cluster waits for.")
+            self._begun = math.inf
         asked = {member.look: member for member in engine.members if member.look is not None}
         answered, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0) if asked else ([], [])
         for reference in answered:
@@ -327,6 +330,7 @@ class _Job(Generic[Item, Result]):
         """
         was_loading, items = member.is_loading(), member.items()
         self._engine.drop(member)
+        self._engine.tell(member)
         if was_loading:
             if member.deaths + 1 >= TRIES:
                 raise WorkerError(
