@@ -125,7 +125,6 @@ class _RayEngine:
         self.members.remove(member)
         if self._ray.is_initialized():
             self._ray.kill(member.actor, no_restart=True)
-        self.tell(member)
 
     def replace_loading(self, member: Member) -> None:
         """Remember, for the one that takes its place, that it died while it loaded."""
@@ -334,6 +333,7 @@ class _Job(Generic[Item, Result]):
         """
         was_loading, items = member.is_loading(), member.items()
         self._engine.drop(member)
+        self._engine.tell(member)
         if was_loading:
             if member.deaths + 1 >= TRIES:
                 raise WorkerError(
