@@ -14,22 +14,20 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["MARK", "main"]
 
-MOST_SECONDS = 30.0
-"""Then it gives up: a process that waits for a disk or a server cannot be ended."""
+MARK = "EVALKIT_PRIVATE_RAY"
+"""In the environment of all processes of a private Ray: its folder."""
 
-OF_STARTERS = "python-core-driver-"
-"""Begins the name of a file of the starter. Processes that it forked have it open, too, and live on."""
+LONGEST_SECONDS = 30.0
 
 
-def main(folder: Path) -> None:
-    """Wait for a byte or the end of standard input, end all of Ray that uses a folder, and remove that."""
-    starter = os.getppid()
+def main(folder: str) -> None:
+    """Wait for a byte or the end of standard input, end all with the mark of a folder, and remove it."""
     # The end alone does not do: processes that the starter has forked hold the other end, too.
     sys.stdin.buffer.read(1)
-    hangs = time.monotonic() + MOST_SECONDS
-    while (found := _users(folder) - {starter}) and time.monotonic() < hangs:
+    until = time.monotonic() + LONGEST_SECONDS
+    while (found := _marked(folder)) and time.monotonic() < until:
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -37,19 +35,15 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _users(folder: Path) -> set[int]:
-    """Ray's processes that have files of a folder open; none where the system has no ``/proc``."""
-    found = set()
-    for files in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            targets = [file.readlink() for file in files.iterdir()]
-        except OSError:  # it has ended, or is another user's
-            continue
-        names = [target.name for target in targets if target.is_relative_to(folder)]
-        if names and not any(name.startswith(OF_STARTERS) for name in names):
-            found.add(int(files.parent.name))
+def _marked(folder: str) -> list[int]:
+    """None where the system has no ``/proc``."""
+    mark, found = f"{MARK}={folder}".encode(), []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
     return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])
