@@ -6,12 +6,14 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import evalkit
 from evalkit.errors import InputError, MissingDependencyError, WorkerError, brief, first_line
 from evalkit.system.engine import Engine, Work, WorkerState
 from evalkit.system.ray_connection import joined_ray, private_ray
@@ -251,7 +253,15 @@ class _Job(Generic[Item, Result]):
         except errors.RayTaskError as error:
             raise WorkerError(f"{member.who()} cannot do its work: {first_line(error)}") from error
         except errors.RayError as error:
-            reason = " ".join(str(error).split()).rpartition("The actor is dead because ")[2]
+            text = str(error)
+            if "in its creation task" in text:
+                found = re.search(r"ip=([^,\s]+)", text)
+                where = f" at {found[1]}" if found else ""
+                raise WorkerError(
+                    f"A worker{where} does not start: {brief(text.splitlines()[-1], 200)}. All hosts need "
+                    f"evalkit {evalkit.__version__}."
+                ) from error
+            reason = " ".join(text.split()).rpartition("The actor is dead because ")[2]
             self._lose(member, f"died, as if killed or out of memory (Ray says: {brief(reason, 150)})")
             return None
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import small_networks
 import torch
-from elsewhere import Elsewhere
+from fake_engine import FakeEngine
 from sampling_runs import SETTINGS, interrupting, load, sampled
 from stand_ins import InceptionPixels
 
@@ -55,17 +55,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Item]:
 
 
 def test_workers_give_the_same_bytes(expected: Path, networks: Networks, tmp_path: Path) -> None:
-    engine = Elsewhere(dies_at=(1, 3))
+    engine = FakeEngine(dies_at=(1, 3))
     path = sampled(SETTINGS, networks, tmp_path / "run", batch_size=2, engine=engine)
-    assert engine.done != sorted(engine.done)
-    assert len(engine.done) == 5 + 2
+    assert engine.items != sorted(engine.items)
+    assert len(engine.items) == 5 + 2
     assert path.read_bytes() == expected.read_bytes()
 
 
 def test_progress_is_that_of_all_workers(networks: Networks, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     run = (SETTINGS, tmp_path / "a"), (replace(SETTINGS, scale=0.0), tmp_path / "b")
-    done = dict(run_all(run, networks, engine=Elsewhere(), progress=lambda *state: seen.append(state)))
+    done = dict(run_all(run, networks, engine=FakeEngine(), progress=lambda *state: seen.append(state)))
     assert sorted(done) == [0, 1]
     assert {(stage, total) for stage, _, total in seen} == {(STAGE, 14)}
     counts = [count for _, count, _ in seen]
@@ -77,7 +77,7 @@ def test_upsampling_by_workers(files: dict[str, Path], base: Path, tmp_path: Pat
     upsampler, settings = load(files, "upsampler", None), replace(SETTINGS, count=5, scale=0.0)
     paths = [
         sampled(settings, upsampler, tmp_path / name, base=open_images(base), engine=engine, batch_size=2)
-        for name, engine in (("here", None), ("elsewhere", Elsewhere()))
+        for name, engine in (("here", None), ("elsewhere", FakeEngine()))
     ]
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
@@ -96,7 +96,7 @@ def test_networks_without_a_file_go_as_they_are(
     for path in copies.values():
         path.unlink()
     one = sampled(SETTINGS, here, tmp_path / "here", batch_size=2)
-    other = sampled(SETTINGS, gone, tmp_path / "elsewhere", batch_size=2, engine=Elsewhere())
+    other = sampled(SETTINGS, gone, tmp_path / "elsewhere", batch_size=2, engine=FakeEngine())
     assert one.read_bytes() == other.read_bytes()
 
 
@@ -150,7 +150,7 @@ def test_a_kill_costs_a_batch_and_nothing_is_made_twice(
     networks: Networks, tmp_path: Path, made: list[Item]
 ) -> None:
     begun(networks, tmp_path / "run", 3.5)
-    sampled(SETTINGS, networks, tmp_path / "run", batch_size=2, engine=Elsewhere())
+    sampled(SETTINGS, networks, tmp_path / "run", batch_size=2, engine=FakeEngine())
     assert pieces(made) == [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)]
 
 
