@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import evalkit
+from evalkit import __version__
 from evalkit.errors import InputError, MissingDependencyError, WorkerError, brief, first_line
 from evalkit.system.engine import Engine, Work, WorkerState
 from evalkit.system.ray_connection import joined_ray, private_ray
@@ -259,7 +259,7 @@ class _Job(Generic[Item, Result]):
                 where = f" at {found[1]}" if found else ""
                 raise WorkerError(
                     f"A worker{where} does not start: {brief(text.splitlines()[-1], 200)}. All hosts need "
-                    f"evalkit {evalkit.__version__}."
+                    f"evalkit {__version__}."
                 ) from error
             reason = " ".join(text.split()).rpartition("The actor is dead because ")[2]
             self._lose(member, f"died, as if killed or out of memory (Ray says: {brief(reason, 150)})")
