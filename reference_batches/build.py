@@ -15,7 +15,7 @@ import os
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -318,7 +318,7 @@ class _Builder:
                     for number, cut in results:
                         for index, pixels in cut.pixels.items():
                             self.journal.put(self.slots[index], pixels)
-                        early[number] = cut
+                        early[number] = replace(cut, pixels={})
                         while following in early:
                             yield early.pop(following)
                             following += 1

@@ -108,7 +108,7 @@ def fetch(name: str, out: Path | None) -> None:
 )
 @value_range_option
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be decoded, and name them.")
-@click.option("--workers", type=click.IntRange(1), help="Decoding threads; one a core by default.")
+@click.option("--workers", type=click.IntRange(1), help="Decoding threads a process; one a core by default.")
 @extractor_options
 @engine_options
 def build(

@@ -207,12 +207,19 @@ class Contents:
     def _arrays(self, items: ImageSource, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[Any]]]:
         for number, index in enumerate(indices):
             begin = self._position - len(self._batch)
-            # Where another process has done what lies between, it is not read.
-            is_far = number == 0 and index - self._position > indices[-1] - index
-            if self._stream is None or index < begin or is_far:
+            # What others do is passed over, unless that takes reading it, or it is little.
+            gap, span = index - self._position, indices[-1] - index
+            is_far = number == 0 and gap > span and not items.reads_in_order
+            if index < begin or is_far:
                 self.close()
-                self._stream, self._position = items.batches(_BATCH_SIZE, start=index), index
+                # They will do what follows, too: it is not read ahead.
+                stop = None if items.reads_in_order else indices[-1] + 1
+                self._stream = items.batches(_BATCH_SIZE, index, stop)
+                self._position = index
             while index >= self._position:
-                self._batch = next(self._stream)
-                self._position += len(self._batch)
+                if self._stream is None or (batch := next(self._stream, None)) is None:
+                    self._stream = items.batches(_BATCH_SIZE, self._position)
+                    batch = next(self._stream)
+                self._batch = batch
+                self._position += len(batch)
             yield index, self._batch[index - self._position]

@@ -9,7 +9,7 @@ import os
 import pkgutil
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -51,6 +51,14 @@ class _Root(click.Group):
             return None
         found: click.Command = pkgutil.resolve_name(VERBS[name])
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if is_json():
+                raise click.Abort from None  # click itself would print an empty line
+            raise
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -20,7 +20,7 @@ from evalkit.features.adm_npz import read_gaussians
 from evalkit.features.moments import Gaussian
 from evalkit.features.record import Features
 from evalkit.features.shards import Shards
-from evalkit.features.store import StoredBatch, spans
+from evalkit.features.store import Span, StoredBatch, spans
 from evalkit.features.work import Sums, SumUp, chosen_rows
 from evalkit.images import ImageSource
 from evalkit.system.run import Run
@@ -150,42 +150,55 @@ class Extraction:
     def _collect(self, shards: Shards, parts: Sequence[_Part]) -> None:
         """Rows and moments; sums are merged in groups, so that they have the same bits whoever added them."""
         widths = {part.network: part.new_moments for part in parts if part.new_moments}
-        groups = [shards.spans[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
-        total = Sums(shards.images.name, widths)
+        total = Sums(self._images.name, widths)
         if shards.is_stored:
             shards.extract_missing()
-            report = self._run.report(f"mean and covariance of the images of {shards.images.name}")
-            for group in groups:
-                sums = Sums(shards.images.name, widths)
-                for begin, end in group:
-                    rows = shards.read((begin, end))
-                    for part in parts:
-                        part.keep(begin, end, rows[part.network])
-                    sums.add(begin, rows)
-                    if widths:
-                        report(end, len(shards.images))
-                total.merge(sums)
+            self._read(shards, parts, total)
         elif widths:
-            kept = {part.network: tuple(part.arrays) for part in parts}
-            work = SumUp(shards.work, widths, kept, self._rows)
-            items = [shards.pieces(group) for group in groups]
-            waiting: dict[int, Sums] = {}
-            merged = 0
-            for number, (sums, rows) in self._run.engine.map(work, items, shards.reporter()):
-                for part in parts:
-                    part.put(groups[number][0][0], groups[number][-1][1], rows[part.network])
-                waiting[number] = sums
-                while merged in waiting:
-                    total.merge(waiting.pop(merged))
-                    merged += 1
+            self._sum_up(shards, parts, total)
         else:
-            items_ = shards.pieces(shards.spans)
-            for number, rows in self._run.engine.map(shards.work, items_, shards.reporter()):
+            pieces = shards.pieces(shards.spans)
+            for number, rows in self._run.engine.map(shards.work, pieces, shards.reporter()):
                 for part in parts:
                     part.keep(*shards.spans[number], rows[part.network])
         for part in parts:
             for output in part.new_moments:
                 part.gaussians[output] = total.moments[part.network][output].gaussian()
+
+    def _read(self, shards: Shards, parts: Sequence[_Part], total: Sums) -> None:
+        """From the store."""
+        report = self._run.report(f"mean and covariance of the images of {self._images.name}")
+        for group in _groups(shards):
+            sums = total.empty()
+            for begin, end in group:
+                rows = shards.read((begin, end))
+                for part in parts:
+                    part.keep(begin, end, rows[part.network])
+                sums.add(begin, rows)
+                if total.moments:
+                    report(end, len(self._images))
+            total.merge(sums)
+
+    def _sum_up(self, shards: Shards, parts: Sequence[_Part], total: Sums) -> None:
+        """Without a store: the engine sums up, and gives back only the rows that are kept."""
+        groups = _groups(shards)
+        kept = {part.network: tuple(part.arrays) for part in parts}
+        work = SumUp(shards.work, total.widths, kept, self._rows)
+        pieces = [shards.pieces(group) for group in groups]
+        waiting: dict[int, Sums] = {}
+        merged = 0
+        for number, (sums, rows) in self._run.engine.map(work, pieces, shards.reporter()):
+            for part in parts:
+                part.put(groups[number][0][0], groups[number][-1][1], rows[part.network])
+            waiting[number] = sums
+            while merged in waiting:
+                total.merge(waiting.pop(merged))
+                merged += 1
+
+
+def _groups(shards: Shards) -> list[list[Span]]:
+    """Shards whose sums are merged together."""
+    return [shards.spans[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
 
 
 class _Part:

@@ -96,15 +96,25 @@ class Shards:
             written.append(piece)
 
         results = self.run.engine.map(self.work, cutter.pieces(), report)
-        with Writer(write) as writer, contextlib.closing(results):
-            for number, rows in results:
-                writer.add(cutter.end(number), rows)
-        report(cutter.images)
+        try:
+            with Writer(write) as writer, contextlib.closing(results):
+                for number, rows in results:
+                    writer.add(cutter.end(number), rows)
+            report(cutter.images)
+        except BaseException:
+            # A change may be why it failed, as an image that is half written; but it failed for that reason.
+            with contextlib.suppress(InputError):
+                self._check_unchanged(written)
+            raise
+        self._check_unchanged(written)
+
+    def _check_unchanged(self, written: list[Piece]) -> None:
+        """Forget what was written of images that may be others than those that were hashed."""
         try:
             if written:
                 self.images.check_unchanged(every_file=True)
         except InputError:
-            for piece in written:  # they may be of other images than those that were hashed
+            for piece in written:
                 for network in piece.networks:
                     self._stored[network].remove((piece.begin, piece.end))
             raise

@@ -107,7 +107,7 @@ class Extract:
             begun = _Begun(piece.end - piece.begin, extractors)
             position = 0
             pulse(position)
-            for batch in stream.read(piece.begin, piece.end):
+            for batch in stream.read(piece.begin, piece.end, lambda: pulse(0)):
                 for extractor in extractors:
                     size = self.batch_sizes[extractor.network]
                     for first in range(0, len(batch), size):
@@ -135,11 +135,13 @@ class _Stream:
         self._position = 0
         self._stop: int | None = None
 
-    def read(self, begin: int, end: int) -> Iterator[NDArray[Any]]:
-        """The images from ``begin`` to before ``end``."""
-        if self._batches is None or self._position != begin or self._stop == begin:
+    def read(self, begin: int, end: int, passing: Callable[[], object]) -> Iterator[NDArray[Any]]:
+        """The images from ``begin`` to before ``end``; calls ``passing`` for those that are only passed."""
+        in_order = self._images.reads_in_order
+        goes_on = self._position <= begin if in_order else self._position == begin != self._stop
+        if self._batches is None or not goes_on:
             # Where another did what lies between, so will it what follows: that is not read ahead.
-            self._stop = end if self._position != begin else None
+            self._stop = None if in_order or self._position == begin else end
             if self._batches is not None:
                 self._batches.close()
             self._batches = self._images.batches(self._size, begin, self._stop)
@@ -152,7 +154,10 @@ class _Stream:
                     f"expected {len(self._images)} images."
                 )
             self._position += len(batch)
-            yield batch
+            if self._position > begin:
+                yield batch
+            else:
+                passing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,10 +232,15 @@ class Sums:
 
     def __init__(self, name: str, widths: Mapping[str, Mapping[str, int]]) -> None:
         self._name = name
+        self.widths = widths
         self.moments = {
             network: {output: Moments(d) for output, d in outputs.items()}
             for network, outputs in widths.items()
         }
+
+    def empty(self) -> Sums:
+        """Of the same outputs, before any row."""
+        return Sums(self._name, self.widths)
 
     def add(self, first: int, rows: RowsOf) -> None:
         """Add the rows of consecutive images.

@@ -85,9 +85,10 @@ class Tar(Members):
         self._is_ordered = True
         notes = (f"Links and devices in {name} are not followed: {listing(others)}.",) if others else ()
         super().__init__(name, self._kind, members, notes)
+        self.reads_in_order = compressed
         offsets = [info.offset for info in self._members]
         if compressed and offsets != sorted(offsets):
-            self._is_ordered = False
+            self._is_ordered = self.reads_in_order = False
             self.notes += (
                 f"{name} is compressed and not in the order of its names: it is unpacked to a temporary "
                 f"file of {self._unpacked_bytes / 1e9:.2g} GB.",

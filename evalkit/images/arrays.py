@@ -95,6 +95,7 @@ class Npy(ImageSource):
         self._path = path
         self._remembered = isinstance(path, Remote) and path.scheme != "file"
         self._header = header
+        self.reads_in_order = header.fortran
 
     @classmethod
     def claims(cls, candidate: Candidate) -> bool:

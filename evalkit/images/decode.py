@@ -50,6 +50,7 @@ class Decoded(ImageSource):
         self.shape = (height, width, 3)
         self.labels, self.labels_problem = files.labels, files.labels_problem
         self.notes += files.notes
+        self.reads_in_order = files.reads_in_order
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         indices = range(start, len(self))

@@ -53,9 +53,11 @@ class ImageFiles(ABC):
         labels: ``(n,)`` int64 if the container has them (``dataset.json``, a column), or None.
         labels_problem: Why ``labels`` is None although the container has some; None if it has none.
         notes: What the user should know but is not an error, one sentence each.
+        reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
     """
 
     _path: Place
+    reads_in_order = False
 
     def __init__(self, name: str, kind: str, names: list[str]) -> None:
         self.name = name

@@ -62,6 +62,8 @@ class Npz(ImageSource):
                 shape = check_layout(f"{name}, arr_0", header.shape, header.dtype)
                 super().__init__(name, "npz", header.shape[0], shape, header.dtype)
                 self._header = header
+                is_stored = archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
+                self.reads_in_order = header.fortran or not is_stored
                 others = {key: _layout(name, archive, key) for key in dict.fromkeys(keys) if key not in used}
                 check_only_images(name, others)
                 if "arr_1" in keys:

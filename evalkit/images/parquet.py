@@ -52,6 +52,7 @@ class Parquet(ImageFiles):
         if not names:
             raise InputError(f"{path}: its parquet files have no rows; expected at least one image")
         super().__init__(str(path), "parquet", names)
+        self.reads_in_order = len(files) == 1
         self.notes += notes
         if sum(map(len, labels)) == len(names):
             self.labels = np.concatenate(labels)

@@ -72,6 +72,7 @@ class ImageSource(ABC):
         provenance: The record that evalkit writes into an npz of how it was made, or None.
         notes: What the user should know but is not an error, one sentence each.
         opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
+        reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
 
     Pickled, it is the way to open it again, and what its content was: see :func:`evalkit.images.reopen`.
     """
@@ -93,6 +94,7 @@ class ImageSource(ABC):
         self.provenance: Mapping[str, Any] | None = None
         self.notes: tuple[str, ...] = ()
         self.opened_by: Callable[[Known], ImageSource] | None = None
+        self.reads_in_order = False
         self._count = count
         self._stored_dtype = dtype
         self._found: Mapping[str, Any] | None = None

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from evalkit import __version__
 from evalkit.errors import OutputError
 from evalkit.system.storage import Place, Remote
-from evalkit.system.uploads import check_destination, upload
 from evalkit.system.urls import is_url, shown
 
 __all__ = [
@@ -72,6 +71,8 @@ def replace_atomically(path: Place, *, folder: bool = False) -> Iterator[Path]:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
         if isinstance(path, Remote):
+            from evalkit.system.uploads import upload  # here, so that local files load nothing of networks
+
             upload(partial, path)
         else:
             partial.replace(path)
@@ -93,7 +94,7 @@ def working_path(place: Place) -> Path:
     """
     if not isinstance(place, Remote):
         return place
-    folder = cache_directory() / "outputs" / hashlib.sha256(place.identity.encode()).hexdigest()[:16]
+    folder = cache_directory() / "outputs"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,7 +103,8 @@ def working_path(place: Place) -> Path:
             "folder."
         ) from error
     remove_stale_partials(folder)
-    return folder / place.name
+    digest = hashlib.sha256(place.identity.encode()).hexdigest()
+    return folder / f"{digest[:16]}-{place.name[-100:]}"
 
 
 def check_writable(path: Place, *inputs: str | os.PathLike[str]) -> None:
@@ -116,6 +118,8 @@ def check_writable(path: Place, *inputs: str | os.PathLike[str]) -> None:
         OutputError: It cannot be written, or it is one of the inputs.
     """
     if isinstance(path, Remote):
+        from evalkit.system.uploads import check_destination
+
         check_destination(path)
         here = PurePosixPath(str(path))
         if any(is_url(name) and here.match(shown(os.fspath(name))) for name in inputs):

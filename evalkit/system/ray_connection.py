@@ -12,9 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from evalkit.errors import InputError, first_line
@@ -22,6 +22,7 @@ from evalkit.system import ray_guard
 
 __all__ = ["joined_ray", "private_ray"]
 
+CONNECT_SECONDS = 10.0
 MOST_OF_A_SOCKET = 107
 SOCKET_OF_RAY = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1234567")
 
@@ -33,29 +34,25 @@ def private_ray() -> Iterator[None]:
     Raises:
         InputError: It does not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=_short_folder()))
+    folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
     guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", ray_guard.__file__, str(folder)],
+        [sys.executable, "-I", "-S", ray_guard.__file__, folder],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is not for it
     )
     try:
-        with _environment(_for_private()), _ray() as ray:
+        with _ray() as ray:
             try:
-                ray.init(
-                    "local",
-                    # It starts this many workers at once. We start as many as we use, and they ask for none.
-                    num_cpus=0,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(folder),
-                )
+                with _environment(_for_private(folder)):
+                    _read_environment_again()
+                    # Ray starts as many workers as it has CPUs. We start what we use, and these ask for none.
+                    _init(ray, "local", num_cpus=0, include_dashboard=False, _temp_dir=folder)
             except Exception as error:  # of many kinds
                 raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
             yield
     finally:
-        guard.communicate()
+        guard.communicate(b"\n")
+        _read_environment_again()
 
 
 @contextmanager
@@ -70,15 +67,10 @@ def joined_ray(address: str) -> Iterator[None]:
         raise InputError(
             f"No address of a Ray cluster: {address!r}. Give HOST:PORT, as `ray start` prints it."
         )
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"No Ray at {address}: {error}. Give the HOST:PORT that `ray start --head` prints, or start it."
-        ) from error
+    _check_that_it_answers(address, host, int(port))
     with _ray() as ray:
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
+            _init(ray, address)
         except Exception as error:  # of many kinds
             raise InputError(
                 f"Cannot join the Ray cluster at {address}: {first_line(error)}. This machine must be one of "
@@ -88,14 +80,36 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
 
 
+# What an HTTP/2 client says first: so much of gRPC, which Ray speaks, and an empty frame of SETTINGS.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def _check_that_it_answers(address: str, host: str, port: int) -> None:
+    """Ray itself waits for ever for an answer from a server of another kind, as on its dashboard's port."""
+    advice = "Give the HOST:PORT that `ray start --head` prints for other nodes, usually of port 6379."
+    try:
+        with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"No Ray cluster at {address}: {error}. {advice}") from error
+    if answer[3:4] != b"\4":
+        raise InputError(f"No Ray cluster at {address}: another kind of server answers there. {advice}")
+
+
 def _short_folder() -> str:
     folder = tempfile.gettempdir()
     return folder if len(folder) + len("/ray-12345678") + SOCKET_OF_RAY <= MOST_OF_A_SOCKET else "/tmp"
 
 
-def _for_private() -> dict[str, str | None]:
+def _for_private(folder: str) -> dict[str, str | None]:
     return {
+        ray_guard.MARK: folder,
         "RAY_ADDRESS": None,
+        # Set within a job of a cluster: its settings, and packages that only that cluster has.
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": None,
         "RAY_AUTH_MODE": "token",
         # Where there is none, Ray writes one into the home directory, and every other Ray then uses it.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -116,10 +130,6 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        # Ray has read them if it was imported before, and keeps what it read.
-        raylet = importlib.import_module("ray._raylet")
-        raylet.Config.initialize("")
-        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
     put(values)
     try:
@@ -128,14 +138,31 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
         put(before)
 
 
+def _read_environment_again() -> None:
+    """Ray reads its variables once, when it is imported."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _init(ray: Any, address: str, **options: Any) -> None:
+    with warnings.catch_warnings():
+        # Of releases before 2.60, on what they will do one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+    # Ray's handler prints the stack and aborts.
+    if threading.current_thread() is threading.main_thread():
+        with contextlib.suppress(TypeError):  # it was not set from Python
+            signal.signal(signal.SIGTERM, on_terminate)
+
+
 @contextmanager
 def _ray() -> Iterator[Any]:
     """The module ``ray``; what it changes in this process is put back, and it is shut down at the end."""
     ray = importlib.import_module("ray")
     if ray.is_initialized():
         raise InputError("This process already uses Ray: call ray.shutdown() before.")
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    on_terminate = signal.getsignal(signal.SIGTERM)
     # Ray's own debugger silences it so. Otherwise it prints the death of each worker to standard output.
     prints: Any = importlib.import_module("ray._private.worker")
     prints._worker_logs_enabled = False
@@ -144,6 +171,3 @@ def _ray() -> Iterator[Any]:
     finally:
         ray.shutdown()
         prints._worker_logs_enabled = True
-        if in_main_thread:
-            with contextlib.suppress(TypeError):  # it was not set from Python
-                signal.signal(signal.SIGTERM, on_terminate)

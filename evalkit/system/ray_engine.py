@@ -6,12 +6,14 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from evalkit import __version__
 from evalkit.errors import InputError, MissingDependencyError, WorkerError, brief, first_line
 from evalkit.system.engine import Engine, Work, WorkerState
 from evalkit.system.ray_connection import joined_ray, private_ray
@@ -123,7 +125,6 @@ class _RayEngine:
         self.members.remove(member)
         if self._ray.is_initialized():
             self._ray.kill(member.actor, no_restart=True)
-        self.tell(member)
 
     def replace_loading(self, member: Member) -> None:
         """Remember, for the one that takes its place, that it died while it loaded."""
@@ -159,7 +160,8 @@ class _Job(Generic[Item, Result]):
         self._report = report
         self._reported = self._finished = 0.0
         self._capacity = 1
-        self._begun = self._looked = time.monotonic()
+        self._looked = self._with_workers = time.monotonic()
+        self._has_said = False
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Of all items, as they come."""
@@ -251,7 +253,15 @@ class _Job(Generic[Item, Result]):
         except errors.RayTaskError as error:
             raise WorkerError(f"{member.who()} cannot do its work: {first_line(error)}") from error
         except errors.RayError as error:
-            reason = " ".join(str(error).split()).rpartition("The actor is dead because ")[2]
+            text = str(error)
+            if "in its creation task" in text:
+                found = re.search(r"ip=([^,\s]+)", text)
+                where = f" at {found[1]}" if found else ""
+                raise WorkerError(
+                    f"A worker{where} does not start: {brief(text.splitlines()[-1], 200)}. All hosts need "
+                    f"evalkit {__version__}."
+                ) from error
+            reason = " ".join(text.split()).rpartition("The actor is dead because ")[2]
             self._lose(member, f"died, as if killed or out of memory (Ray says: {brief(reason, 150)})")
             return None
 
@@ -301,6 +311,12 @@ class _Job(Generic[Item, Result]):
                 member.quiet += passed
                 if member.quiet > engine.stall:
                     self._lose(member, f"made no progress for {engine.stall:g} s (EVALKIT_STALL_SECONDS)")
+        if any(member.place is not None for member in engine.members):
+            self._with_workers, self._has_said = now, False
+        elif not self._has_said and now - self._with_workers > UNSTARTED_SECONDS:
+            self._has_said = True
+            needs = "a free GPU" if self._driver.device == "cuda" else f"{self._driver.threads} free cores"
+            logger.info("No worker could be started yet: each needs %s. Waiting.", needs)
 
     def _tell(self) -> None:
         done = self._finished + sum(sum(member.parts.values()) for member in self._engine.members)
@@ -317,6 +333,7 @@ class _Job(Generic[Item, Result]):
         """
         was_loading, items = member.is_loading(), member.items()
         self._engine.drop(member)
+        self._engine.tell(member)
         if was_loading:
             if member.deaths + 1 >= TRIES:
                 raise WorkerError(

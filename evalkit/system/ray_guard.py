@@ -6,6 +6,7 @@ agents for a minute, stopped processes for ever, and its folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,35 +14,36 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["MARK", "main"]
+
+MARK = "EVALKIT_PRIVATE_RAY"
+"""In the environment of all processes of a private Ray: its folder."""
+
+LONGEST_SECONDS = 30.0
 
 
-def main(folder: Path) -> None:
-    """Wait for the end of standard input, end all others that have files of a folder open, and remove it."""
-    starter = os.getppid()
-    sys.stdin.buffer.read()
-    while found := _users(folder) - {starter}:
+def main(folder: str) -> None:
+    """Wait for a byte or the end of standard input, end all with the mark of a folder, and remove it."""
+    # The end alone does not do: processes that the starter has forked hold the other end, too.
+    sys.stdin.buffer.read(1)
+    until = time.monotonic() + LONGEST_SECONDS
+    while (found := _marked(folder)) and time.monotonic() < until:
         for pid in found:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.02)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _users(folder: Path) -> set[int]:
-    """Of the processes of this user; none where the system has no ``/proc``."""
-    found = set()
-    for files in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            targets = [file.readlink() for file in files.iterdir()]
-        except OSError:  # it has ended, or is another user's
-            continue
-        if any(target.is_relative_to(folder) for target in targets):
-            found.add(int(files.parent.name))
+def _marked(folder: str) -> list[int]:
+    """None where the system has no ``/proc``."""
+    mark, found = f"{MARK}={folder}".encode(), []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
     return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import evalkit
+from evalkit import __version__
 from evalkit.errors import EvalkitError, WorkerError
 from evalkit.system.engine import Done, Pending, Pulse
 
@@ -40,7 +40,7 @@ def facts(device: str) -> dict[str, str]:
     if kind == "cuda":
         kind = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no GPU"
     return {
-        "evalkit": evalkit.__version__,
+        "evalkit": __version__,
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "torch": torch.__version__,
         "device": kind,

@@ -45,7 +45,7 @@ class Run:
         if self.store is not None and not (isinstance(self.store, str | PathLike) and os.fspath(self.store)):
             raise InputError(f"store={self.store!r}: expected a folder, or None to keep no features.")
         if isinstance(self.engine, type) or not hasattr(self.engine, "map"):
-            raise InputError(f"engine={self.engine!r}: expected one that does the work, or leave it out.")
+            raise InputError(f"engine={self.engine!r}: expected an engine, such as ray_engine() gives.")
 
     @classmethod
     def of(cls, run: Run | None, how: Mapping[str, Any]) -> Run:

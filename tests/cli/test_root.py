@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from invoked import Result
@@ -60,3 +61,19 @@ def test_errors_are_json_where_progress_is(arguments: tuple[str, ...], run: Run)
     assert not json.loads(line)["error"].startswith("Error")
     code, _, err = run("compare", "no-such.npz", "none.npz", *arguments)
     assert "Error: " in err
+
+
+@pytest.mark.parametrize(("arguments", "lines"), [((), 2), (("--progress", "json"), 1)])
+def test_interrupted(
+    arguments: tuple[str, ...], lines: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """click ends the line of the ^C on a terminal, and would break JSON."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("evalkit.cli.compare.open_batches", interrupted)
+    code, out, err = run("compare", "a.npz", "b.npz", *arguments)
+    assert (code, out) == (130, "")
+    assert len(err.splitlines()) == lines
+    assert "Interrupted." in err

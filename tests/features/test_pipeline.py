@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from patience import until
+from PIL import Image
 from stand_ins import NO_STORE
 from stand_ins import InceptionPixels as Pixels
 
-from evalkit.errors import InputError, OutputError
+from evalkit.errors import FeatureError, InputError, OutputError
 from evalkit.extractors.base import Rows, RunsAhead
 from evalkit.features import pieces
 from evalkit.features import store as store_module
@@ -163,6 +165,27 @@ def test_shards_of_a_file_that_changed_are_removed(
     with pytest.raises(InputError, match="changed while it was read"):
         extract(open_images(file), Changing(), run=Run(store=store))
     assert "00000048-00000060.h5" not in stored(store)
+
+
+def test_what_changed_is_removed_although_something_else_fails(
+    tmp_path: Path, store: Path, images: NDArray[np.uint8]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+
+    class Changing(Ahead):
+        def submit(self, batch: NDArray[Any]) -> Pending:
+            if self.begun == 3:
+                until(lambda: "00000000-00000008.h5" in stored(store))
+                (folder / "00.png").write_bytes((folder / "01.png").read_bytes())
+                raise FeatureError("half an image")
+            return super().submit(batch)
+
+    with pytest.raises(FeatureError, match="half an image"):
+        extract(open_images(folder), Changing(), run=Run(store=store))
+    assert not stored(store)
 
 
 def test_progress_never_goes_back(store: Path, images: NDArray[np.uint8]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from evalkit.errors import FeatureError, InputError
 from evalkit.features import extraction, pieces
 from evalkit.features import store as store_module
 from evalkit.features.extraction import Extraction, Wanted, extract
+from evalkit.features.pieces import Piece
 from evalkit.features.record import Features
 from evalkit.features.work import Extract, SumUp
 from evalkit.images import open_images
@@ -109,6 +111,36 @@ def test_rows_into_the_store(file: Path, tmp_path: Path, workers: int) -> None:
     engine.items.clear()
     assert_equal(of_both(file, run, **options), expected)
     assert not engine.items  # all were there
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_others_do_is_not_read(
+    tmp_path: Path, images: NDArray[np.uint8], in_order: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it lies before what a worker does in a file that is only read from its beginning."""
+    (np.savez_compressed if in_order else np.savez)(tmp_path / "x.npz", images)
+    source = open_images(tmp_path / "x.npz")
+    assert source.reads_in_order == in_order
+    whole, opened, read = source._read, list[int](), list[int]()
+
+    def noted(size: int, start: int) -> Iterator[NDArray[Any]]:
+        opened.append(start)
+        for batch in whole(size, start):
+            read.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(source, "_read", noted)
+    begin = Extract(source, (Pixels(),), {"inception": 8}).prepare()
+    pulses: list[float] = []
+    for first, last in ((8, 16), (32, 40), (40, 48), (56, 60)):
+        found = begin(Piece(first, last, ("inception",)), pulses.append).result()
+        np.testing.assert_array_equal(found["inception"]["pool"], Pixels()(images[first:last])["pool"])
+    assert opened == ([8] if in_order else [8, 32, 40, 56])
+    if in_order:
+        assert pulses == [0, 8, 0, 0, 0, 8, 0, 8, 0, 0, 4]
+    else:
+        # Read ahead only where the worker has just gone on by itself.
+        assert sum(read) <= 8 + 8 + 20 + 4
 
 
 @pytest.mark.parametrize("rows", [None, np.array([0, 15, 16, 40, 118])])

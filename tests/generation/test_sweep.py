@@ -34,6 +34,7 @@ from generation.checkpoints import load_network
 from generation.sample import STAGE
 from generation.settings import Settings
 from generation.sweep import sweep
+from generation.work import Item, MakeSamples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,7 +230,7 @@ def test_bad_scales(networks: Networks, reference: Path, tmp_path: Path, scales:
 def test_workers_give_the_same_and_never_wait_between_scales(
     networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = FakeEngine(workers=4, dies_at=(0, 8))
+    engine = FakeEngine(4, dies_at=(0, 8))
     elsewhere = swept(networks, reference, tmp_path / "elsewhere", engine=engine)
     monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / "cache"))
     here = swept(networks, reference, tmp_path / "here")
@@ -237,10 +238,11 @@ def test_workers_give_the_same_and_never_wait_between_scales(
     for scale in SCALES:
         one, other = (samples(tmp_path / name, scale).read_bytes() for name in ("here", "elsewhere"))
         assert one == other
-    sampling, *extraction = engine.maps
-    assert extraction
-    assert sorted(set(sampling)) == list(range(9))  # all scales in one list
-    assert {index // 3 for index in sampling[:3]} != {0}  # some of the second before all of the first
+    assert [isinstance(each, MakeSamples) for each in engine.works[:2]] == [True, False]
+    assert sum(isinstance(each, MakeSamples) for each in engine.works) == 1
+    batches = [item.run for item in engine.items if isinstance(item, Item)]
+    assert len(batches) == 3 * 3 + 2
+    assert batches != sorted(batches)  # the second scale was begun before the first was over
 
 
 def test_in_this_process_results_come_early(networks: Networks, reference: Path, tmp_path: Path) -> None:

@@ -227,3 +227,13 @@ def test_an_interrupted_consumer_ends_the_process():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=SECONDS, check=False)
     assert b"KeyboardInterrupt" in done.stderr
     assert done.returncode != 0
+
+
+def test_what_can_only_be_read_from_its_beginning(tmp_path):
+    found = set()
+    for name, write in CONTAINERS.items():
+        (tmp_path / name).mkdir()
+        if open_images(write(tmp_path / name)).reads_in_order:
+            found.add(name)
+    packed = {"npz deflated", "tar.gz", "tar.bz2", "tar.xz"}
+    assert found == packed | {"npz Fortran order", "parquet", "parquet of bytes"}

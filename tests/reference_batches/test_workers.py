@@ -21,6 +21,7 @@ from optional import optional
 from stand_ins import InceptionPixels as Pixels
 
 import reference_batches.build
+import reference_batches.work
 from evalkit.errors import ImageError, InputError
 from evalkit.extractors.pixels import Pixels as Importable
 from evalkit.images import ImageFiles, open_image_files, open_images
@@ -209,6 +210,31 @@ def test_contents_in_any_pieces(form: Callable[[Path, Path], Path], tree: Path, 
         found = [content for _, content in contents.at(piece)]
         assert found == [whole[index] for index in piece], piece
     contents.close()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_others_do_is_not_read(is_packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it lies before what a worker does in a file that is only read from its beginning."""
+    monkeypatch.setattr(reference_batches.work, "_BATCH_SIZE", 4)
+    images = np.random.default_rng(0).integers(0, 256, (400, 6, 5, 3), np.uint8)
+    (np.savez_compressed if is_packed else np.savez)(tmp_path / "x.npz", images)
+    source = open_images(tmp_path / "x.npz")
+    whole, opened, read = source._read, list[int](), list[int]()
+
+    def noted(size: int, start: int) -> Iterator[Any]:
+        opened.append(start)
+        for batch in whole(size, start):
+            read.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(source, "_read", noted)
+    contents = Contents(source)
+    for first in (40, 80, 200, 120, 160):
+        found = [np.asarray(image) for _, image in contents.at(range(first, first + 8))]
+        np.testing.assert_array_equal(found, images[first : first + 8])
+    contents.close()
+    assert opened == ([0, 120] if is_packed else [40, 80, 200, 120, 160])
+    assert is_packed or sum(read) == 5 * 8
 
 
 def test_a_compressed_tar_is_not_read_again_for_each_piece(

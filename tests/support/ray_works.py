@@ -45,6 +45,37 @@ class Orders:
         return _begin
 
 
+@dataclass(frozen=True)
+class Overlapping:
+    """Whose item 0 has no result before item 1 is begun."""
+
+    folder: Path
+    name: str = "overlapping"
+    device: str = "cpu"
+
+    def prepare(self) -> Callable[[int, Pulse], Pending[int]]:
+        return self._begin
+
+    def _begin(self, number: int, pulse: Pulse) -> Pending[int]:
+        (self.folder / f"begun {number}").touch()
+        if number == 0:
+            until((self.folder / "both are given").exists)
+        return _Later(self.folder, number)
+
+
+@dataclass(frozen=True)
+class _Later:
+    folder: Path
+    number: int
+
+    def done(self) -> bool:
+        return False
+
+    def result(self) -> int:
+        until((self.folder / "begun 1").exists)
+        return self.number
+
+
 def _begin(order: Order, pulse: Pulse) -> Pending[Any]:
     pulse(order.number / 2)
     result = _ORDERS[order.do](order)

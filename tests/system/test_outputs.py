@@ -267,7 +267,7 @@ def test_a_build_is_resumed(tmp_path: Path, s3: Buckets, images: NDArray[np.uint
     with pytest.raises(ImageError, match=r"13\.jpg"):
         build(folder, out, settings, extractor=Small())
     assert s3.objects == {}
-    assert working_path(out).with_name("ref.npz.building").is_dir()
+    assert working_path(out).with_name(f"{working_path(out).name}.building").is_dir()
     build(
         folder,
         out,

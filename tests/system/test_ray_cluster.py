@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from optional import optional
 from ray_works import Order, Orders
 
+from evalkit.system import ray_engine as engines
 from evalkit.system.engine import WorkerState
 from evalkit.system.ray_engine import ray_engine
 
@@ -35,28 +37,42 @@ def cluster() -> Iterator[Any]:
         found.shutdown()
 
 
-def test_nodes_come_and_go(cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nodes_come_and_go(
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At first there is none for workers; a second joins; the first is lost."""
     flag = tmp_path / "flag"
-    cpus = torch.get_num_threads()
-    nodes = [cluster.add_node(num_cpus=cpus, **LEAN)]
-    lost = []
+    nodes: list[Any] = []
+    lost: list[WorkerState] = []
+
+    def add() -> None:
+        nodes.append(cluster.add_node(num_cpus=torch.get_num_threads(), **LEAN))
 
     def watch(states: Sequence[WorkerState]) -> None:
         at_work = {state.pid for state in states if state.state == "working"}
         lost.extend(state for state in states if state.state == "lost")
-        if len(nodes) == 1 and at_work:
-            nodes.append(cluster.add_node(num_cpus=cpus, **LEAN))
-        elif len(at_work) == 2 and nodes[0] is not None:
+        if not nodes:
+            if caplog.messages:
+                add()
+        elif len(nodes) == 1 and at_work:
+            add()
+        elif len(nodes) == 2 and len(at_work) == 2:
             cluster.remove_node(nodes[0], allow_graceful=False)
-            nodes[0] = None
+            nodes.append(None)
         elif lost:
             flag.touch()
 
+    monkeypatch.setattr(engines, "UNSTARTED_SECONDS", 0.0)
     orders = [Order("wait", 1, flag), Order("wait", 2, flag), Order("square", 3)]
-    with ray_engine(cluster.address, watch=watch) as engine:
+    with caplog.at_level(logging.INFO, "evalkit"), ray_engine(cluster.address, watch=watch) as engine:
         found = list(engine.map(Orders(), orders))
     assert sorted(index for index, _ in found) == [0, 1, 2]
     assert len(lost) == 1
+    assert caplog.messages[0].startswith("No worker could be started yet")
     cluster.remove_node(nodes[1])
     assert capfd.readouterr() == ("", "")
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,15 @@ import numpy as np
 import pytest
 import torch
 from optional import optional
-from patience import until
-from ray_works import Order, Orders
+from patience import SECONDS, until
+from ray_works import Order, Orders, Overlapping
 
 from evalkit.errors import InputError, MissingDependencyError, WorkerError
 from evalkit.system import ray_engine as engines
 from evalkit.system import ray_worker
 from evalkit.system.engine import Inline, WorkerState
 from evalkit.system.ray_engine import ray_engine
+from evalkit.system.ray_worker import Driver, Worker
 
 HOST = socket.gethostname()
 SUPPORT = Path(__file__).parent.parent / "support"
@@ -48,11 +53,13 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def private() -> Iterator[Watched]:
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     optional("ray", "cluster")
     watched = Watched()
-    with ray_engine(watch=watched.see) as watched.engine:
-        yield watched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        with ray_engine(watch=watched.see) as watched.engine:
+            yield watched
 
 
 @pytest.fixture
@@ -87,9 +94,10 @@ def test_workers_are_like_this_process(engine: Watched) -> None:
     assert there["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-def test_no_token_is_written(engine: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    list(engine.map(Orders(), []))
-    assert not (Path.home() / ".ray").exists()
+def test_nothing_is_written_at_home(engine: Watched) -> None:
+    """Such as a token, which every other Ray would then use."""
+    assert list(engine.map(Orders(), [Order("square", 2)]))
+    assert list(Path.home().iterdir()) == []
 
 
 def test_workers_are_kept_for_the_next_work(engine: Watched) -> None:
@@ -118,6 +126,30 @@ def test_items_are_taken_when_someone_is_free(engine: Watched) -> None:
     assert (taken, done) == (30, 30)
     # Each has one in hand and one more, and one is being given out.
     assert max(ahead) <= 2 * workers + 1
+
+
+def test_a_worker_begins_the_next_item_before_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which a worker sets
+    worker = Worker()
+    assert worker.load(Driver.here("cpu"), pickle.dumps(Overlapping(tmp_path))).failure is None
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(worker.item, 0, pickle.dumps(0))
+        until((tmp_path / "begun 0").exists)
+        second = pool.submit(worker.item, 1, pickle.dumps(1))
+        until(lambda: worker._tasks.qsize() == 1)
+        (tmp_path / "both are given").touch()
+        assert [pickle.loads(each.result().value) for each in (first, second)] == [0, 1]
+
+
+def test_one_map_at_a_time(engine: Watched) -> None:
+    results = engine.map(Orders(), [Order("square", 1), Order("square", 2)])
+    next(results)
+    with pytest.raises(RuntimeError, match=r"one map at a time"):
+        next(engine.map(Orders(), [Order("square")]))
+    assert len(list(results)) == 1
 
 
 def test_closing_abandons_what_runs(engine: Watched, tmp_path: Path) -> None:
@@ -271,6 +303,25 @@ def test_nothing_stays(tmp_path: Path, how: signal.Signals) -> None:
         assert list(Path(folder).iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_what_this_process_has_forked_lives_on() -> None:
+    """It holds what this process has open: a log of Ray, and the pipe on whose end the guard waits."""
+    optional("ray", "cluster")
+    code = (
+        "import os, signal, sys\n"
+        "from evalkit.system.ray_engine import ray_engine\n"
+        "with ray_engine():\n"
+        "    child = os.fork()\n"
+        "    while not child: signal.pause()\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "sys.exit(os.WTERMSIG(os.waitpid(child, 0)[1]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=SECONDS
+    )
+    assert run.returncode == signal.SIGTERM
+
+
 # ----------------------------------------------------------------------------------------------------- errors
 
 
@@ -288,8 +339,23 @@ def test_nobody_at_the_address() -> None:
     optional("ray", "cluster")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-    with pytest.raises(InputError, match=f"No Ray at {address}: .*refused"), ray_engine(address):
+    with pytest.raises(InputError, match=f"No Ray cluster at {address}: .*refused"), ray_engine(address):
         pass
+
+
+def test_another_kind_of_server() -> None:
+    """As at the port of Ray's dashboard, where Ray itself would wait for ever."""
+    optional("ray", "cluster")
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        address = f"127.0.0.1:{server.server_port}"
+        with (
+            pytest.raises(InputError, match=f"No Ray cluster at {address}: another kind"),
+            ray_engine(address),
+        ):
+            pass
+        thread.join()
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])
