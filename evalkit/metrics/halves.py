@@ -241,16 +241,16 @@ def _few(second: Words, neighbours: NDArray[np.int64], k: int) -> Words:
     return few
 
 
-def _scaled(x: NDArray[np.floating], y: NDArray[np.floating], device: torch.device) -> tuple[Tensor, Tensor]:
+def _scaled(x: NDArray[np.float32], y: NDArray[np.float32], device: torch.device) -> tuple[Tensor, Tensor]:
     """Both in float32, around the reference's mean, and below 1: no square overflows, and less cancels.
 
     The scale is a power of 2, which leaves ties what they are.
     """
-    a, b = (torch.from_numpy(np.ascontiguousarray(each)).to(device).double() for each in (x, y))
-    centre = a.mean(dim=0)
-    a, b = a - centre, b - centre
-    scale = 2.0 ** -math.frexp(max(float(a.abs().max()), float(b.abs().max())))[1]
-    return (a * scale).float(), (b * scale).float()
+    centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    a, b = (torch.from_numpy(each - centre).to(device) for each in (x, y))
+    exponent = math.frexp(max(float(a.abs().max()), float(b.abs().max())))[1]
+    scale = 2.0 ** -max(-126, min(126, exponent))
+    return a * scale, b * scale
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
