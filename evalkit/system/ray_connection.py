@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from evalkit.errors import InputError, first_line
@@ -38,6 +39,8 @@ def private_ray() -> Iterator[None]:
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", ray_guard.__file__, folder],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it
     )
     try:
@@ -52,7 +55,6 @@ def private_ray() -> Iterator[None]:
             yield
     finally:
         guard.communicate()
-        _read_environment_again()
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def joined_ray(address: str) -> Iterator[None]:
         raise InputError(
             f"No address of a Ray cluster: {address!r}. Give HOST:PORT, as `ray start` prints it."
         )
-    _check_that_it_answers(address, host, int(port))
+    _check_that_it_answers(address, host.strip("[]"), int(port))
     with _ray() as ray:
         try:
             _init(ray, address)
@@ -80,7 +82,7 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
 
 
-# What an HTTP/2 client says first: so much of gRPC, which Ray speaks, and an empty frame of SETTINGS.
+# How a client of gRPC, which is HTTP/2, begins: with a frame of SETTINGS. A server answers with its own.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -114,7 +116,7 @@ def _for_private(folder: str) -> dict[str, str | None]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         # Workers find the modules that this process finds.
-        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
     }
 
 
@@ -137,7 +139,7 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 
 def _read_environment_again() -> None:
-    """Ray reads its variables once, when it is imported."""
+    """Ray reads its variables when it is imported, and keeps them."""
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
@@ -165,6 +167,7 @@ def _ray() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        _read_environment_again()
         prints._worker_logs_enabled = True
         if in_main_thread:
             with contextlib.suppress(TypeError):  # it was not set from Python
