@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from evalkit.errors import InputError, first_line
@@ -38,6 +39,8 @@ def private_ray() -> Iterator[None]:
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", ray_guard.__file__, folder],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it
     )
     try:
@@ -51,8 +54,8 @@ def private_ray() -> Iterator[None]:
                 raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
             yield
     finally:
-        guard.communicate(b"\n")
-        _read_environment_again()
+        guard.communicate(b"
+")
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def joined_ray(address: str) -> Iterator[None]:
         raise InputError(
             f"No address of a Ray cluster: {address!r}. Give HOST:PORT, as `ray start` prints it."
         )
-    _check_that_it_answers(address, host, int(port))
+    _check_that_it_answers(address, host.strip("[]"), int(port))
     with _ray() as ray:
         try:
             _init(ray, address)
@@ -80,7 +83,7 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
 
 
-# What an HTTP/2 client says first: so much of gRPC, which Ray speaks, and an empty frame of SETTINGS.
+# How a client of gRPC, which is HTTP/2, begins: with a frame of SETTINGS. A server answers with its own.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -116,7 +119,7 @@ def _for_private(folder: str) -> dict[str, str | None]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         # Workers find the modules that this process finds.
-        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
     }
 
 
@@ -139,7 +142,7 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 
 def _read_environment_again() -> None:
-    """Ray reads its variables once, when it is imported."""
+    """Ray reads its variables when it is imported, and keeps them."""
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
@@ -170,4 +173,5 @@ def _ray() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        _read_environment_again()
         prints._worker_logs_enabled = True

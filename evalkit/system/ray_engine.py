@@ -93,6 +93,7 @@ class _RayEngine:
         if self._in_map:
             raise RuntimeError("An engine of Ray does one map at a time.")
         self._in_map = True
+        self._deaths.clear()
         try:
             yield from _Job(self, self._ray, work, items, report).results()
         finally:

@@ -274,7 +274,7 @@ def _descendants(pid: int) -> set[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_stays(tmp_path: Path, how: signal.Signals) -> None:
     """Although one of the workers is stopped, which no word from Ray reaches."""
     optional("ray", "cluster")
