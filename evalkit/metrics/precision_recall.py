@@ -163,8 +163,8 @@ class PrecisionRecall:
         return {spec.name: halves for spec, halves in zip(self.scores, found, strict=True)}
 
     def influence_bytes(self, images: Sequence[int], width: int) -> int:
-        """Memory of :meth:`influence` beyond the rows: float64 copies of the images that are halved."""
-        return 28 * width * sum(min(n, MOST_IMAGES) for n in images)
+        """Memory of :meth:`influence` beyond the rows: float32 copies of the images that are halved."""
+        return 12 * width * sum(min(n, MOST_IMAGES) for n in images)
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:

@@ -711,17 +711,17 @@ def test_memory_is_said_before_the_work(
     assert saying() == []
     assert run("compare", *batches).err == ""
     monkeypatch.setattr("evalkit.comparison.advice.WORTH_SAYING", 1e6)
-    # 60 images of (2048 + 2023 + 2048) float32, and 8 bytes for each of 2048; 28 for their error bars.
+    # 60 images of (2048 + 2023 + 2048) float32, and 8 bytes for each of 2048; 12 for their error bars.
     assert saying(error_bars=False) == [
         "Memory: 1.5 MB for the features of 60 images, and up to 1.0 MB more for precision and recall."
     ]
     assert saying() == [
-        "Memory: 1.5 MB for the features of 60 images, and up to 3.4 MB more for error bars of precision and "
+        "Memory: 1.5 MB for the features of 60 images, and up to 1.5 MB more for error bars of precision and "
         "recall."
     ]
     assert saying(metrics=["inception_score"]) == []
     assert saying(metrics=["fid", "sfid"]) == []
-    assert saying(subset=Subset(images=10), error_bars=False) == []
+    assert saying(subset=Subset(images=10)) == []
     monkeypatch.setattr("evalkit.comparison.advice.physical_memory", lambda: 2_000_000)
     assert "This machine has 2.0 MB: use a subset (--subset 50000)" in saying()[0]
     assert "--metrics fid,sfid" in saying()[0]
