@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, UndefinedMetricError
 
 __all__ = ["Deviations", "Excess", "HalfSplit", "Influence", "balanced_classes"]
 
@@ -173,14 +173,23 @@ class Influence(Deviations):
     def _of_reference(self) -> float:
         return 0.0 if self.reference is None else _variance_of_mean(self.reference, self.reference_classes)
 
-    def costliest(self, count: int, *, higher_is_better: bool) -> NDArray[np.int64]:
-        """Indices of the ``count`` samples that make the score worst, the worst first.
+    def costliest(
+        self, count: int, *, higher_is_better: bool, of_reference: bool = False
+    ) -> NDArray[np.int64]:
+        """Indices of the ``count`` images that make the score worst, the worst first.
 
         Args:
             count: How many; all if there are fewer.
             higher_is_better: Of the score: the worst have negative values then.
+            of_reference: Of the reference, the images that the samples cover least; else of the samples.
+
+        Raises:
+            UndefinedMetricError: The reference has no influence values.
         """
-        harm = -self.samples if higher_is_better else self.samples
+        values = self.reference if of_reference else self.samples
+        if values is None:
+            raise UndefinedMetricError(self.no_reference or "this score does not look at the reference")
+        harm = -values if higher_is_better else values
         return np.argsort(-harm, kind="stable")[:count]
 
     def _has_classes_of(self, other: Influence) -> bool:

@@ -289,13 +289,18 @@ class FrechetDistance:
                 than features, or a covariance is singular.
             FeatureError: The sides do not fit together.
         """
+        if samples.gaussian(self.output):
+            raise UndefinedMetricError(
+                f"of {samples.name}, mean and covariance are used, not the features of its images; give the "
+                "images without statistics"
+            )
         clouds = []
         for batch in (reference, samples):
             rows = None if batch.gaussian(self.output) else batch.rows(self.output)
             clouds.append(self._side(batch).cloud(rows))
         found = frechet_influence(
             *clouds,
-            no_reference=f"{reference.name} gives mean and covariance, and not the features of its images",
+            no_reference=f"of {reference.name}, mean and covariance are used, not the features of its images",
             device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
         )
         return {self.scores[0].name: with_classes(found, reference, samples, self.output)}

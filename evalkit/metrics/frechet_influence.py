@@ -136,13 +136,13 @@ class Transport:
         curved = 0.0
         # Products are of the rows' own precision; the values are sums over thousands of features.
         dtype = torch.float64 if rows.dtype == np.float64 else torch.float32
-        mean, shift = (torch.from_numpy(each).to(device) for each in (cloud.mean, cloud.mean - other_mean))
+        shift = torch.from_numpy(cloud.mean - other_mean).to(device)
         columns, weight = (torch.from_numpy(each).to(device, dtype) for each in (basis, weights))
         linear = np.empty(n)
         with torch.inference_mode(), float32_arithmetic():
             for start in range(0, n, _ROWS):
                 block = slice(start, start + _ROWS)
-                x = torch.from_numpy(np.ascontiguousarray(rows[block])).to(device).double() - mean
+                x = torch.from_numpy(rows[block] - cloud.mean).to(device)
                 z = (x.to(dtype) @ columns).square_() @ weight
                 quadratic[block] = (x.square().sum(dim=1) - z[:, 0].double()).cpu().numpy()
                 linear[block] = (x @ shift).cpu().numpy()

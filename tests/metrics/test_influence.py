@@ -410,7 +410,7 @@ def test_statistics_alone_are_exact_as_reference_and_no_samples():
     of_reference = FID.influence(carried, batch(pool=pool), NO_STORE)["fid"]
     assert of_reference.reference is None
     assert "mean and covariance" in of_reference.no_reference
-    with pytest.raises(UndefinedMetricError, match="statistics of the samples"):
+    with pytest.raises(UndefinedMetricError, match="of batch, mean and covariance are used"):
         FID.influence(batch(pool=pool), carried, NO_STORE)
 
 
@@ -470,6 +470,10 @@ def test_the_costliest_image_is_the_one_far_away():
     found = frechet_influence(Cloud.of(rows(100, 0)), Cloud.of(x))
     assert found.costliest(3, higher_is_better=False)[0] == 37
     assert found.costliest(200, higher_is_better=True)[-1] == 37
+    exchanged = frechet_influence(Cloud.of(x), Cloud.of(rows(100, 0)))
+    assert exchanged.costliest(1, higher_is_better=False, of_reference=True).tolist() == [37]
+    with pytest.raises(UndefinedMetricError, match="does not look at the reference"):
+        inception_influence(x).costliest(1, higher_is_better=True, of_reference=True)
     without = frechet_distance(rows(100, 0), np.delete(x, 37, axis=0))
     assert without < frechet_distance(rows(100, 0), x)
 
