@@ -54,8 +54,7 @@ def private_ray() -> Iterator[None]:
                 raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
             yield
     finally:
-        guard.communicate(b"
-")
+        guard.communicate(b"\n")
 
 
 @contextmanager
