@@ -259,7 +259,7 @@ def exactly(kind="normal", shift=0.0):
 def test_frechet_errors_and_bias_are_those_of_new_draws(kind, shift, low, high):
     """Against a reference of draws; where both are alike, the error is a little wide."""
     rng = np.random.default_rng(7)
-    found = [frechet_estimate(draw(rng, 400, 0, kind), draw(rng, 320, shift, kind)) for _ in range(300)]
+    found = [frechet_estimate(draw(rng, 400, 0, kind), draw(rng, 320, shift, kind)) for _ in range(500)]
     truth = frechet_distance(exactly(kind), exactly(kind, shift))
     value, stderr, unbiased = (
         np.array([getattr(each, name) for each in found]) for name in ("value", "stderr", "unbiased")
