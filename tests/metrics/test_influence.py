@@ -268,7 +268,7 @@ def test_frechet_errors_and_bias_are_those_of_new_draws(kind, shift, low, high):
     raw, left = value.mean() - truth, unbiased.mean() - truth
     noise = unbiased.std() / np.sqrt(len(found))
     assert abs(left) < 0.1 * raw + 3 * noise
-    assert raw > 5 * noise  # a bias that 300 draws show beyond doubt, to be taken away
+    assert raw > 10 * noise  # there is a bias to be taken away
     assert unbiased.std() < 1.1 * value.std()
     inside = np.abs(unbiased - truth) < 1.96 * stderr
     assert inside.mean() >= 0.9
