@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.messages import say
 from evalkit.cli.parameters import file
 
 __all__ = ["demo"]
@@ -39,10 +40,9 @@ def demo(out: Path) -> None:
         device="auto", batch_size="auto", precision="float32", backend="torch", weights=None, graph=None
     )
     extractor = setup.extractor()
-    click.echo(
+    say(
         f"{len(SCALES)} scales of {SETTINGS.count} samples of 8x8, a small network; then as many passes of "
-        "Inception, which takes most of the time: about 5 minutes on 2 cores.",
-        err=True,
+        "Inception, which takes most of the time: about 5 minutes on 2 cores."
     )
     result = demo(out, extractor=extractor, settings=SETTINGS, scales=SCALES, progress=progress_bars())
     click.echo(sweep_table(result))

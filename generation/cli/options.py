@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from evalkit.cli.messages import say
 from evalkit.cli.parameters import file, output, text
 from evalkit.errors import InputError, brief
 from generation.samplers import SAMPLERS
@@ -188,10 +189,7 @@ def set_up(
         )
         for loaded in (networks.diffusion, networks.classifier):
             if loaded and loaded.prefix:
-                click.echo(
-                    f"{loaded.path}: the prefix {brief(loaded.prefix)} before every name was left out.",
-                    err=True,
-                )
+                say(f"{loaded.path}: the prefix {brief(loaded.prefix)} before every name was left out.")
         return networks
 
     return settings, load
