@@ -124,7 +124,6 @@ def build(
     skip_bad: bool,
     workers: int | None,
     engine: str,
-    progress: str,
     **options: Any,
 ) -> None:
     """Build a reference batch from the images in SOURCE, with ADM's crop, for ADM's evaluator.
@@ -143,7 +142,7 @@ def build(
         size=size, images=images, seed=seed, statistics=statistics, labels=labels, class_order=class_order
     )
     extractor = None if statistics == "none" else ExtractorSetup(**options).extractor()
-    with open_engine(engine, progress) as (someone, watch):
+    with open_engine(engine) as (someone, progress):
         report = build(
             source,
             out,
@@ -152,7 +151,7 @@ def build(
             skip_bad=skip_bad,
             value_range=value_range,
             workers=workers,
-            progress=watch,
+            progress=progress,
             engine=someone,
         )
     classes = "no labels" if report.classes is None else f"{report.classes:,} classes"

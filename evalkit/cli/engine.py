@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def engine_options(command: F) -> F:
-    """``--engine`` and ``--progress``, which the command gets as ``engine`` and ``progress``."""
+    """``--engine``, which the command gets as ``engine``; and ``--progress``, which acts by itself."""
     options = [
         click.option(
             "--engine",
@@ -37,7 +37,9 @@ def engine_options(command: F) -> F:
             type=click.Choice(["auto", "json"]),
             default="auto",
             show_default=True,
+            # Errors of what is checked first are JSON, too.
             is_eager=True,
+            expose_value=False,
             callback=_json_from_now_on,
             help="auto: bars on a terminal. json: all of standard error is lines of JSON, about one a second "
             "and one for each message (docs/clusters.md).",
@@ -48,22 +50,19 @@ def engine_options(command: F) -> F:
     return command
 
 
-def _json_from_now_on(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Errors of what is checked first are JSON, too."""
+def _json_from_now_on(context: click.Context, parameter: click.Parameter, value: str) -> None:
     del context, parameter
     show_messages(as_json=value == "json")
-    return value
 
 
 @contextmanager
-def open_engine(engine: str, progress: str) -> Iterator[tuple[Engine, Progress]]:
+def open_engine(engine: str) -> Iterator[tuple[Engine, Progress]]:
     """The engine that ``--engine`` names, while the block runs, and what shows its progress.
 
     Raises:
         InputError: There is no such engine, or it cannot be started.
         MissingDependencyError: Ray is not installed.
     """
-    show_messages(as_json=progress == "json")
     kind, has_address, address = engine.partition("=")
     if engine == "inline":
         from evalkit.system.engine import Inline

@@ -87,7 +87,7 @@ value_range_option = click.option(
 class ExtractorSetup:
     """What the options of :func:`extractor_options` ask for, and others of verbs that extract.
 
-    Those are the options of :func:`~evalkit.cli.engine.engine_options`, and ``--no-store``.
+    Those are ``--engine`` and ``--no-store``.
     """
 
     def __init__(
@@ -101,7 +101,6 @@ class ExtractorSetup:
         graph: str | None,
         no_store: bool = False,
         engine: str = "inline",
-        progress: str = "auto",
     ):
         if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
             raise InputError(f"Batch size {batch_size!r} is neither a number from 1 nor auto.")
@@ -114,7 +113,6 @@ class ExtractorSetup:
         self.graph = graph
         self.no_store = no_store
         self.engine = engine
-        self.progress = progress
 
     def extractor(self, network: str = "inception") -> Extractor:
         """A network, its weights loaded. The options of weights, precision and backend are Inception's."""
@@ -146,7 +144,7 @@ class ExtractorSetup:
         from evalkit.system.run import Run
 
         store = None if self.no_store else "default"
-        with open_engine(self.engine, self.progress) as (engine, progress):
+        with open_engine(self.engine) as (engine, progress):
             yield Run(device=self.device, store=store, progress=progress, engine=engine)
 
 

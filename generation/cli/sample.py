@@ -87,7 +87,7 @@ def _run(
     grid, batch_size = options["grid"], parse_batch_size(options["batch_size"])
     if grid:
         check_picture(grid, *([base.name] if base else []))
-    with open_engine(options["engine"], options["progress"]) as (engine, progress):
+    with open_engine(options["engine"]) as (engine, progress):
         path = run(
             settings,
             load(options["precision"]),

@@ -95,7 +95,7 @@ def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
     )
     choice = choose_metrics(options["protocol"], options["metrics"])
     (opened,), _ = open_batches(reference)
-    with open_engine(options["engine"], options["progress"]) as (engine, progress):
+    with open_engine(options["engine"]) as (engine, progress):
         result = sweep(
             settings,
             values,

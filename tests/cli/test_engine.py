@@ -55,7 +55,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
 
 
 def test_this_process_is_the_default() -> None:
-    with open_engine("inline", "auto") as (engine, progress):
+    with open_engine("inline") as (engine, progress):
         assert type(engine) is Inline
         assert isinstance(progress, Silence)
 
@@ -64,7 +64,7 @@ def test_this_process_is_the_default() -> None:
     ("engine", "address"), [("ray", None), ("ray=node0:6379", "node0:6379"), ("ray=[::1]:63", "[::1]:63")]
 )
 def test_ray(engine: str, address: str | None, addresses: list[str | None]) -> None:
-    with open_engine(engine, "auto") as (opened, _):
+    with open_engine(engine) as (opened, _):
         assert isinstance(opened, Watched)
         assert addresses == [address]
     assert addresses == [address, "closed"]
@@ -74,7 +74,7 @@ def test_ray(engine: str, address: str | None, addresses: list[str | None]) -> N
 def test_what_is_no_engine(engine: str, addresses: list[str | None]) -> None:
     with (
         pytest.raises(InputError, match=r"expected inline, ray .* or ray=HOST:PORT"),
-        open_engine(engine, "auto"),
+        open_engine(engine),
     ):
         pass
     assert addresses == []
@@ -84,7 +84,7 @@ def test_ray_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(MissingDependencyError, match=r"pip install 'evalkit\[cluster\]'"),
-        open_engine("ray", "auto"),
+        open_engine("ray"),
     ):
         pass
 
