@@ -35,6 +35,7 @@ from evalkit.extractors.inception_network import INPUT_SIZE
 from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.weights import load_weights
 from evalkit.features.extraction import Extraction, Wanted
+from evalkit.features.shards import Shards
 from evalkit.images import NpzWriter, open_images
 from evalkit.system.devices import float32_arithmetic
 from evalkit.system.engine import Pending
@@ -110,7 +111,7 @@ def from_file(extractor: Inception, file: Path, store: Path) -> dict[str, float]
     outputs = tuple(extractor.outputs)
     wanted = Wanted(extractor=extractor, arrays=outputs)
     run = Run(store=store)
-    timed("extract into the store", Extraction(images, [wanted], run=run).extract_missing)
+    timed("extract into the store", Shards(images, {extractor: extractor.outputs}, run).extract_missing)
     timed("read the store", Extraction(images, [wanted], run=run).features)
     return {stage: len(images) / time_ for stage, time_ in seconds.items()}
 

@@ -123,11 +123,6 @@ class Extraction:
         self._rows = rows
         self._parts = [_Part(images, each, rows) for each in wanted]
 
-    def extract_missing(self) -> None:
-        """Put into the store what it does not have of any of the networks, whoever needs it."""
-        if self._parts and len(self._images):
-            self._shards(self._parts).extract_missing()
-
     def features(self) -> list[Features]:
         """The features, in the order of what is wanted.
 

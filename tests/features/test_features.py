@@ -480,7 +480,7 @@ def test_only_what_is_needed_is_extracted(store: Path, images: NDArray[np.uint8]
     assert not extract(open_images(images), extractor, outputs=(), run=Run(store=store)).arrays
     assert extractor.seen == 0
     wanted = Wanted(extractor=extractor, arrays=["pool"])
-    Extraction(open_images(images), [wanted], run=Run(store=store)).extract_missing()
+    Extraction(open_images(images), [wanted], run=Run(store=store)).features()
     assert extractor.seen == 60
     extract(open_images(images), extractor, moments=("pool",), run=Run(store=store))
     assert extractor.seen == 60
