@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from optional import optional
 from patience import SECONDS
+from stand_ins import stored
 from troubled import Troubled
 
 from evalkit.comparison import compare, features_of
@@ -63,17 +63,6 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def log(tmp_path: Path) -> Path:
     (tmp_path / "log").mkdir()
     return tmp_path / "log"
-
-
-def stored(root: Path) -> dict[str, bytes]:
-    """Every row in the store, by folder and output, in the order of the images."""
-    found: dict[str, bytes] = {}
-    for path in sorted(root.glob("*/*.h5")):
-        with h5py.File(path) as opened:
-            for output, dataset in opened.items():
-                key = f"{path.parent.name} {output}"
-                found[key] = found.get(key, b"") + dataset[()].tobytes()
-    return found
 
 
 def test_a_comparison_and_its_store(engine: Any, sides: list[Path], log: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import h5py
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from optional import optional
 from range_server import shelf
 from stand_ins import InceptionPixels as Pixels
+from stand_ins import stored
 
 from evalkit.errors import FeatureError, InputError
 from evalkit.features import extraction, pieces
@@ -83,17 +83,6 @@ def assert_equal(found: list[Features], expected: list[Features]) -> None:
         for output, gaussian in other.gaussians.items():
             assert one.gaussians[output].mean.tobytes() == gaussian.mean.tobytes()
             assert one.gaussians[output].covariance.tobytes() == gaussian.covariance.tobytes()
-
-
-def stored(root: Path) -> dict[str, bytes]:
-    """Every row in the store, by folder and output, in the order of the images."""
-    found: dict[str, bytes] = {}
-    for path in sorted(root.glob("*/*.h5")):
-        with h5py.File(path) as opened:
-            for output, dataset in opened.items():
-                key = f"{path.parent.name} {output}"
-                found[key] = found.get(key, b"") + dataset[()].tobytes()
-    return found
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5, 20])

@@ -18,13 +18,13 @@ from typing import Any
 import deaths
 import numpy as np
 import torch
+from small_networks import prepared
 from stand_ins import InceptionPixels
 
 from evalkit.comparison import features_of
 from generation import sample as sampling
 from generation import work
 from generation.batch import Networks
-from generation.checkpoints import load_network
 from generation.cost import describe_cost
 from generation.settings import Settings
 from generation.sweep import sweep
@@ -122,12 +122,7 @@ def digest_of(files: Any) -> str:
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    networks = Networks.prepare(
-        load_network(folder / "unet.safetensors"),
-        load_network(folder / "classifier.safetensors"),
-        precision="reference",
-        device=torch.device("cpu"),
-    )
+    networks = prepared(folder)
     describe_cost([SETTINGS], networks)  # kept for all: it takes more calls than the sampling
     random = np.random.default_rng(0)
     np.savez(folder / "images.npz", random.integers(0, 256, (IMAGES, 4, 4, 3), np.uint8))

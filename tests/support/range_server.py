@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import quote, unquote, urlsplit
+
+from loopback import served
 
 __all__ = ["Shelf", "shelf"]
 
@@ -132,17 +134,5 @@ def shelf() -> Iterator[Shelf]:
         def log_message(self, *_: object) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 64
-        daemon_threads = True
-        block_on_close = False  # connections stay open for more
-
-    with Server(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            found.address = f"http://127.0.0.1:{http.server_address[1]}"
-            yield found
-        finally:
-            http.shutdown()
-            thread.join()
+    with served(Handler) as found.address:
+        yield found

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from loopback import served
 
 __all__ = ["Buckets", "buckets"]
 
@@ -133,16 +135,5 @@ def buckets() -> Iterator[Buckets]:
         def log_message(self, *_: object) -> None:
             pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False  # connections stay open for more
-
-    with Server(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            found.address = f"http://127.0.0.1:{http.server_address[1]}"
-            yield found
-        finally:
-            http.shutdown()
-            thread.join()
+    with served(Handler) as found.address:
+        yield found

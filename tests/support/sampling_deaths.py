@@ -17,11 +17,11 @@ from typing import Any
 import deaths
 import torch
 from deaths import wait
+from small_networks import prepared
 
 from generation import sample as sampling
 from generation import shards
 from generation.batch import Networks
-from generation.checkpoints import load_network
 from generation.cost import describe_cost
 from generation.settings import Settings
 
@@ -81,12 +81,7 @@ def at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
 def main() -> None:
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    networks = Networks.prepare(
-        load_network(folder / "unet.safetensors"),
-        load_network(folder / "classifier.safetensors"),
-        precision="reference",
-        device=torch.device("cpu"),
-    )
+    networks = prepared(folder)
     describe_cost([SETTINGS], networks)  # kept for all: it takes more calls than the sampling
     found = globals()[scenario](folder, networks)
     found["alone"] = wait(deaths.start(work(folder, networks, f"alone-{scenario}")))

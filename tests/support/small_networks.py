@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from generation.checkpoints import save_network
+from generation.batch import Networks
+from generation.checkpoints import load_network, save_network
 from generation.networks.classifier import ClassifierSettings
 from generation.networks.unet import UNetSettings
 from generation.presets import Kind, ModelPreset
@@ -38,3 +39,13 @@ def write(folder: Path, name: str, kind: Kind, *, seed: int = 0, **changes: obje
     path = folder / f"{name}.safetensors"
     save_network(network.state_dict(), preset, path)
     return path
+
+
+def prepared(folder: Path) -> Networks:
+    """``unet.safetensors`` and ``classifier.safetensors`` in a folder, on the CPU."""
+    return Networks.prepare(
+        load_network(folder / "unet.safetensors"),
+        load_network(folder / "classifier.safetensors"),
+        precision="reference",
+        device=torch.device("cpu"),
+    )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,3 +84,14 @@ def stand_in(network: str, precision: str = "float32") -> Pixels:
     extractor = StandIn(precision)
     extractor.precision = precision  # type: ignore[attr-defined]
     return extractor
+
+
+def stored(root: Path) -> dict[str, bytes]:
+    """Every row in the store, by folder and output, in the order of the images."""
+    found: dict[str, bytes] = {}
+    for path in sorted(root.glob("*/*.h5")):
+        with h5py.File(path) as opened:
+            for output, dataset in opened.items():
+                key = f"{path.parent.name} {output}"
+                found[key] = found.get(key, b"") + dataset[()].tobytes()
+    return found
