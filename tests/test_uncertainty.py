@@ -11,8 +11,8 @@ from scipy import stats
 from evalkit.deviations import Excess, HalfSplit, Influence
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.metrics.frechet_influence import Cloud, Transport, frechet_influence
+from evalkit.pairs import Difference
 from evalkit.uncertainty import (
-    Difference,
     detectable_difference,
     difference,
     difference_of_runs,

@@ -19,7 +19,7 @@ from evalkit.cli.options import (
     open_batches,
     value_range_option,
 )
-from evalkit.cli.parameters import file, output
+from evalkit.cli.parameters import WithRuns, file, members_of, output
 from evalkit.errors import InputError, OutputError
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
@@ -30,9 +30,22 @@ if TYPE_CHECKING:
 __all__ = ["compare", "curves", "features", "stats"]
 
 
-@click.command()
+@click.command(cls=WithRuns)
 @click.argument("reference")
-@click.argument("samples")
+@click.argument("samples", nargs=-1)
+@click.option(
+    "--runs",
+    multiple=True,
+    metavar="RUN...",
+    help="In place of SAMPLES, once for each setting: its runs (trainings, seeds or checkpoints), or a "
+    "folder with a file for each. Settings are compared by how much their runs vary.",
+)
+@click.option(
+    "--paired/--unpaired",
+    default=None,
+    help="Whether images of the same index in two SAMPLES are of the same noise and class, which makes "
+    "differences more certain. By default as the files of `evalkit sample` say.",
+)
 @click.option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
@@ -81,7 +94,9 @@ __all__ = ["compare", "curves", "features", "stats"]
 @engine_options
 def compare(
     reference: str,
-    samples: str,
+    samples: tuple[str, ...],
+    runs: tuple[str, ...],
+    paired: bool | None,
     protocol: str,
     format_: str,
     json_file: Place | None,
@@ -94,6 +109,8 @@ def compare(
 ) -> None:
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
 
+    Several SAMPLES are also compared with each other: which is the best, and which differences stand.
+
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
     images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, any of
     these at a URL (https://, s3://, gs://), or the name of a published batch (see `evalkit reference list`),
@@ -105,42 +122,57 @@ def compare(
     Example:
       evalkit compare imagenet256 samples_50000x256x256x3.npz
       evalkit compare ref.npz 'samples/*.npz' --subset 50000
+      evalkit compare ref.npz a.npz b.npz c.npz
+      evalkit compare ref.npz --runs a1.npz a2.npz --runs b1.npz b2.npz
       evalkit compare ref.npz samples.npz --engine ray
     """
     from evalkit.system.files import check_writable, replace_atomically
 
     setup = ExtractorSetup(**options)
+    groups = [members_of(group) for group in runs]
     if json_file:
-        check_writable(json_file, reference, samples)
+        check_writable(json_file, reference, *samples, *(run for members in groups for run in members))
     from evalkit.comparison import Subset, compare
+    from evalkit.comparison.pairs import sets_of
     from evalkit.comparison.plan import choose_metrics
-    from evalkit.report.text import FORMATS, remarks
+    from evalkit.report import several, text
+    from evalkit.results import Comparison
 
     choice = choose_metrics(protocol, metrics)
+    every, numbers = sets_of(samples, groups)
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
-        sides, published = open_batches(reference, samples, value_range=value_range)
-        comparison = compare(
-            *sides,
+        (opened, *others), published = open_batches(reference, *map(str, every), value_range=value_range)
+        found = compare(
+            opened,
+            *(() if numbers else others),
+            runs=[[others[i] for i in members] for members in numbers],
             protocol=protocol,
             metrics=metrics,
             subset=Subset(images=subset, seed=seed) if subset is not None else None,
             extractor=[setup.extractor(network) for network in choice.networks],
             # The five lines of `adm` do not show them.
             error_bars=not no_error_bars and (format_ != "adm" or json_file is not None),
+            paired=paired,
             run=run,
         )
-        comparison = replace(comparison, published=published)
+        if isinstance(found, Comparison):
+            found = replace(found, published=published)
+            shown_text = text.FORMATS[format_](found)
+            notes = [*text.remarks(found)]
+        else:
+            shown_text = several.FORMATS[format_](found)
+            notes = [*dict.fromkeys(note for each in found.comparisons for note in text.remarks(each))]
         failure = None
         try:  # before printing, which may fail
             if json_file:
                 with replace_atomically(json_file) as partial:
-                    partial.write_text(comparison.to_json())
+                    partial.write_text(found.to_json())
         except OutputError as error:
             failure = error  # after printing, so that the scores are not lost
-        click.echo(FORMATS[format_](comparison))
-        for remark in remarks(comparison) if format_ == "adm" else ():
-            say(remark)  # the five lines have no place for it
+        click.echo(shown_text)
+        for note in notes if format_ == "adm" else ():
+            say(note)  # the five lines have no place for it
         if failure:
             raise failure
 

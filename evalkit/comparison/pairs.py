@@ -207,7 +207,8 @@ def _values(scores: Sequence[Score]) -> tuple[list[float], bool]:
         return unbiased, True
     counts = {score.n for score in scores}
     if len(counts) > 1:
-        listed = " and ".join(f"{score.n:,}" if score.n else "an unknown number of" for score in scores)
+        named = (f"{score.n:,}" if score.n else "an unknown number of" for score in scores)
+        listed = " and ".join(dict.fromkeys(named))
         raise UndefinedMetricError(
             f"they are of {listed} images, and how much the score depends on their number is not known; give "
             "as many of each"

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from evalkit.results import Batch, Comparison, Score, ScoreSpec, Sweep
+from evalkit.results import Batch, Comparison, Score, ScoreSpec, Sweep, specs_of
 
-__all__ = ["FORMATS", "adm_lines", "markdown", "remarks", "sweep_table", "table"]
+__all__ = [
+    "FORMATS",
+    "adm_lines",
+    "describe_batch",
+    "describe_extractors",
+    "error_notes",
+    "markdown",
+    "no_error_notes",
+    "remarks",
+    "shown_error",
+    "sweep_table",
+    "table",
+]
 
 # The five lines of the reference evaluator, in its order and words.
 ADM_LINES = {
@@ -29,9 +41,9 @@ def adm_lines(comparison: Comparison) -> str:
 def table(comparison: Comparison) -> str:
     """A table for the terminal: what was compared, the scores, what is missing and why, warnings."""
     header = [
-        ("reference", _describe_batch(comparison.reference)),
-        ("samples", _describe_batch(comparison.samples)),
-        ("protocol", f"{comparison.protocol}; {_describe_extractors(comparison)}"),
+        ("reference", describe_batch(comparison.reference)),
+        ("samples", describe_batch(comparison.samples)),
+        ("protocol", f"{comparison.protocol}; {describe_extractors(comparison)}"),
     ]
     lines = [f"{key:<10} {text}" for key, text in header]
     width = max(16, *(len(spec.title) for spec in comparison.specs))
@@ -45,9 +57,9 @@ def table(comparison: Comparison) -> str:
             std = "" if score.std is None else f"   (± {score.std:.2f} over splits)"
             value = f"{spec.format(score.value):>10}"
             if with_bars:
-                value += f" {_error(spec, score):<10} {_unbiased(spec, score):>10}"
+                value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
             lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{_drawn(score, comparison)}")
-    lines += _about_errors(comparison)
+    lines += error_notes([comparison])
     if comparison.published:
         cells = _beside_published(comparison)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -69,19 +81,19 @@ def markdown(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"| {spec.title} | - |{' |' if with_bars else ''} not computed: {reason} |")
         else:
-            value = " ".join(filter(None, (spec.format(score.value), _error(spec, score))))
+            value = " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
             more = f" {_unbiased(spec, score)} |" if with_bars else ""
             lines.append(f"| {spec.title} | {value}{_drawn(score, comparison)} |{more} {spec.better} |")
-    lines += [text for line in _about_errors(comparison) for text in ("", line)]
+    lines += [text for line in error_notes([comparison]) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)
         header, *rows = (f"| {' | '.join(row)} |" for row in cells)
         lines += ["", _citation(comparison), "", header, "|---" * len(cells[0]) + "|", *rows]
     lines += [
         "",
-        f"Reference: {_describe_batch(comparison.reference)}. "
-        f"Samples: {_describe_batch(comparison.samples)}. "
-        f"Protocol {comparison.protocol}; {_describe_extractors(comparison)}.",
+        f"Reference: {describe_batch(comparison.reference)}. "
+        f"Samples: {describe_batch(comparison.samples)}. "
+        f"Protocol {comparison.protocol}; {describe_extractors(comparison)}.",
     ]
     for text in remarks(comparison):
         lines += ["", text]
@@ -141,7 +153,8 @@ def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str
         yield spec, comparison.score(spec.name), comparison.missing.get(spec.name, "")
 
 
-def _error(spec: ScoreSpec, score: Score) -> str:
+def shown_error(spec: ScoreSpec, score: Score) -> str:
+    """``± 0.03``; empty where there is no standard error."""
     return "" if score.stderr is None else f"± {spec.format(score.stderr)}"
 
 
@@ -149,25 +162,33 @@ def _unbiased(spec: ScoreSpec, score: Score) -> str:
     return "-" if score.unbiased is None else spec.format(score.unbiased)
 
 
-def _about_errors(comparison: Comparison) -> list[str]:
-    """What the standard errors are, the reference's part, and why scores have none; a line each."""
+def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the standard errors are, the reference's part, and why scores have none; a line each.
+
+    The reference's part is that of the first comparison, if there are several.
+    """
     lines = []
-    titles = {spec.name: spec for spec in comparison.specs}
-    bars = [score for score in comparison.scores if score.stderr is not None]
-    if bars:
+    titles = {spec.name: spec for spec in specs_of(comparisons)}
+    scores = [score for comparison in comparisons for score in comparison.scores]
+    if any(score.stderr is not None for score in scores):
         parts = ", ".join(
             f"{titles[score.name].title} {titles[score.name].format(score.stderr_reference)}"
-            for score in bars
+            for score in comparisons[0].scores
             if score.stderr_reference is not None
         )
         of = f"; the reference's part: {parts}" if parts else ""
         lines.append(f"±: standard error from the draw of the images{of}. Training again varies more.")
-    reasons: dict[str, list[str]] = {}
-    for score in comparison.scores:
+    return [*lines, *no_error_notes(comparisons)]
+
+
+def no_error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Why scores have no standard errors; a line for each reason."""
+    titles = {spec.name: spec.title for spec in specs_of(comparisons)}
+    reasons: dict[str, dict[str, None]] = {}
+    for score in (score for comparison in comparisons for score in comparison.scores):
         if score.no_stderr is not None:
-            reasons.setdefault(score.no_stderr, []).append(titles[score.name].title)
-    lines += [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
-    return lines
+            reasons.setdefault(score.no_stderr, {})[titles[score.name]] = None
+    return [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
 
 
 def _drawn(score: Score, comparison: Comparison) -> str:
@@ -180,7 +201,8 @@ def _drawn(score: Score, comparison: Comparison) -> str:
     return f"   (of {of}, seed {score.parameters['seed']})"
 
 
-def _describe_batch(batch: Batch) -> str:
+def describe_batch(batch: Batch) -> str:
+    """Its name, how many images of which size, and where statistics and features came from."""
     parts = [batch.name]
     if batch.images:
         size = "" if batch.image_shape is None else f" {batch.image_shape[1]}x{batch.image_shape[0]}"
@@ -193,7 +215,8 @@ def _describe_batch(batch: Batch) -> str:
     return ", ".join(parts)
 
 
-def _describe_extractors(comparison: Comparison) -> str:
+def describe_extractors(comparison: Comparison) -> str:
+    """The networks, with precision and device."""
     described = []
     for extractor in comparison.extractors.values():
         keys = (key for key in ("backend", "precision", "device") if key in extractor)
