@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from evalkit.features.extraction import extract
     from evalkit.features.record import Features
     from evalkit.images import ImageSource, open_images
-    from evalkit.results import Comparison, Score, ScoreSpec
+    from evalkit.results import Comparison, Comparisons, Score, ScoreSpec
     from evalkit.system.run import Run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
+    "Comparisons",
     "EvalkitError",
     "Features",
     "ImageSource",
@@ -45,6 +46,7 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "results",
+    "Comparisons": "results",
     "EvalkitError": "errors",
     "Features": "features.record",
     "ImageSource": "images",
