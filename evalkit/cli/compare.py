@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +114,7 @@ def compare(
     from evalkit.comparison import Subset, compare
     from evalkit.comparison.plan import choose_metrics
     from evalkit.report.text import FORMATS, remarks
+    from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)
     with setup.run() as run:
@@ -130,7 +130,7 @@ def compare(
             error_bars=not no_error_bars and (format_ != "adm" or json_file is not None),
             run=run,
         )
-        comparison = replace(comparison, published=published)
+        comparison = beside(comparison, published)
         failure = None
         try:  # before printing, which may fail
             if json_file:
@@ -232,7 +232,9 @@ def stats(images: str, out: Place, value_range: str | None, **options: Any) -> N
     help="png, svg or pdf to write, also at a URL.",
 )
 @click.option(
-    "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
+    "--published",
+    metavar="DATASET",
+    help="Overlay what papers report on this, such as imagenet256: see evalkit published.",
 )
 def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
     """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
@@ -260,7 +262,7 @@ def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
             found.append(Sweep.from_json(results.read_bytes()))
         except InputError as error:
             raise InputError(f"{results}: {error}") from error
-    from reference_batches.catalog import published_rows
+    from reference_batches.published import curves as published_curves
 
-    write_curves(out, found, published_rows(published) if published is not None else ())
+    write_curves(out, found, published_curves(published) if published is not None else ())
     click.echo(f"wrote {out}")
