@@ -233,8 +233,9 @@ def convert(source: str, out: Place) -> None:
 @click.option("--model", type=text, metavar="TEXT", help="Only models with this in their names.")
 @click.option(
     "--sort",
-    type=click.Choice(["fid", "sfid", "inception_score", "precision", "recall", "fd_dinov2"]),
-    help="The best first; by default as in the papers.",
+    type=text,
+    metavar="SCORE",
+    help="The best in this first, such as fid; by default as in the papers.",
 )
 @click.option(
     "--format",
@@ -246,8 +247,8 @@ def convert(source: str, out: Place) -> None:
 def published(dataset: str, evaluator: str | None, model: str | None, sort: str | None, format_: str) -> None:
     """What papers report on DATASET, with evaluator, guidance and source of each row.
 
-    DATASET is imagenet64, imagenet128, imagenet256, imagenet512, cifar10, lsun_bedroom, lsun_cat or
-    lsun_horse. Papers that print different numbers for the same model have a row each.
+    DATASET is, for example, imagenet256 or cifar10; for another name, the error lists all. Papers that print
+    different numbers for the same model have a row each.
 
     \b
     Example:

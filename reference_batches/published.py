@@ -48,7 +48,7 @@ NEAREST = 5
 # evalkit's own presets are the models of this paper.
 OWN_PAPER = "Diffusion Models Beat GANs on Image Synthesis"
 SAME_AT_ALL_STEPS = ("classifier", "cfg", "cfg (XS guide)")
-# Cells of the terminal's table are cut to this; Markdown and JSON have all of them.
+# Cells of the terminal's table are cut to this, but for sources; Markdown and JSON have all of them.
 WIDEST = 36
 
 
@@ -73,15 +73,19 @@ def published_rows(
     found = [row for row in all_rows() if row.dataset == dataset]
     if not found:
         known = ", ".join(dict.fromkeys(row.dataset for row in all_rows()))
-        raise InputError(f"Nothing is published here on a dataset {brief(dataset)!r}; expected {known}.")
+        raise InputError(f"Nothing is published here on a dataset {brief(repr(dataset))}; expected {known}.")
     rows = tuple(row for row in found if evaluator in (None, row.evaluator))
     if not rows:
         known = ", ".join(dict.fromkeys(row.evaluator for row in found))
-        raise InputError(f"No row on {dataset} is of an evaluator {brief(evaluator)!r}; expected {known}.")
+        raise InputError(
+            f"No row on {dataset} is of an evaluator {brief(repr(evaluator))}; expected {known}."
+        )
     named = tuple(row for row in rows if model is None or model.lower() in row.model.lower())
     if not named:
         known = listing(dict.fromkeys(row.model for row in rows))
-        raise InputError(f"None of the models has {brief(model)!r} in its name; expected part of {known}.")
+        raise InputError(
+            f"None of the models has {brief(repr(model))} in its name; expected part of {known}."
+        )
     return named
 
 
@@ -92,9 +96,15 @@ def evaluators() -> dict[str, str]:
 
 
 def ranked(rows: Iterable[PublishedRow], score: str) -> list[PublishedRow]:
-    """The rows by a score, the best first; those without it last."""
-    sign = next(-1 if spec.higher_is_better else 1 for spec in SCORES if spec.name == score)
-    return sorted(rows, key=lambda row: (score not in row.scores, sign * row.scores.get(score, 0.0)))
+    """The rows by a score, the best first; those without it last.
+
+    Raises:
+        InputError: There is no such score.
+    """
+    signs = {spec.name: -1 if spec.higher_is_better else 1 for spec in SCORES}
+    if score not in signs:
+        raise InputError(f"No row has a score {brief(repr(score))}; expected one of {', '.join(signs)}.")
+    return sorted(rows, key=lambda row: (score not in row.scores, signs[score] * row.scores.get(score, 0.0)))
 
 
 def beside(comparison: Comparison, rows: Iterable[PublishedRow]) -> Comparison:
@@ -154,7 +164,13 @@ def _curves_of(same: Sequence[PublishedRow]) -> Iterator[list[PublishedRow]]:
 def _table(rows: Sequence[PublishedRow]) -> str:
     """A table for the terminal, with the papers, evaluators and notes below it."""
     head, *lines = _cells(rows)
-    lines = [[cell if len(cell) <= WIDEST else f"{cell[: WIDEST - 1]}…" for cell in line] for line in lines]
+    lines = [
+        [
+            f"{cell[: WIDEST - 1]}…" if title != "source" and len(cell) > WIDEST else cell
+            for title, cell in zip(head, line, strict=True)
+        ]
+        for line in lines
+    ]
     titles = {spec.title for spec in SCORES} | {"scale"}
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     text = [

@@ -125,9 +125,10 @@ def _citation(comparison: Comparison) -> str:
     if count > shown:
         command = f"evalkit published {row.dataset} --evaluator {row.evaluator}"
         all_of = f" The nearest {shown} of {count}; all: {command}."
-    return (
-        f"{row.dataset} as published, {row.images:,} samples each, evaluator {row.evaluator}.{all_of}{unlike}"
-    )
+    others = dict.fromkeys(row.reference for row in comparison.published if row.reference)
+    against = "" if {*others} <= {row.dataset} else f", against {' or '.join(others)}"
+    kind = f"{row.images:,} samples each, evaluator {row.evaluator}{against}"
+    return f"{row.dataset} as published, {kind}.{all_of}{unlike}"
 
 
 def sweep_table(sweep: Sweep) -> str:

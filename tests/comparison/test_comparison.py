@@ -533,6 +533,8 @@ def test_published_rows_that_are_not_like_for_like(batches: tuple[Path, Path]) -
     assert "digits as published, 50,000 samples each" in text
     assert "evaluator adm. Not like for like, here: 30 samples." in text
     text = table(replace(comparison, protocol="adm", published=rows, published_rows=9))
+    other = tuple(replace(row, reference="img512.pkl") for row in rows)
+    assert "evaluator adm, against img512.pkl. Not" in table(replace(comparison, published=other))
     assert "The nearest 2 of 9; all: evalkit published digits --evaluator adm. Not like" in text
 
 

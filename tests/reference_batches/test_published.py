@@ -241,7 +241,10 @@ def test_the_best_come_first_and_the_unknown_last(score: str) -> None:
             ("lsun_cat", "--model", "DiT"),
             "has 'DiT' in its name; expected part of ADM (dropout), 1000 steps.",
         ),
-        (("imagenet64", "--sort", "kid"), "'kid' is not one of 'fid', 'sfid',"),
+        (
+            ("imagenet64", "--sort", "kid"),
+            "a score 'kid'; expected one of fid, sfid, inception_score, precision, recall, fd_dinov2.",
+        ),
         (("x" * 5000,), "a dataset 'xxx"),
         ((), "Missing argument 'DATASET'"),
     ],
