@@ -123,8 +123,14 @@ class PublishedRow:
         scores: Values by score name, rounded as printed; what the paper does not print is left out.
         images: How many samples they are of.
         paper: Its title and where it is.
-        table: Number of the table in it.
-        scale: Of classifier guidance, where that was used.
+        table: Number of the table in it, or where else the row stands.
+        scale: Of the guidance, where it was used and is known.
+        guidance: Its kind, such as ``none``, ``cfg`` or ``classifier``.
+        steps: Of the sampler, as the paper has it.
+        evaluator: What computed the scores; only rows of one evaluator are like for like.
+        reference: The file or published batch that the samples were compared with.
+        batch: Name of the published samples that the scores are of.
+        note: What else should be known.
     """
 
     dataset: str
@@ -132,8 +138,20 @@ class PublishedRow:
     scores: Mapping[str, float]
     images: int
     paper: str
-    table: int
+    table: int | str
     scale: float | None = None
+    guidance: str | None = None
+    steps: str | None = None
+    evaluator: str = "adm"
+    reference: str | None = None
+    batch: str | None = None
+    note: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Paper and table, in short: ``arXiv:2105.05233v4, table 5``."""
+        _, found, number = self.paper.rpartition("arXiv:")
+        return f"{found}{number}, {'table ' if isinstance(self.table, int) else ''}{self.table}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +171,7 @@ class Comparison:
         precision_check: For a precision other than float32, the scores of the first images of both batches
             in both: ``{"images": [n, m], "float32": {...}, <precision>: {...}}``. Empty in float32.
         published: What was published on the reference's dataset, to be shown beside the scores.
+        published_rows: How many such rows there are; ``published`` may be the nearest of them.
         versions: evalkit, Python and the libraries that did the arithmetic.
         seconds: Wall time of each stage.
     """
@@ -167,6 +186,7 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     precision_check: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
+    published_rows: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +136,7 @@ def compare(
     from evalkit.comparison.plan import choose_metrics
     from evalkit.report import several, text
     from evalkit.results import Comparison
+    from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)
     every, numbers = sets_of(samples, groups)
@@ -157,7 +157,7 @@ def compare(
             run=run,
         )
         if isinstance(found, Comparison):
-            found = replace(found, published=published)
+            found = beside(found, published)
             shown_text = text.FORMATS[format_](found)
             notes = [*text.remarks(found)]
         else:
@@ -264,7 +264,9 @@ def stats(images: str, out: Place, value_range: str | None, **options: Any) -> N
     help="png, svg or pdf to write, also at a URL.",
 )
 @click.option(
-    "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
+    "--published",
+    metavar="DATASET",
+    help="Overlay what papers report on this, such as imagenet256: see evalkit published.",
 )
 def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
     """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
@@ -292,7 +294,7 @@ def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
             found.append(Sweep.from_json(results.read_bytes()))
         except InputError as error:
             raise InputError(f"{results}: {error}") from error
-    from reference_batches.catalog import published_rows
+    from reference_batches.published import curves as published_curves
 
-    write_curves(out, found, published_rows(published) if published is not None else ())
+    write_curves(out, found, published_curves(published) if published is not None else ())
     click.echo(f"wrote {out}")

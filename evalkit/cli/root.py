@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "demo": "generation.cli.demo:demo",
     "features": "evalkit.cli.compare:features",
     "precision-check": "generation.cli.precision_check:precision_check",
+    "published": "reference_batches.cli:published",
     "reference": "reference_batches.cli:reference",
     "sample": "generation.cli.sample:sample",
     "stats": "evalkit.cli.compare:stats",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from evalkit.results import Batch, Comparison, Score, ScoreSpec, Sweep, specs_of
+from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
 
 __all__ = [
     "FORMATS",
@@ -101,33 +101,46 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _beside_published(comparison: Comparison) -> list[list[str]]:
-    """A heading, the measured scores and the published ones: model, scores, table of the paper."""
+    """A heading, the measured scores and the published ones: model, scores, source."""
     measured = {score.name: score.value for score in comparison.scores}
     rows: list[tuple[str, Mapping[str, float], str]] = [("these samples", measured, "")]
-    for row in comparison.published:
-        scale = "" if row.scale is None else f", scale {row.scale:g}"
-        rows.append((f"{row.model}{scale}", row.scores, str(row.table)))
+    rows += [(_model(row), row.scores, row.source) for row in comparison.published]
     printed = {name for row in comparison.published for name in row.scores}
     specs = [spec for spec in comparison.specs if spec.name in printed]
     return [
-        ["model", *(spec.title for spec in specs), "table"],
+        ["model", *(spec.title for spec in specs), "source"],
         *(
-            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), table]
-            for model, scores, table in rows
+            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), source]
+            for model, scores, source in rows
         ),
     ]
 
 
+def _model(row: PublishedRow) -> str:
+    """Model and guidance, such as ``DiT-XL/2, cfg scale 1.5``."""
+    if (row.guidance or "").startswith("none"):
+        return row.model
+    scale = None if row.scale is None else f"scale {row.scale:g}"
+    return ", ".join(filter(None, (row.model, " ".join(filter(None, (row.guidance, scale))))))
+
+
 def _citation(comparison: Comparison) -> str:
-    """What the published rows are, and where the measured one is not like them."""
+    """What the published rows are, how many more there are, and where the measured one is not like them."""
     row, here = comparison.published[0], []
     if comparison.samples.images != row.images:
         count = comparison.samples.images
         here.append(f"{count:,} samples" if count else "statistics alone")
-    if comparison.protocol != "adm":
+    if comparison.protocol != row.evaluator:
         here.append(f"protocol {comparison.protocol}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
-    return f"{row.dataset} as published, {row.images:,} samples each: {row.paper}.{unlike}"
+    shown, count, all_of = len(comparison.published), comparison.published_rows, ""
+    if count > shown:
+        command = f"evalkit published {row.dataset} --evaluator {row.evaluator}"
+        all_of = f" The nearest {shown} of {count}; all: {command}."
+    others = dict.fromkeys(row.reference for row in comparison.published if row.reference)
+    against = "" if {*others} <= {row.dataset} else f", against {' or '.join(others)}"
+    kind = f"{row.images:,} samples each, evaluator {row.evaluator}{against}"
+    return f"{row.dataset} as published, {kind}.{all_of}{unlike}"
 
 
 def sweep_table(sweep: Sweep) -> str:
