@@ -243,6 +243,7 @@ def convert(source: str, out: Place) -> None:
     type=click.Choice(["table", "markdown", "json"]),
     default="table",
     show_default=True,
+    help="How to show them.",
 )
 def published(dataset: str, evaluator: str | None, model: str | None, sort: str | None, format_: str) -> None:
     """What papers report on DATASET, with evaluator, guidance and source of each row.
