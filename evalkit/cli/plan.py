@@ -123,7 +123,7 @@ def _table(found: SamplePlan) -> Iterator[str]:
     for size in found.sizes:
         for each in size.required:
             if each.why:
-                yield f"{size.spec.title}, a difference of {each.difference:.4g}: {each.why.rstrip('.')}."
+                yield f"{size.spec.title}: {each.why.rstrip('.')}."
     for name, why in found.missing.items():
         yield f"no answer for {specs[name].title}: {why.rstrip('.')}."
     yield from _assumed(found)
@@ -145,8 +145,8 @@ def _cells(size: SampleSize) -> Iterator[str]:
 def _assumed(found: SamplePlan) -> Iterator[str]:
     """What the numbers mean, and what they rest on; a line each."""
     yield (
-        f"smallest shown: the difference that is found in 80 % of draws, tested at the 5 % level; n for "
-        f"{found.detect:g}: how many images each of two sets needs, so that one of {found.detect:g} is."
+        "smallest shown: the difference that is found in 80 % of draws, tested at the 5 % level. n for "
+        f"{found.detect:g}: how many images each of two sets needs, so that {found.detect:g} is found so."
     )
     if len(found.comparisons) == 1:
         yield (
