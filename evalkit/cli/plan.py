@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evalkit.cli.engine import engine_options
-from evalkit.cli.messages import say
 from evalkit.cli.options import (
     ExtractorSetup,
     extractor_options,
@@ -81,7 +80,6 @@ def plan(
     """
     from evalkit.comparison.plan import choose_metrics
     from evalkit.comparison.sample_size import check_detectable, plan_samples
-    from evalkit.report.text import remarks
 
     check_detectable(detect)
     setup = ExtractorSetup(**options)
@@ -99,12 +97,12 @@ def plan(
             run=run,
         )
     click.echo("\n".join(_table(found)) if format_ == "table" else found.to_json(), nl=format_ == "table")
-    for remark in dict.fromkeys(text for each in found.comparisons for text in remarks(each)):
-        say(remark)
 
 
 def _table(found: SamplePlan) -> Iterator[str]:
-    """The answer by score, and what it assumes."""
+    """The answer by score, what it assumes, and warnings."""
+    from evalkit.report.text import remarks
+
     two = len(found.comparisons) > 1
     batches = [("reference", found.comparisons[0].reference)]
     batches += [("samples", each.samples) for each in found.comparisons]
@@ -127,6 +125,8 @@ def _table(found: SamplePlan) -> Iterator[str]:
     for name, why in found.missing.items():
         yield f"no answer for {specs[name].title}: {why.rstrip('.')}."
     yield from _assumed(found)
+    for remark in dict.fromkeys(text for each in found.comparisons for text in remarks(each)):
+        yield from ("", remark)
 
 
 def _cells(size: SampleSize) -> Iterator[str]:
