@@ -146,7 +146,7 @@ def _assumed(found: SamplePlan) -> Iterator[str]:
     """What the numbers mean, and what they rest on; a line each."""
     yield (
         "smallest shown: the difference that is found in 80 % of draws, tested at the 5 % level. n for "
-        f"{found.detect:g}: how many images each of two sets needs, so that {found.detect:g} is found so."
+        f"{found.detect:g}: how many images each set needs for {found.detect:g} to be found as often."
     )
     if len(found.comparisons) == 1:
         yield (

@@ -53,9 +53,9 @@ def check_worst(
 def write_worst(path: Place, count: int, reference: Opened, samples: Opened, measured: Measured) -> list[str]:
     """Write a PNG of the images that cost most in FID, the worst first, each above its index.
 
-    Above, the samples of the largest positive influence on FID: without them it would be lower. Below, the
-    images of the reference of the largest one: the samples cover them least. Influence values are first
-    derivatives, so an image's value says nothing of leaving out many together.
+    Above, the samples of the largest positive influence on FID: with less weight on one of them, FID falls.
+    Below, the images of the reference of the largest one: the samples cover them least. Those that lower FID
+    are left out. Influence values are first derivatives: they do not say what leaving out many would do.
 
     Args:
         path: The file; see :func:`evalkit.report.image_grid.check_picture`.
