@@ -167,7 +167,7 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
 
     Raises:
         InputError: The difference is zero, or a number is negative or not finite.
-        UndefinedMetricError: No number of samples is enough with this reference.
+        UndefinedMetricError: No number of samples is enough.
     """
     if not (
         math.isfinite(difference) and difference and math.isfinite(stderr) and stderr >= 0 and images > 0
@@ -176,10 +176,16 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
             f"difference={difference!r}, stderr={stderr!r}, images={images!r}; expected a difference that is "
             "not zero, a standard error and a number of images"
         )
-    allowed = (difference / _z_of_level_and_power()) ** 2 - fixed**2
-    if allowed <= 0:
+    stderr_shown = difference / _z_of_level_and_power()
+    allowed = stderr_shown * stderr_shown - fixed * fixed
+    if allowed <= 0 < fixed:
         raise UndefinedMetricError(
             f"a difference of {abs(difference):.3g} does not show with this reference, however many samples "
             f"there are: the reference alone gives a standard error of {fixed:.3g}; give a larger one"
         )
-    return max(2, math.ceil(images * stderr**2 / allowed))
+    needed = images * stderr * stderr / allowed if allowed else math.inf
+    if not math.isfinite(needed):
+        raise UndefinedMetricError(
+            f"a difference of {abs(difference):.3g} takes more images than can be counted"
+        )
+    return max(2, math.ceil(needed))

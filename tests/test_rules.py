@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.metrics",
         "evalkit.pairs",
         "evalkit.protocols",
+        "evalkit.report.image_grid",
         "evalkit.results",
         "evalkit.system",
         "evalkit.uncertainty",

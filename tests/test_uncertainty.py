@@ -100,6 +100,27 @@ def test_the_error_of_a_share_by_halves_is_binomial():
     assert found.stderr_reference == 0
 
 
+def test_given_the_reference_only_the_samples_vary():
+    rng = np.random.default_rng(0)
+    influence = of_mean(
+        rng.normal(size=50), reference=rng.normal(size=20), excess=Excess(0.003, 0.004, 0.001)
+    )
+    halves = HalfSplit(
+        images=50,
+        samples=rng.normal(size=9),
+        reference=rng.normal(size=9),
+        both=rng.normal(size=9),
+        halves="",
+    )
+    for found in (influence, halves):
+        given = found.given_reference()
+        assert given.stderr == given.stderr_sampling == found.stderr_sampling != found.stderr
+        assert given.stderr_reference is None
+        assert given.variance_of_difference(given, paired=True) == 0
+    given = influence.given_reference()
+    assert given.variance_of_difference(given, paired=False) == pytest.approx(2 * given.stderr**2)
+
+
 # Differences -----------------------------------------------------------------------------------------------
 
 
@@ -274,3 +295,7 @@ def test_a_reference_can_be_too_small_for_any_number():
             required_images(bad, 0.02, 1000)
     with pytest.raises(InputError, match="stderr=-1"):
         required_images(0.1, -1, 1000)
+    for tiny in (1e-160, 1e-300):
+        with pytest.raises(UndefinedMetricError, match="more images than can be counted"):
+            required_images(tiny, 0.02, 1000)
+    assert required_images(1e300, 0.02, 1000) == 2

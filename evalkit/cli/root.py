@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "curves": "evalkit.cli.compare:curves",
     "demo": "generation.cli.demo:demo",
     "features": "evalkit.cli.compare:features",
+    "plan": "evalkit.cli.plan:plan",
     "precision-check": "generation.cli.precision_check:precision_check",
     "published": "reference_batches.cli:published",
     "reference": "reference_batches.cli:reference",
