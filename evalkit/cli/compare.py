@@ -19,7 +19,7 @@ from evalkit.cli.options import (
     value_range_option,
 )
 from evalkit.cli.parameters import WithRuns, file, members_of, output
-from evalkit.errors import InputError, OutputError
+from evalkit.errors import EvalkitError, InputError, OutputError
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
 
@@ -83,6 +83,13 @@ __all__ = ["compare", "curves", "features", "stats"]
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
 @click.option(
+    "--worst",
+    nargs=2,
+    type=(int, output),
+    metavar="N PNG",
+    help="Draw the N samples that raise FID most, and the N images of REFERENCE that they cover least.",
+)
+@click.option(
     "--no-error-bars",
     is_flag=True,
     help="Leave out standard errors and unbiased values, which take some time: see docs/error-bars.md.",
@@ -102,6 +109,7 @@ def compare(
     metrics: str | None,
     subset: int | None,
     seed: int,
+    worst: tuple[int, Place] | None,
     no_error_bars: bool,
     value_range: str | None,
     **options: Any,
@@ -131,31 +139,48 @@ def compare(
     groups = [members_of(group) for group in runs]
     if json_file:
         check_writable(json_file, reference, *samples, *(run for members in groups for run in members))
-    from evalkit.comparison import Subset, compare
+    from evalkit.comparison import Subset, compare, measure
     from evalkit.comparison.pairs import sets_of
     from evalkit.comparison.plan import choose_metrics
+    from evalkit.comparison.worst import check_worst, write_worst
     from evalkit.report import several, text
-    from evalkit.results import Comparison
+    from evalkit.report.image_grid import check_picture
+    from evalkit.results import Comparison, Comparisons
     from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)
     every, numbers = sets_of(samples, groups)
+    drawn = Subset(images=subset, seed=seed) if subset is not None else None
+    # The five lines of `adm` do not show them.
+    error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)
+    if worst:
+        if len(every) > 1:
+            raise InputError(
+                f"--worst is of one set of samples, and there are {len(every)}. Give one of them."
+            )
+        check_picture(worst[1], reference, *samples)
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
         (opened, *others), published = open_batches(reference, *map(str, every), value_range=value_range)
-        found = compare(
-            opened,
-            *(() if numbers else others),
-            runs=[[others[i] for i in members] for members in numbers],
-            protocol=protocol,
-            metrics=metrics,
-            subset=Subset(images=subset, seed=seed) if subset is not None else None,
-            extractor=[setup.extractor(network) for network in choice.networks],
-            # The five lines of `adm` do not show them.
-            error_bars=not no_error_bars and (format_ != "adm" or json_file is not None),
-            paired=paired,
-            run=run,
-        )
+        networks = [setup.extractor(network) for network in choice.networks]
+        found: Comparison | Comparisons
+        if worst:
+            check_worst(worst[0], others[0], choice, subset=drawn, error_bars=error_bars)
+            (measured,) = measure([opened, *others], choice, extractor=networks, keep_rows=True, run=run)
+            found = measured.comparison
+        else:
+            found = compare(
+                opened,
+                *(() if numbers else others),
+                runs=[[others[i] for i in members] for members in numbers],
+                protocol=protocol,
+                metrics=metrics,
+                subset=drawn,
+                extractor=networks,
+                error_bars=error_bars,
+                paired=paired,
+                run=run,
+            )
         if isinstance(found, Comparison):
             found = beside(found, published)
             shown_text = text.FORMATS[format_](found)
@@ -163,7 +188,7 @@ def compare(
         else:
             shown_text = several.FORMATS[format_](found)
             notes = [*dict.fromkeys(note for each in found.comparisons for note in text.remarks(each))]
-        failure = None
+        failure: EvalkitError | None = None
         try:  # before printing, which may fail
             if json_file:
                 with replace_atomically(json_file) as partial:
@@ -173,6 +198,12 @@ def compare(
         click.echo(shown_text)
         for note in notes if format_ == "adm" else ():
             say(note)  # the five lines have no place for it
+        if worst:
+            try:
+                for note in write_worst(worst[1], worst[0], opened, others[0], measured):
+                    say(f"note: {note}")
+            except EvalkitError as error:
+                failure = failure or error
         if failure:
             raise failure
 

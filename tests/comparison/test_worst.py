@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from invoked import Result
 from numpy.typing import NDArray
 from photographs import photographs
 from PIL import Image, ImageDraw, ImageFont
@@ -252,3 +253,64 @@ def test_cheap_checks(photos: Pictures) -> None:
     ):
         with pytest.raises(InputError, match=said):
             check_worst(*arguments, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("pixels")
+def test_command(run: Callable[..., Result], photos: Pictures, tmp_path: Path) -> None:
+    """The scores are those without the sheet; a note says where there is no reference to show."""
+    samples = tmp_path / "samples.npz"
+    np.savez(tmp_path / "ref.npz", photos[:120])
+    np.savez(samples, planted(photos[120:], [7, 100]))
+    how = ("compare", tmp_path / "ref.npz", samples)
+    shown = run(*how, "--worst", "6", tmp_path / "worst.png")
+    assert shown.code == 0
+    assert shown.out == run(*how).out
+    assert len(drawn(tmp_path / "worst.png", 6)) == 2
+    record = tmp_path / "record.json"
+    adm = run(*how, "--format", "adm", "--json", record, "--worst", "6", tmp_path / "again.png")
+    assert adm.code == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "worst.png").read_bytes()
+
+
+@pytest.mark.usefixtures("pixels")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--worst", "6", "worst.jpg"), "ends in .png"),
+        (("--worst", "0", "worst.png"), "The 0 images"),
+        (("--worst", "6", "worst.png", "--no-error-bars"), "error bars"),
+        (("--worst", "6", "worst.png", "--subset", "50"), "leave out the subset"),
+        (("--worst", "6", "worst.png", "--metrics", "recall"), "add fid"),
+        (("samples.npz", "--worst", "6", "worst.png"), "of one set of samples, and there are 2"),
+    ],
+)
+def test_command_refuses_before_the_work(
+    run: Callable[..., Result],
+    photos: Pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ref.npz", "samples.npz"):
+        np.savez(name, photos[:60])
+    failed = run("compare", "ref.npz", "samples.npz", *arguments)
+    assert failed.code == 2
+    assert said in failed.err
+    assert failed.out == ""
+    assert not Path("worst.png").exists()
+
+
+@pytest.mark.usefixtures("pixels")
+def test_scores_are_printed_although_the_sheet_has_none_to_show(
+    run: Callable[..., Result], photos: Pictures, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "ref.npz", photos[:60])
+    np.savez(tmp_path / "few.npz", photos[60:70])
+    failed = run(
+        "compare", tmp_path / "ref.npz", tmp_path / "few.npz", "--worst", "6", tmp_path / "worst.png"
+    )
+    assert failed.code == 2
+    assert "FID has no error bar" in failed.err
+    assert failed.out.startswith("reference")
