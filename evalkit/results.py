@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evalkit.errors import InputError
-from evalkit.pairs import Pair, Runs
+from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.system.records import read_record
 
 __all__ = [
@@ -347,19 +347,32 @@ class Sweep:
         found = [point.comparison.score(score) for point in self.points]
         return [None if score is None else score.unbiased for score in found]
 
+    def from_best(self, spec: ScoreSpec) -> dict[int, Pair | None]:
+        """How the scales compare with the best one, see :func:`evalkit.pairs.pairs_with_best`."""
+        pairs = [pair for pair in self.pairs if pair.score == spec.name]
+        sides = self.values(spec.name), self.unbiased(spec.name)
+        return pairs_with_best(pairs, *sides, higher_is_better=spec.higher_is_better)
+
     def to_csv(self) -> str:
         """A table, one row a scale: ``scale``, the scores (empty where not computed), ``samples``.
 
-        Then, for each score of which some are known, ``<score>_stderr`` and ``<score>_unbiased``.
+        Then, for each score of which some are known, ``<score>_stderr``, ``<score>_unbiased`` and
+        ``<score>_from_best``: corrected p of the difference from the best scale, empty for the best itself.
         """
         names = [spec.name for spec in self.specs]
         columns = {name: self.values(name) for name in names}
         images: list[float | None] = [point.comparison.samples.images for point in self.points]
         columns["samples"] = images
-        for name in names:
-            for what, values in (("stderr", self.stderrs(name)), ("unbiased", self.unbiased(name))):
+        for spec in self.specs:
+            pairs = self.from_best(spec)
+            found = [pairs.get(number) for number in range(len(self.points))]
+            for what, values in (
+                ("stderr", self.stderrs(spec.name)),
+                ("unbiased", self.unbiased(spec.name)),
+                ("from_best", [None if pair is None else pair.corrected for pair in found]),
+            ):
                 if any(value is not None for value in values):
-                    columns[f"{name}_{what}"] = values
+                    columns[f"{spec.name}_{what}"] = values
         rows = [",".join(("scale", *columns))]
         for point, *values in zip(self.points, *columns.values(), strict=True):
             cells = ["" if value is None else repr(value) for value in values]
