@@ -21,7 +21,8 @@ FID, RECALL = (
 
 MARKS = (
     "±: standard error from the draw of the images; * best, = not shown to differ from the best: tested at "
-    "5%, corrected for all pairs of scales in each score (Holm); images of the same noise and class are paired"
+    "5%, corrected for all pairs of scales in each score (Holm); "
+    "images of the same noise and class are paired"
 )
 
 
@@ -149,7 +150,7 @@ def test_a_scale_that_could_not_be_compared_is_not_shown_to_differ() -> None:
     pairs = pair("fid", 0, 1, 0.01), untested("fid", 0, 2, "singular"), untested("fid", 1, 2, "singular")
     found = sweep_of([fid(20.5), fid(30), fid(90, None)], [None, recall(0.5), recall(0.6)], *pairs)
     assert sweep_table(found).splitlines()[:-1] == [
-        "   scale               FID           Recall",
+        "   scale               FID             Recall",
         "       0  20.5000 ± 0.2500 *       -",
         "       1  30.0000 ± 0.2500    0.5000 ± 0.0100",
         "      10  90.0000          =  0.6000 ± 0.0100",
