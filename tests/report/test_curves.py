@@ -134,7 +134,7 @@ def test_csv_has_what_is_known_of_errors_at_its_end(headless: Sweep, with_bars: 
 def test_records_from_before_standard_errors_are_read(headless: Sweep, with_bars: Sweep) -> None:
     later = ("stderr", "stderr_sampling", "stderr_reference", "no_stderr", "unbiased", "n")
     record = json.loads(headless.to_json())
-    assert record.pop("format") == "evalkit sweep 4"
+    assert record["format"] == "evalkit sweep 4"
     assert record.pop("pairs") == []
     assert Sweep.from_json(json.dumps(record | {"format": "evalkit sweep 3"})) == headless
     record["format"] = "evalkit sweep 2"
