@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["LEVEL", "Difference", "Pair", "Runs"]
+__all__ = ["LEVEL", "Difference", "Pair", "Runs", "pairs_with_best"]
 
 LEVEL = 0.05
 """A difference stands if its corrected p is below this."""
@@ -84,3 +85,34 @@ class Runs:
     between: float | None
     sampling: float | None
     runs: int
+
+
+def pairs_with_best(
+    pairs: Iterable[Pair],
+    values: Sequence[float | None],
+    unbiased: Sequence[float | None],
+    *,
+    higher_is_better: bool,
+) -> dict[int, Pair | None]:
+    """How every member with a value compares with the best one: its pair with that, None for the best itself.
+
+    The best is chosen by the values that the pairs compare, so by those without bias where all of them do.
+
+    Args:
+        pairs: Of one score.
+        values: The score of every member; None where it was not computed.
+        unbiased: The same without bias; None where that is not known.
+        higher_is_better: Of the score.
+
+    Returns:
+        By the member's number, in ascending order. Empty if no pair could be tested.
+    """
+    pairs = list(pairs)
+    tested = [pair for pair in pairs if pair.difference is not None]
+    if not tested:
+        return {}
+    compared = unbiased if all(pair.unbiased for pair in tested) else values
+    known = {number: value for number, value in enumerate(compared) if value is not None}
+    best = (max if higher_is_better else min)(known, key=known.__getitem__)
+    others = {pair.first + pair.second - best: pair for pair in pairs if best in (pair.first, pair.second)}
+    return {number: others.get(number) for number, value in enumerate(values) if value is not None}

@@ -156,6 +156,28 @@ def test_pairing_counts_what_the_noise_has_in_common():
     assert math.sqrt(np.mean(apart)) / truth > 2
 
 
+def test_a_sweep_tells_its_best_scale_by_pairs():
+    """Three scales of the same noise, all narrower than the reference, the first the least: 20 sweeps."""
+    rng = np.random.default_rng(5)
+    found, told = {True: [], False: []}, {True: 0, False: 0}
+    for _ in range(20):
+        reference, noise = Cloud.of(1.5 * draw(rng, 300)), draw(rng, 250)
+        scales = [frechet(reference, Cloud.of(width * noise)) for width in (1.03, 1.0, 0.97)]
+        for paired in (True, False):
+            pairs = [
+                difference(a, b, of_a, of_b, paired=paired)
+                for (a, of_a), (b, of_b) in itertools.combinations(scales, 2)
+            ]
+            found[paired].append([(pair.value, pair.stderr) for pair in pairs])
+            told[paired] += max(holm([pair.p for pair in pairs])) < 0.05 and max(p.value for p in pairs) < 0
+    assert told == {True: 20, False: 0}
+    values, errors = np.moveaxis(np.array(found[True]), -1, 0)
+    ratio = errors.mean(axis=0) / values.std(axis=0, ddof=1)
+    assert (ratio > 0.6).all()  # 20 sweeps know a standard deviation to 16 %
+    assert (ratio < 1.6).all()
+    assert (np.array(found[False])[..., 1] > 4 * errors).all()
+
+
 def test_two_halves_of_one_set_do_not_differ():
     """At 5 %, in 93 to 97 of 100 splits; their reference is of another distribution, as always."""
     rng = np.random.default_rng(3)

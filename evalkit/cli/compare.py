@@ -145,7 +145,8 @@ def compare(
     from evalkit.comparison.worst import check_worst, write_worst
     from evalkit.report import several, text
     from evalkit.report.image_grid import check_picture
-    from evalkit.results import Comparison, Comparisons
+    from evalkit.results import Comparison
+    from evalkit.several import Comparisons
     from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)

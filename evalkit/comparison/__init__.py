@@ -40,7 +40,8 @@ from evalkit.features.extraction import outputs_of
 from evalkit.features.record import BatchFeatures, Features, check_same_extractor
 from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
-from evalkit.results import Comparison, Comparisons, Score
+from evalkit.results import Comparison, Score
+from evalkit.several import Comparisons
 from evalkit.system.devices import prepare_forked_process, resolve_device
 from evalkit.system.engine import Engine
 from evalkit.system.progress import Progress

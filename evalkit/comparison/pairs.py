@@ -13,7 +13,8 @@ from evalkit.deviations import Deviations
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.images import ImageSource
 from evalkit.pairs import Difference, Pair, Runs
-from evalkit.results import Comparison, Score, Setting
+from evalkit.results import Comparison, Score
+from evalkit.several import Setting
 from evalkit.uncertainty import difference, difference_of_runs, holm, runs_of_one_setting
 
 __all__ = [

@@ -15,7 +15,8 @@ from evalkit.report.text import (
     remarks,
     shown_error,
 )
-from evalkit.results import Comparison, Comparisons, ScoreSpec
+from evalkit.results import Comparison, ScoreSpec
+from evalkit.several import Comparisons
 
 __all__ = ["FORMATS", "markdown", "table"]
 

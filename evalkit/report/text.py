@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from evalkit.pairs import LEVEL
 from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "sweep_table",
     "table",
 ]
+
+BEST, LIKE_BEST = "*", "="
 
 # The five lines of the reference evaluator, in its order and words.
 ADM_LINES = {
@@ -144,20 +147,75 @@ def _citation(comparison: Comparison) -> str:
 
 
 def sweep_table(sweep: Sweep) -> str:
-    """The scores at every scale; below, why one was not computed, and the warnings of the first scale."""
+    """The scores at every scale, with marks; below, what these are, why a score is missing, warnings.
+
+    Warnings are those of the first scale: the others say the same of other files.
+    """
     specs = [spec for spec in sweep.specs if any(value is not None for value in sweep.values(spec.name))]
-    rows = [["scale", *(spec.title for spec in specs)]]
-    for point in sweep.points:
-        scores = ((spec, point.comparison.score(spec.name)) for spec in specs)
-        cells = ("-" if score is None else spec.format(score.value) for spec, score in scores)
-        rows.append([f"{point.scale:g}", *cells])
-    widths = [max(8, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    columns = [["scale", *(f"{point.scale:g}" for point in sweep.points)]]
+    columns += [_sweep_column(sweep, spec) for spec in specs]
+    widths = [max(8, *map(len, column)) for column in columns]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    lines += [*_about_marks(sweep), *_not_compared(sweep)]
     missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
     titles = {spec.name: spec.title for spec in sweep.specs}
     lines += [f"{titles[name]} was not computed: {why}" for name, why in missing.items()]
-    # Those of the other scales say the same of other files.
     return "\n".join([*lines, *(f"warning: {text}" for text in sweep.points[0].comparison.warnings)])
+
+
+def _sweep_column(sweep: Sweep, spec: ScoreSpec) -> list[str]:
+    """The title of a score, and at each scale its value, with the bar and the mark where it has them."""
+    scores = [point.comparison.score(spec.name) for point in sweep.points]
+    bars = ["" if score is None else shown_error(spec, score) for score in scores]
+    width = max(map(len, bars))
+    marks = {
+        number: BEST if pair is None else " " if pair.stands else LIKE_BEST
+        for number, pair in sweep.from_best(spec).items()
+    }
+    cells = [spec.title + ("  " if marks else "")]
+    for number, (score, bar) in enumerate(zip(scores, bars, strict=True)):
+        cell = "-" if score is None else spec.format(score.value)
+        cell += f" {bar:<{width}}" if width else ""
+        cells.append(f"{cell} {marks.get(number, ' ')}" if marks else cell)
+    return cells
+
+
+def _about_marks(sweep: Sweep) -> Iterator[str]:
+    """What bars and marks of a sweep mean, in one line."""
+    parts = []
+    if any(error is not None for spec in sweep.specs for error in sweep.stderrs(spec.name)):
+        parts.append("±: standard error from the draw of the images")
+    tested = [(pair, pair.difference) for pair in sweep.pairs if pair.difference is not None]
+    if tested:
+        parts.append(
+            f"{BEST} best, {LIKE_BEST} not shown to differ from the best: tested at {LEVEL:.0%}, corrected "
+            "for all pairs of scales in each score (Holm)"
+        )
+        paired = {found.paired for _, found in tested}
+        same = "images of the same noise and class are paired"
+        some = f"{same}, where two scales have such"
+        parts.append(some if len(paired) == 2 else same if True in paired else "images are not paired")
+        compared = {pair.score for pair, _ in tested if pair.unbiased}
+        if unbiased := [spec.title for spec in sweep.specs if spec.name in compared]:
+            parts.append(f"of {' and '.join(unbiased)} the values without bias are compared")
+    if parts:
+        yield "; ".join(parts) + "."
+
+
+def _not_compared(sweep: Sweep) -> Iterator[str]:
+    """Why scores were not compared between scales that have them; a line for each reason."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for spec in sweep.specs:
+        known = [value is not None for value in sweep.values(spec.name)]
+        pairs = [p for p in sweep.pairs if p.score == spec.name and known[p.first] and known[p.second]]
+        untested = [pair.why for pair in pairs if pair.why is not None]
+        if untested:
+            reasons.setdefault((untested[0], len(untested) < len(pairs)), []).append(spec.title)
+    for (why, partly), titles in reasons.items():
+        yield f"{' and '.join(titles)}: {'some ' if partly else ''}scales were not compared: {why}"
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str]]:

@@ -19,7 +19,8 @@ from evalkit.comparison.pairs import are_paired
 from evalkit.errors import InputError
 from evalkit.images import open_images
 from evalkit.report import several
-from evalkit.results import Comparison, Comparisons
+from evalkit.results import Comparison
+from evalkit.several import Comparisons
 from evalkit.uncertainty import holm
 
 Invoke = Callable[..., Result]

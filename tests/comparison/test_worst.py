@@ -261,7 +261,7 @@ def test_command(run: Callable[..., Result], photos: Pictures, tmp_path: Path) -
     samples = tmp_path / "samples.npz"
     np.savez(tmp_path / "ref.npz", photos[:120])
     np.savez(samples, planted(photos[120:], [7, 100]))
-    how = ("compare", tmp_path / "ref.npz", samples)
+    how = ("compare", tmp_path / "ref.npz", samples, "--no-store")
     shown = run(*how, "--worst", "6", tmp_path / "worst.png")
     assert shown.code == 0
     assert shown.out == run(*how).out
