@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evalkit.errors import InputError
-from evalkit.pairs import Pair, Runs
+from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.results import Comparison, ScoreSpec, check_pairs, specs_of
 from evalkit.system.records import read_record
 
@@ -77,6 +77,18 @@ class Comparisons:
             f"There is no difference in {score!r} between {first!r} and {second!r}. Give two different ones "
             f"of {len(self.settings or self.comparisons)}, and one of the scores {known}."
         )
+
+    def from_best(self, spec: ScoreSpec) -> dict[int, Pair | None]:
+        """How the sets or settings compare with the best one, see :func:`evalkit.pairs.pairs_with_best`."""
+        pairs = [pair for pair in self.pairs if pair.score == spec.name]
+        if self.settings:
+            runs = [setting.scores.get(spec.name) for setting in self.settings]
+            values = unbiased = [None if each is None else each.mean for each in runs]
+        else:
+            scores = [each.score(spec.name) for each in self.comparisons]
+            values = [None if score is None else score.value for score in scores]
+            unbiased = [None if score is None else score.unbiased for score in scores]
+        return pairs_with_best(pairs, values, unbiased, higher_is_better=spec.higher_is_better)
 
     def _number(self, which: int | str) -> int:
         names = [] if self.settings else [each.samples.name for each in self.comparisons]

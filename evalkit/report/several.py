@@ -7,10 +7,12 @@ from pathlib import PurePosixPath
 
 from evalkit.pairs import LEVEL, Pair
 from evalkit.report.text import (
+    MARKS,
     adm_lines,
     describe_batch,
     describe_extractors,
     error_notes,
+    mark,
     no_error_notes,
     remarks,
     shown_error,
@@ -22,9 +24,6 @@ __all__ = ["FORMATS", "markdown", "table"]
 
 MOST_PAIRS = 3
 """Up to so many pairs in a score all are listed; of more, those with the best."""
-
-BEST, LIKE_BEST, NOT_TESTED = "*", "=", "?"
-MARKS = {BEST: "best", LIKE_BEST: "not shown to differ from the best", NOT_TESTED: "not tested against it"}
 
 
 def table(found: Comparisons) -> str:
@@ -115,42 +114,17 @@ def _cell(found: Comparisons, spec: ScoreSpec, number: int) -> str:
     return " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
 
 
-def _best(found: Comparisons, spec: ScoreSpec) -> int | None:
-    """The number of the best set or setting, by the values that were compared; None if not all have one."""
-    pairs = [pair for pair in found.pairs if pair.score == spec.name]
-    values: list[float | None] = []
-    if found.settings:
-        runs = [setting.scores.get(spec.name) for setting in found.settings]
-        values = [None if each is None else each.mean for each in runs]
-    else:
-        scores = [each.score(spec.name) for each in found.comparisons]
-        unbiased = bool(pairs) and all(pair.unbiased for pair in pairs)
-        values = [None if s is None else s.unbiased if unbiased else s.value for s in scores]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return values.index(max(known) if spec.higher_is_better else min(known))
-
-
 def _marks(found: Comparisons, spec: ScoreSpec) -> list[str]:
-    """Of each set or setting: whether it is the best, or not shown to differ from it."""
-    count = len(found.settings or found.comparisons)
-    marks = [" "] * count
-    best = _best(found, spec)
-    if best is None:
-        return marks
-    marks[best] = BEST
-    for pair in found.pairs:
-        if pair.score == spec.name and best in (pair.first, pair.second) and not pair.stands:
-            other = pair.second if pair.first == best else pair.first
-            marks[other] = NOT_TESTED if pair.difference is None else LIKE_BEST
-    return marks
+    """Of each set or setting: whether it is the best, or how it compares with that."""
+    from_best = found.from_best(spec)
+    members = range(len(found.settings or found.comparisons))
+    return [mark(from_best[number]) if number in from_best else " " for number in members]
 
 
 def _below(found: Comparisons) -> list[str]:
     """Everything under the table, a line each."""
-    used = {mark for spec in _shown_specs(found) for mark in _marks(found, spec)}
-    legend = ", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
+    used = {each for spec in _shown_specs(found) for each in _marks(found, spec)}
+    legend = ", ".join(f"{each} {meaning}" for each, meaning in MARKS.items() if each in used)
     lines = [f"Marks: {legend}.", *_spreads(found)] if legend else [*_spreads(found)]
     for spec in _shown_specs(found):
         lines += _differences(found, spec)
@@ -181,9 +155,8 @@ def _spreads(found: Comparisons) -> Iterator[str]:
 
 def _differences(found: Comparisons, spec: ScoreSpec) -> list[str]:
     pairs = [pair for pair in found.pairs if pair.score == spec.name]
-    best = _best(found, spec)
-    if len(pairs) > MOST_PAIRS and best is not None:
-        pairs = [pair for pair in pairs if best in (pair.first, pair.second)]
+    if len(pairs) > MOST_PAIRS:
+        pairs = [pair for pair in found.from_best(spec).values() if pair is not None] or pairs
     reasons = {pair.why for pair in pairs}
     if len(reasons) == 1 and None not in reasons:
         return [f"{spec.title}: not tested: {reasons.pop()}"]

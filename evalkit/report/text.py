@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from evalkit.pairs import LEVEL
+from evalkit.pairs import LEVEL, Pair
 from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
 
 __all__ = [
     "FORMATS",
+    "MARKS",
     "adm_lines",
     "describe_batch",
     "describe_extractors",
     "error_notes",
+    "mark",
     "markdown",
     "no_error_notes",
     "remarks",
@@ -21,7 +23,12 @@ __all__ = [
     "table",
 ]
 
-BEST, LIKE_BEST = "*", "="
+BEST, LIKE_BEST, NOT_TESTED = "*", "=", "?"
+MARKS = {
+    BEST: "best",
+    LIKE_BEST: "not shown to differ from the best",
+    NOT_TESTED: "not tested against the best",
+}
 
 # The five lines of the reference evaluator, in its order and words.
 ADM_LINES = {
@@ -171,16 +178,22 @@ def _sweep_column(sweep: Sweep, spec: ScoreSpec) -> list[str]:
     scores = [point.comparison.score(spec.name) for point in sweep.points]
     bars = ["" if score is None else shown_error(spec, score) for score in scores]
     width = max(map(len, bars))
-    marks = {
-        number: BEST if pair is None else " " if pair.stands else LIKE_BEST
-        for number, pair in sweep.from_best(spec).items()
-    }
+    marks = {number: mark(pair) for number, pair in sweep.from_best(spec).items()}
     cells = [spec.title + ("  " if marks else "")]
     for number, (score, bar) in enumerate(zip(scores, bars, strict=True)):
         cell = "-" if score is None else spec.format(score.value)
         cell += f" {bar:<{width}}" if width else ""
         cells.append(f"{cell} {marks.get(number, ' ')}" if marks else cell)
     return cells
+
+
+def mark(from_best: Pair | None) -> str:
+    """How one of several compares with the best, by its pair with that; None for the best itself."""
+    if from_best is None:
+        return BEST
+    if from_best.difference is None:
+        return NOT_TESTED
+    return " " if from_best.stands else LIKE_BEST
 
 
 def _about_marks(sweep: Sweep) -> Iterator[str]:
@@ -191,9 +204,11 @@ def _about_marks(sweep: Sweep) -> Iterator[str]:
     tested = [(pair, pair.difference) for pair in sweep.pairs if pair.difference is not None]
     if tested:
         parts.append(
-            f"{BEST} best, {LIKE_BEST} not shown to differ from the best: tested at {LEVEL:.0%}, corrected "
+            f"{BEST} {MARKS[BEST]}, {LIKE_BEST} {MARKS[LIKE_BEST]}: tested at {LEVEL:.0%}, corrected "
             "for all pairs of scales in each score (Holm)"
         )
+        if any(NOT_TESTED in map(mark, sweep.from_best(spec).values()) for spec in sweep.specs):
+            parts.append(f"{NOT_TESTED} {MARKS[NOT_TESTED]}")
         paired = {found.paired for _, found in tested}
         same = "images of the same noise and class are paired"
         some = f"{same}, where two scales have such"
