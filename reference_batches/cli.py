@@ -17,6 +17,7 @@ from evalkit.cli.options import (
 from evalkit.cli.parameters import file, output, text
 from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
+from evalkit.layouts import LAYOUTS
 from evalkit.system.urls import shown
 
 if TYPE_CHECKING:
@@ -205,18 +206,29 @@ def show(file: str, grid: Place | None, images: int, check: bool) -> None:
 @reference.command()
 @click.argument("source", type=text)
 @click.argument("out", type=output)
-def convert(source: str, out: Place) -> None:
+@click.option(
+    "--as",
+    "tool",
+    type=click.Choice(list(LAYOUTS)),
+    help="Write the statistics alone, as this tool reads them.",
+)
+def convert(source: str, out: Place, tool: str | None) -> None:
     """Write the images of SOURCE to OUT: an npz, a zip of PNG files, or (any other name) a folder of them.
 
-    Order and labels are kept, and statistics where OUT is an npz.
+    Order and labels are kept, and statistics where OUT is an npz. With --as, only the statistics are written.
 
     \b
     Example:
       evalkit reference convert samples.npz samples.zip
+      evalkit reference convert img512.pkl jit_stats.npz --as jit
     """
-    from reference_batches.convert import convert
+    from reference_batches.convert import convert, convert_statistics
 
-    images = convert(source, out, progress_bars())
-    click.echo(f"{out}: {len(images):,} images of {shown(source)}")
+    if tool:
+        images = convert_statistics(source, out, tool)
+        click.echo(f"{out}: statistics of {shown(source)}, for {LAYOUTS[tool].tools}")
+    else:
+        images = convert(source, out, progress_bars())
+        click.echo(f"{out}: {len(images):,} images of {shown(source)}")
     for note in images.notes:
         click.echo(f"note: {note}")

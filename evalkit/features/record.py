@@ -33,7 +33,7 @@ class Features:
         digest: Digest of the images (see :attr:`evalkit.images.ImageSource.digest`).
         network: The extractor's network, such as ``inception``.
         extractor: The extractor's name.
-        fingerprint: The extractor's fingerprint.
+        fingerprint: The extractor's fingerprint; empty where another tool extracted the features.
         arrays: (n, d) float32 rows by output, of those outputs that are kept.
         gaussians: Mean and covariance by output: those that the file carried, which replace the ones of its
             images, and those that were requested.
@@ -41,6 +41,7 @@ class Features:
         image_shape: (height, width, 3) of the images, or None.
         labels: (n,) int64, or None.
         count: Number of images of the batch, where `arrays` hold only some or none of them.
+        notes: What the user should know but is not an error, one sentence each.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Features:
     image_shape: tuple[int, ...] | None = None
     labels: NDArray[np.int64] | None = None
     count: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         if self.count is not None:
@@ -250,10 +252,12 @@ class BatchFeatures:
 def check_same_extractor(reference: Features, samples: Features) -> None:
     """Refuse to compare features of different networks, preprocessing or precision.
 
+    Those of another tool have no fingerprint, and a note instead.
+
     Raises:
         FeatureError: The fingerprints differ.
     """
-    if reference.fingerprint != samples.fingerprint:
+    if reference.fingerprint != samples.fingerprint and reference.fingerprint and samples.fingerprint:
         raise FeatureError(
             f"{reference.name} and {samples.name} hold features of different extractors "
             f"({reference.extractor}, {reference.fingerprint[:12]} and {samples.extractor}, "
