@@ -125,7 +125,9 @@ def convert_statistics(source: str | PathLike[str], out: Place, tool: str) -> Im
         images.notes += (f"The images of {images.name} are left out: {out} holds statistics alone.",)
     left = [key for key in images.statistics if key.startswith("mu") and key not in LAYOUTS[tool].keys]
     if left:
-        images.notes += (f"Left out, as {LAYOUTS[tool].tools} do not use them: {', '.join(left)}.",)
+        images.notes += (
+            f"Left out, as files for {LAYOUTS[tool].tools} have no place for it: {', '.join(left)}.",
+        )
     if tool != "adm" and (
         warning := resize_warning(tool, images.name, written_record(images).get("preprocess"))
     ):

@@ -97,14 +97,10 @@ def _fetch_statistics(row: StatisticsFile, file: Path, progress: Progress | None
         return file
     can_download = bool(row.url and row.git_blob)
     if not can_download and not file.is_file():
-        why = (
-            "its digest is not known here"
-            if row.url or row.at.endswith(row.file)
-            else "it has no fixed address"
-        )
         raise DownloadError(
-            f"{row.name}: {row.file} is not on this machine, and it is not downloaded, because {why}. Get it "
-            f"from {row.at}. Then give its path in place of the name, or save it as {file}."
+            f"{row.name}: {row.file} is not on this machine. It is not downloaded, because no digest of it "
+            f"is known that a download could be checked with. Get it from {row.at}. Then give its path in "
+            f"place of the name, or save it as {file}."
         )
     if not can_download and record is not None:
         raise InputError(

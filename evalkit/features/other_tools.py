@@ -34,7 +34,9 @@ def check_name(out: Place, tool: str) -> None:
     """Raise an InputError if the tool would not read a file of this name; see :data:`LAYOUTS`."""
     suffix = layout_named(tool).suffix
     if tool != "adm" and out.suffix.lower() != suffix:
-        raise InputError(f"{out}: {LAYOUTS[tool].tools} read statistics from a {suffix} file; name it so.")
+        raise InputError(
+            f"{out}: statistics for {LAYOUTS[tool].tools} have to be in a {suffix} file; name it so."
+        )
 
 
 def write_statistics(
@@ -67,8 +69,8 @@ def write_statistics(
     }
     if layout.keys["mu"] not in arrays and tool != "adm":
         raise InputError(
-            f"{out}: there are only {', '.join(statistics)}, and {layout.tools} need mu and sigma. Make them "
-            "from the images with `evalkit stats`."
+            f"{out}: there are only {', '.join(statistics)}; statistics for {layout.tools} need mu and "
+            "sigma. Make them from the images with `evalkit stats`."
         )
     record = {} if provenance is None else {"provenance": json.dumps(provenance)}
     with replace_atomically(out) as partial, partial.open("wb") as file:
@@ -101,18 +103,18 @@ def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
     """
     layout = layout_named(tool)
     if layout.resize is None:
-        return f"How {layout.tools} resize images is not known here: check a FID there before you rely on it."
+        return f"The resize of {layout.tools} is not known here: check a FID there before you rely on it."
     if preprocess is None:
         return (
-            f"{name} does not say how its images were resized. {layout.tools} resize those that they compare "
-            f"with {layout.resize}; with statistics of another resize their FID is wrong."
+            f"{name} does not say how its images were resized. The resize of {layout.tools} is "
+            f"{layout.resize}; with statistics of another one, a FID there is wrong."
         )
     if layout.resize in preprocess:
         return None
     advice = f" {layout.advice}" if layout.advice else ""
     return (
-        f"Another resize: these statistics are of images resized with {preprocess}, and {layout.tools} uses "
-        f"{layout.resize}. It reads the file, and its FID against other images is WRONG.{advice}"
+        f"Another resize: these statistics are of images resized with {preprocess}, and that of "
+        f"{layout.tools} is {layout.resize}. The file can be read there, but a FID with it is WRONG.{advice}"
     )
 
 
