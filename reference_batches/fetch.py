@@ -113,6 +113,8 @@ def _fetch_statistics(row: StatisticsFile, file: Path, progress: Progress | None
 
     if record is None and file.is_file():
         check(file)
+    elif not is_offline():
+        _log.info("%s: from %s to %s", row.name, row.url, file)
     done = download(
         [row.url],
         file,

@@ -28,6 +28,8 @@ ROWS = {"feats": "clean-fid's KID", "pool_3": "score_sde"}
 """Keys under which an npz has features of Inception's pool, ``(n, 2048)``, and whose files these are."""
 
 _HEAD = 2**10
+# Of ImageNet's training set and more; an archive of a few MB may say that it holds any number.
+_MOST_ROWS = 2_000_000
 
 
 def check_name(out: Place, tool: str) -> None:
@@ -139,10 +141,10 @@ def read_rows(path: Place) -> Features | None:
         (key,) = found[:1]
         header = array_header(name, archive, key)
         (width,) = SHAPES["mu"]
-        if header.shape[1:] != (width,) or header.dtype.kind != "f":
+        if header.shape[1:] != (width,) or header.dtype.kind != "f" or header.shape[0] > _MOST_ROWS:
             raise InputError(
                 f"{name}: {key} is {header.dtype} of shape {header.shape}; expected floats of shape "
-                f"(n, {width})"
+                f"(n, {width}), at most {_MOST_ROWS:,} rows"
             )
         rows = np.ascontiguousarray(load_array(archive, key, header), np.float32)
     check_rows(rows, f"{name}, {key}")
@@ -152,13 +154,9 @@ def read_rows(path: Place) -> Features | None:
         name=name,
         digest=digest.hexdigest(),
         network=NETWORK,
-        extractor=f"that of {ROWS[key]}",
+        extractor=ROWS[key],
         fingerprint="",
         arrays={"pool": rows},
-        notes=(
-            f"{name} holds features that {ROWS[key]} keeps, of images resized in its way: scores are "
-            "comparable only with features of the same resize.",
-        ),
     )
 
 

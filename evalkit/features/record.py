@@ -41,7 +41,6 @@ class Features:
         image_shape: (height, width, 3) of the images, or None.
         labels: (n,) int64, or None.
         count: Number of images of the batch, where `arrays` hold only some or none of them.
-        notes: What the user should know but is not an error, one sentence each.
     """
 
     name: str
@@ -55,7 +54,6 @@ class Features:
     image_shape: tuple[int, ...] | None = None
     labels: NDArray[np.int64] | None = None
     count: int | None = None
-    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         if self.count is not None:
@@ -66,6 +64,16 @@ class Features:
     def statistics_digest(self) -> str | None:
         """Hex sha256 of :attr:`gaussians`; None where there are none."""
         return _digest({}, _gaussian_arrays(self.gaussians)) if self.gaussians else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know but is not an error, one sentence each."""
+        if self.fingerprint:
+            return ()
+        return (
+            f"{self.name} holds features as {self.extractor} keeps them, of images resized in its way: "
+            "scores are comparable only with features of the same resize.",
+        )
 
     def select(self, outputs: Collection[str]) -> Features:
         """The same batch with the rows of these outputs alone."""

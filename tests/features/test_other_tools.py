@@ -298,6 +298,11 @@ def test_features_of_another_tool(key: str, tmp_path: Path, images: NDArray[np.u
     assert any("comparable only with features of the same resize" in warning for warning in found.warnings)
     assert found.extractors["inception"]["fingerprint"] == Pixels().fingerprint
     assert compare(images[30:], path, **options)["kid"] == pytest.approx(expected["kid"], rel=1e-9)
+    kept = tmp_path / "kept.h5"
+    side.save(kept)
+    again = compare(kept, images[30:], **options)
+    assert again["kid"] == found["kid"]
+    assert any("kept.h5 holds features as" in warning for warning in again.warnings)
     both = compare(path, path, metrics="fid", run=NO_STORE)
     assert both["fid"] == pytest.approx(0, abs=1e-6)
 
@@ -331,6 +336,13 @@ def test_features_that_are_none(rows: NDArray[Any], words: str, tmp_path: Path, 
     result = run("compare", tmp_path / "x.npz", tmp_path / "x.npz")
     assert (result.code, result.out) == (2, "")
     assert words in result.err
+
+
+def test_more_rows_than_there_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalkit.features.other_tools._MOST_ROWS", 4)
+    np.savez(tmp_path / "x.npz", feats=np.zeros((5, 2048), np.float32))
+    with pytest.raises(InputError, match=r"of shape \(5, 2048\); expected .* at most 4 rows"):
+        read_rows(tmp_path / "x.npz")
 
 
 def test_other_files_are_no_features(tmp_path: Path, images: NDArray[np.uint8]) -> None:
