@@ -79,8 +79,8 @@ def _statistics(name: str, content: Any) -> dict[str, NDArray[Any]]:
     if not found:
         keys = listing(groups) or "none"
         raise InputError(
-            f"{name}: a pickle without the statistics of EDM2; expected num_images, fid and fd_dinov2, and "
-            f"its keys are {keys}"
+            f"{name}: is a Python pickle without the statistics of EDM2; expected num_images, fid and "
+            f"fd_dinov2, and its keys are {keys}. Save images with np.savez(path, images)"
         )
     return found
 
