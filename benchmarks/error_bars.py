@@ -3,6 +3,7 @@
     python benchmarks/error_bars.py DATA FEATURES            # DATA/cifar10_jpeg.npz; features go to FEATURES
     python benchmarks/error_bars.py DATA FEATURES --plan     # what it would do, and for how long
     python benchmarks/error_bars.py DATA FEATURES --quick    # a minute, few images, numbers of no use
+    python benchmarks/error_bars.py DATA FEATURES --figure error-bars.png    # that of docs/error-bars.md
 
 The 50,000 training images are divided at random into disjoint sets, so each score has as many values as there
 are sets. Their standard deviation is the true error, which the error bars must meet. It is averaged over
@@ -50,6 +51,7 @@ from evalkit.metrics.halves import halves_of_precision_recall
 from evalkit.metrics.inception_score import inception_influence, inception_score
 from evalkit.metrics.kernel import kernel_means
 from evalkit.metrics.precision_recall import precision_recall
+from evalkit.pairs import Difference
 from evalkit.system.run import Run
 from evalkit.uncertainty import difference
 
@@ -120,7 +122,9 @@ def images_of(data: Path, sizes: Sizes) -> dict[str, tuple[NDArray[np.uint8], ND
     return found | {"blurred": (np.stack(blurred), classes[:count])}
 
 
-def extract(data: Path, folder: Path, sizes: Sizes) -> tuple[dict[str, Rows], dict[str, NDArray[np.int64]]]:
+def extract(
+    data: Path, folder: Path, sizes: Sizes, precision: str
+) -> tuple[dict[str, Rows], dict[str, NDArray[np.int64]]]:
     """Features and classes by name, from the folder or from the network: ``train``, ``train spatial``, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, classes = {}, {}
@@ -128,8 +132,11 @@ def extract(data: Path, folder: Path, sizes: Sizes) -> tuple[dict[str, Rows], di
         path = folder / f"{name}_{len(images)}.h5"
         if not path.exists():
             begin = time.perf_counter()
-            outputs = ("pool", "spatial")
-            features_of(images, outputs=outputs, extractor=Inception(), store=folder / "store").save(path)
+            network = Inception(precision=precision)
+            found = features_of(
+                images, outputs=("pool", "spatial"), extractor=network, store=folder / "store"
+            )
+            found.save(path)
             print(f"{name}: {len(images):,} images in {time.perf_counter() - begin:.0f} s", flush=True)
         arrays = Features.load(path).arrays
         rows[name], rows[f"{name} spatial"], classes[name] = arrays["pool"], arrays["spatial"], labels
@@ -308,7 +315,7 @@ class Projection:
 # Blur ------------------------------------------------------------------------------------------------------
 
 
-def blur(rows: Mapping[str, Rows], width: int) -> None:
+def blur(rows: Mapping[str, Rows], width: int) -> dict[str, Difference]:
     """Whether 1 % of blurred images show: paired with the clean ones, and taken for other ones."""
     narrow = Projection.of(rows["test"], width)
     clean = narrow(rows["train"])
@@ -320,12 +327,61 @@ def blur(rows: Mapping[str, Rows], width: int) -> None:
     found = [FID.influence(reference, side, run)["fid"] for side in sides]
     print(f"\n{len(rows['blurred']):,} of {len(clean):,} images blurred, FID against the test images:\n")
     print("| | difference | SE | z | p |\n|---|---|---|---|---|")
-    for title, paired in (("paired", True), ("unpaired", False)):
-        d = difference(values[0], values[1], *found, paired=paired)
+    tested = {
+        title: difference(values[0], values[1], *found, paired=title == "paired")
+        for title in ("paired", "unpaired")
+    }
+    for title, d in tested.items():
         print(f"| {title} | {d.value:.4f} | {d.stderr:.4f} | {d.z:.1f} | {d.p:.2g} |")
     worst = found[0].costliest(len(rows["blurred"]), higher_is_better=False)
     share = np.mean(worst < len(rows["blurred"]))
     print(f"\nOf the {len(worst):,} costliest images, {share:.1%} are blurred ones.")
+    return tested
+
+
+# Figure ----------------------------------------------------------------------------------------------------
+
+
+def draw(path: Path, rows: Mapping[str, Rows], sizes: Sizes) -> None:
+    """FID of sets of several sizes with bars, and what pairs of images make of a difference."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train, reference = rows["train"], rows["test"]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    by_size, by_pair = figure.subplots(1, 2, width_ratios=(2, 1))
+    truth = frechet(reference, train, drawn=False)["FD"].unbiased
+    assert truth is not None
+    by_size.axhline(truth, color="0.6", label=f"without bias, of all {len(train):,}")
+    for size in sizes.sets:
+        (sets,) = divided(len(train), size, 1)
+        found = [frechet(reference, train[chosen], drawn=False)["FD"] for chosen in sets[:4]]
+        for shift, name, colour in ((-0.06, "value", "#D55E00"), (0.06, "unbiased", "#0072B2")):
+            by_size.errorbar(
+                [size * (1 + shift + 0.02 * i) for i in range(len(found))],
+                [getattr(each, name) for each in found],
+                yerr=[2 * each.stderr for each in found],
+                fmt="o",
+                color=colour,
+                capsize=2,
+                markersize=3,
+                label={"value": "FID", "unbiased": "without bias"}[name] if size == sizes.sets[0] else None,
+            )
+    by_size.set_xscale("log")
+    by_size.set_xticks(sizes.sets, [f"{size:,}" for size in sizes.sets])
+    by_size.minorticks_off()
+    by_size.set_xlabel("images")
+    by_size.set_ylabel(f"FID against {len(reference):,} test images")
+    by_size.legend(frameon=False, fontsize=8)
+    by_pair.axhline(0, color="0.6")
+    for i, (title, each) in enumerate(blur(rows, min(FULL, sizes.widths[-1])).items()):
+        by_pair.errorbar([i], [each.value], yerr=[2 * each.stderr], fmt="o", color="#009E73", capsize=4)
+        by_pair.annotate(f"{title}\nz = {each.z:.1f}", (i, each.value), (10, 0), textcoords="offset points")
+    by_pair.set_xlim(-0.5, 2)
+    by_pair.set_xticks([])
+    by_pair.set_ylabel(f"FID with {BLURRED:.0%} of the images blurred,\nminus FID without")
+    figure.savefig(path, dpi=130)
 
 
 @click.command()
@@ -333,7 +389,11 @@ def blur(rows: Mapping[str, Rows], width: int) -> None:
 @click.argument("folder", metavar="FEATURES", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--quick", is_flag=True, help="Few images, a minute; shows that it runs.")
 @click.option("--plan", is_flag=True, help="Say what there is to do, and stop.")
-def main(data: Path, folder: Path, quick: bool, plan: bool) -> None:
+@click.option(
+    "--precision", default="float32", show_default=True, help="Of Inception, as in `evalkit compare`."
+)
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw this and stop.")
+def main(data: Path, folder: Path, quick: bool, plan: bool, precision: str, figure: Path | None) -> None:
     """Measure the error bars; DATA is the folder of cifar10_jpeg.npz."""
     sizes = QUICK if quick else Sizes()
     counts = {"train": sizes.train, "test": sizes.test, "blurred": max(2, round(BLURRED * sizes.train))}
@@ -347,7 +407,10 @@ def main(data: Path, folder: Path, quick: bool, plan: bool) -> None:
     )
     if plan:
         return
-    rows, classes = extract(data, folder, sizes)
+    rows, classes = extract(data, folder, sizes, precision)
+    if figure is not None:
+        draw(figure, rows, sizes)
+        return
     print(HEADER, flush=True)
     for case in cases(rows, classes, sizes):
         case.measure(sizes.sets)

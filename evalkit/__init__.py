@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from evalkit.features.record import Features
     from evalkit.images import ImageSource, open_images
     from evalkit.results import Comparison, Score, ScoreSpec
+    from evalkit.several import Comparisons
     from evalkit.system.run import Run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
+    "Comparisons",
     "EvalkitError",
     "Features",
     "ImageSource",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "results",
+    "Comparisons": "several",
     "EvalkitError": "errors",
     "Features": "features.record",
     "ImageSource": "images",

@@ -8,13 +8,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from evalkit.pairs import Pair, pairs_with_best
 from evalkit.system.records import read_record
 
-__all__ = ["Batch", "Comparison", "Point", "PublishedRow", "Score", "ScoreSpec", "Sweep", "specs_of"]
+__all__ = [
+    "Batch",
+    "Comparison",
+    "Point",
+    "PublishedRow",
+    "Score",
+    "ScoreSpec",
+    "Sweep",
+    "check_pairs",
+    "specs_of",
+]
 
 # Records of format 2 have no standard errors, and are read likewise.
 FORMATS = ("evalkit comparison 3", "evalkit comparison 2")
-SWEEP_FORMATS = ("evalkit sweep 3", "evalkit sweep 2")
+# Sweeps of format 3 have no differences between scales, those of format 2 no standard errors either.
+SWEEP_FORMATS = ("evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +120,14 @@ class PublishedRow:
         scores: Values by score name, rounded as printed; what the paper does not print is left out.
         images: How many samples they are of.
         paper: Its title and where it is.
-        table: Number of the table in it.
-        scale: Of classifier guidance, where that was used.
+        table: Number of the table in it, or where else the row stands.
+        scale: Of the guidance, where it was used and is known.
+        guidance: Its kind, such as ``none``, ``cfg`` or ``classifier``.
+        steps: Of the sampler, as the paper has it.
+        evaluator: What computed the scores; only rows of one evaluator are like for like.
+        reference: The file or published batch that the samples were compared with.
+        batch: Name of the published samples that the scores are of.
+        note: What else should be known.
     """
 
     dataset: str
@@ -117,8 +135,20 @@ class PublishedRow:
     scores: Mapping[str, float]
     images: int
     paper: str
-    table: int
+    table: int | str
     scale: float | None = None
+    guidance: str | None = None
+    steps: str | None = None
+    evaluator: str = "adm"
+    reference: str | None = None
+    batch: str | None = None
+    note: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Paper and table, in short: ``arXiv:2105.05233v4, table 5``."""
+        _, found, number = self.paper.rpartition("arXiv:")
+        return f"{found}{number}, {'table ' if isinstance(self.table, int) else ''}{self.table}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +168,7 @@ class Comparison:
         precision_check: For a precision other than float32, the scores of the first images of both batches
             in both: ``{"images": [n, m], "float32": {...}, <precision>: {...}}``. Empty in float32.
         published: What was published on the reference's dataset, to be shown beside the scores.
+        published_rows: How many such rows there are; ``published`` may be the nearest of them.
         versions: evalkit, Python and the libraries that did the arithmetic.
         seconds: Wall time of each stage.
     """
@@ -152,6 +183,7 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     precision_check: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
+    published_rows: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -193,6 +225,12 @@ class Comparison:
                 raise ValueError(f"the extractor {network} has no name or fingerprint")
 
 
+def check_pairs(pairs: Iterable[Pair], count: int) -> None:
+    """Raise a ValueError for a pair that is not of ``count`` members."""
+    if any(not 0 <= pair.first < pair.second < count for pair in pairs):
+        raise ValueError(f"a pair is not two of {count}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One guidance scale of a sweep."""
@@ -209,15 +247,18 @@ class Sweep:
         name: What a plot calls it.
         points: By ascending scale; at least one.
         settings: What the samples have in common, as JSON takes it.
+        pairs: The differences of every two scales in every score; numbers are those of the points.
     """
 
     name: str
     points: tuple[Point, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.points:
             raise ValueError("a sweep has at least one scale")
+        check_pairs(self.pairs, len(self.points))
 
     @property
     def specs(self) -> tuple[ScoreSpec, ...]:
@@ -239,19 +280,32 @@ class Sweep:
         found = [point.comparison.score(score) for point in self.points]
         return [None if score is None else score.unbiased for score in found]
 
+    def from_best(self, spec: ScoreSpec) -> dict[int, Pair | None]:
+        """How the scales compare with the best one, see :func:`evalkit.pairs.pairs_with_best`."""
+        pairs = [pair for pair in self.pairs if pair.score == spec.name]
+        sides = self.values(spec.name), self.unbiased(spec.name)
+        return pairs_with_best(pairs, *sides, higher_is_better=spec.higher_is_better)
+
     def to_csv(self) -> str:
         """A table, one row a scale: ``scale``, the scores (empty where not computed), ``samples``.
 
-        Then, for each score of which some are known, ``<score>_stderr`` and ``<score>_unbiased``.
+        Then, for each score of which some are known, ``<score>_stderr``, ``<score>_unbiased`` and
+        ``<score>_from_best``: corrected p of the difference from the best scale, empty for the best itself.
         """
         names = [spec.name for spec in self.specs]
         columns = {name: self.values(name) for name in names}
         images: list[float | None] = [point.comparison.samples.images for point in self.points]
         columns["samples"] = images
-        for name in names:
-            for what, values in (("stderr", self.stderrs(name)), ("unbiased", self.unbiased(name))):
+        for spec in self.specs:
+            pairs = self.from_best(spec)
+            found = [pairs.get(number) for number in range(len(self.points))]
+            for what, values in (
+                ("stderr", self.stderrs(spec.name)),
+                ("unbiased", self.unbiased(spec.name)),
+                ("from_best", [None if pair is None else pair.corrected for pair in found]),
+            ):
                 if any(value is not None for value in values):
-                    columns[f"{name}_{what}"] = values
+                    columns[f"{spec.name}_{what}"] = values
         rows = [",".join(("scale", *columns))]
         for point, *values in zip(self.points, *columns.values(), strict=True):
             cells = ["" if value is None else repr(value) for value in values]

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
 from evalkit.deviations import Deviations
 from evalkit.errors import InputError, UndefinedMetricError
+from evalkit.pairs import LEVEL, Difference, Runs
 
 __all__ = [
-    "Difference",
-    "Runs",
     "detectable_difference",
     "difference",
     "difference_of_runs",
@@ -26,27 +24,7 @@ __all__ = [
     "runs_of_one_setting",
 ]
 
-LEVEL = 0.05
 POWER = 0.8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One score of two sets of samples against the same reference.
-
-    Attributes:
-        value: The first minus the second.
-        stderr: Its standard error.
-        z: ``value / stderr``.
-        p: Probability of a difference at least as large, in either direction, if there were none.
-        paired: Whether the images of the same index were taken to be of the same noise and class.
-    """
-
-    value: float
-    stderr: float
-    z: float
-    p: float
-    paired: bool = False
 
 
 def difference(
@@ -75,7 +53,7 @@ def difference(
 
 
 def _ratio(value: float, stderr: float) -> float:
-    if stderr > 0:
+    if stderr > 0 and math.isfinite(value / stderr):
         return value / stderr
     if value == 0:
         return 0.0
@@ -101,26 +79,7 @@ def holm(p: Sequence[float]) -> list[float]:
 # Several runs of one setting -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Runs:
-    """One score of several runs of one setting: trainings, seeds or checkpoints.
-
-    Attributes:
-        mean: Over the runs.
-        stderr: Standard error of the mean, from runs and samples together.
-        between: Standard deviation between runs, without that of sampling; None for a single run.
-        sampling: Standard deviation of one run from the draw of its samples.
-        runs: How many.
-    """
-
-    mean: float
-    stderr: float
-    between: float | None
-    sampling: float
-    runs: int
-
-
-def runs_of_one_setting(values: Sequence[float], stderrs: Sequence[float]) -> Runs:
+def runs_of_one_setting(values: Sequence[float], stderrs: Sequence[float] | None) -> Runs:
     """The mean over runs, and how much of the spread is between runs and how much is sampling.
 
     The spread of the values is that of runs and of samples together, so it gives the standard error of the
@@ -129,25 +88,28 @@ def runs_of_one_setting(values: Sequence[float], stderrs: Sequence[float]) -> Ru
 
     Args:
         values: The score of each run.
-        stderrs: The standard error of each from the draw of its samples.
+        stderrs: The standard error of each from the draw of its samples; None where it is not known.
 
     Raises:
         InputError: There is no run, or not one standard error for each.
+        UndefinedMetricError: There is a single run, without a standard error.
     """
     n = len(values)
-    if not n or len(stderrs) != n:
+    if not n or (stderrs is not None and len(stderrs) != n):
         raise InputError(
-            f"{n} values with {len(stderrs)} standard errors; give at least one run, and one for each"
+            f"{n} values with {len(stderrs or ())} standard errors; give at least one run, and one for each"
         )
-    sampling = float(np.mean(np.square(stderrs)))
+    sampling = None if stderrs is None else math.sqrt(float(np.mean(np.square(stderrs))))
     if n == 1:
-        return Runs(mean=values[0], stderr=stderrs[0], between=None, sampling=stderrs[0], runs=1)
+        if sampling is None:
+            raise UndefinedMetricError("how much a single run without a standard error varies is not known")
+        return Runs(mean=values[0], stderr=sampling, between=None, sampling=sampling, runs=1)
     spread = float(np.var(values, ddof=1))
     return Runs(
         mean=float(np.mean(values)),
         stderr=math.sqrt(spread / n),
-        between=math.sqrt(max(0.0, spread - sampling)),
-        sampling=math.sqrt(sampling),
+        between=None if sampling is None else math.sqrt(max(0.0, spread - sampling**2)),
+        sampling=sampling,
         runs=n,
     )
 
@@ -205,7 +167,7 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
 
     Raises:
         InputError: The difference is zero, or a number is negative or not finite.
-        UndefinedMetricError: No number of samples is enough with this reference.
+        UndefinedMetricError: No number of samples is enough.
     """
     if not (
         math.isfinite(difference) and difference and math.isfinite(stderr) and stderr >= 0 and images > 0
@@ -214,10 +176,16 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
             f"difference={difference!r}, stderr={stderr!r}, images={images!r}; expected a difference that is "
             "not zero, a standard error and a number of images"
         )
-    allowed = (difference / _z_of_level_and_power()) ** 2 - fixed**2
-    if allowed <= 0:
+    stderr_shown = difference / _z_of_level_and_power()
+    allowed = stderr_shown * stderr_shown - fixed * fixed
+    if allowed <= 0 < fixed:
         raise UndefinedMetricError(
             f"a difference of {abs(difference):.3g} does not show with this reference, however many samples "
             f"there are: the reference alone gives a standard error of {fixed:.3g}; give a larger one"
         )
-    return max(2, math.ceil(images * stderr**2 / allowed))
+    needed = images * stderr * stderr / allowed if allowed else math.inf
+    if not math.isfinite(needed):
+        raise UndefinedMetricError(
+            f"a difference of {abs(difference):.3g} takes more images than can be counted"
+        )
+    return max(2, math.ceil(needed))

@@ -1,4 +1,4 @@
-"""`evalkit reference`: published reference batches, and those made of your own images."""
+"""`evalkit reference`: reference batches, published or your own; `evalkit published`: what papers report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reference_batches.catalog import Entry
     from reference_batches.statistics import StatisticsFile
 
-__all__ = ["reference"]
+__all__ = ["published", "reference"]
 
 
 @click.group()
@@ -242,3 +242,43 @@ def convert(source: str, out: Place, tool: str | None) -> None:
         click.echo(f"{out}: {len(images):,} images of {shown(source)}")
     for note in images.notes:
         click.echo(f"note: {note}")
+
+
+@click.command()
+@click.argument("dataset", type=text)
+@click.option(
+    "--evaluator",
+    type=text,
+    metavar="NAME",
+    help="Only rows of this one, such as adm: they are like for like.",
+)
+@click.option("--model", type=text, metavar="TEXT", help="Only models with this in their names.")
+@click.option(
+    "--sort",
+    type=text,
+    metavar="SCORE",
+    help="The best in this first, such as fid; by default as in the papers.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "markdown", "json"]),
+    default="table",
+    show_default=True,
+    help="How to show them.",
+)
+def published(dataset: str, evaluator: str | None, model: str | None, sort: str | None, format_: str) -> None:
+    """What papers report on DATASET, with evaluator, guidance and source of each row.
+
+    DATASET is, for example, imagenet256 or cifar10; for another name, the error lists all. Papers that print
+    different numbers for the same model have a row each.
+
+    \b
+    Example:
+      evalkit published imagenet256 --sort fid --evaluator adm
+      evalkit published imagenet512 --model EDM2 --format markdown
+    """
+    from reference_batches.published import FORMATS, published_rows, ranked
+
+    rows = published_rows(dataset, evaluator, model)
+    click.echo(FORMATS[format_](rows if sort is None else ranked(rows, sort)))

@@ -173,7 +173,8 @@ def test_the_python_of_the_readme_runs(
     monkeypatch.setitem(EXTRACTORS, "inception", "stand_ins:InceptionPixels")
     monkeypatch.chdir(tmp_path)
     np.savez("ref.npz", images[:30])
-    np.savez("samples.npz", images[30:])
+    for name in ("samples", "a", "b"):
+        np.savez(f"{name}.npz", images[30:])
     (snippet,) = blocks(README, "python")
     exec(compile(snippet, "README.md", "exec"), {})
     expected = compare(images[:30], images[30:], run=NO_STORE)

@@ -36,10 +36,12 @@ MODULES = sorted(
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.errors": (),
     "evalkit.system": ("evalkit.system", "evalkit.__version__"),
-    "evalkit.results": ("evalkit.system.records",),
+    "evalkit.pairs": (),
+    "evalkit.results": ("evalkit.pairs", "evalkit.system.records"),
+    "evalkit.several": ("evalkit.pairs", "evalkit.results", "evalkit.system.records"),
     "evalkit.deviations": (),
     "evalkit.layouts": (),
-    "evalkit.uncertainty": ("evalkit.deviations",),
+    "evalkit.uncertainty": ("evalkit.deviations", "evalkit.pairs"),
     "evalkit.images": ("evalkit.images", "evalkit.layouts", "evalkit.system"),
     "evalkit.extractors": ("evalkit.extractors", "evalkit.system"),
     "evalkit.features": (
@@ -60,18 +62,30 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.protocols": ("evalkit.protocols", "evalkit.metrics"),
     "evalkit.comparison": (
         "evalkit.comparison",
+        "evalkit.deviations",
         "evalkit.extractors",
         "evalkit.features",
         "evalkit.images",
         "evalkit.metrics",
+        "evalkit.pairs",
         "evalkit.protocols",
+        "evalkit.report.image_grid",
         "evalkit.results",
+        "evalkit.several",
         "evalkit.system",
+        "evalkit.uncertainty",
     ),
-    "evalkit.report": ("evalkit.report", "evalkit.results", "evalkit.system.files", "evalkit.system.storage"),
+    "evalkit.report": (
+        "evalkit.report",
+        "evalkit.pairs",
+        "evalkit.results",
+        "evalkit.several",
+        "evalkit.system.files",
+        "evalkit.system.storage",
+    ),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
-    # The command lines know what the name of a published batch stands for.
-    "evalkit.cli": ("evalkit", "reference_batches.catalog", "reference_batches.fetch"),
+    # The command lines know what the name of a published batch stands for, and what was published on it.
+    "evalkit.cli": ("evalkit", "reference_batches.fetch", "reference_batches.published"),
     "evalkit": ("evalkit",),
     "reference_batches": (
         "reference_batches",

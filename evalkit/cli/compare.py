@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,8 @@ from evalkit.cli.options import (
     open_batches,
     value_range_option,
 )
-from evalkit.cli.parameters import file, output
-from evalkit.errors import InputError, OutputError
+from evalkit.cli.parameters import WithRuns, file, members_of, output
+from evalkit.errors import EvalkitError, InputError, OutputError
 from evalkit.layouts import LAYOUTS
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
@@ -31,9 +30,22 @@ if TYPE_CHECKING:
 __all__ = ["compare", "curves", "features", "stats"]
 
 
-@click.command()
+@click.command(cls=WithRuns)
 @click.argument("reference")
-@click.argument("samples")
+@click.argument("samples", nargs=-1)
+@click.option(
+    "--runs",
+    multiple=True,
+    metavar="RUN...",
+    help="In place of SAMPLES, once for each setting: its runs (trainings, seeds or checkpoints), or a "
+    "folder with a file for each. Settings are compared by how much their runs vary.",
+)
+@click.option(
+    "--paired/--unpaired",
+    default=None,
+    help="Whether images of the same index in two SAMPLES are of the same noise and class, which makes "
+    "differences more certain. By default as the files of `evalkit sample` say.",
+)
 @click.option(
     "--protocol",
     type=click.Choice(list(PROTOCOLS)),
@@ -72,6 +84,13 @@ __all__ = ["compare", "curves", "features", "stats"]
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
 @click.option(
+    "--worst",
+    nargs=2,
+    type=(int, output),
+    metavar="N PNG",
+    help="Draw the N samples that raise FID most, and the N images of REFERENCE that they cover least.",
+)
+@click.option(
     "--no-error-bars",
     is_flag=True,
     help="Leave out standard errors and unbiased values, which take some time: see docs/error-bars.md.",
@@ -82,18 +101,23 @@ __all__ = ["compare", "curves", "features", "stats"]
 @engine_options
 def compare(
     reference: str,
-    samples: str,
+    samples: tuple[str, ...],
+    runs: tuple[str, ...],
+    paired: bool | None,
     protocol: str,
     format_: str,
     json_file: Place | None,
     metrics: str | None,
     subset: int | None,
     seed: int,
+    worst: tuple[int, Place] | None,
     no_error_bars: bool,
     value_range: str | None,
     **options: Any,
 ) -> None:
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
+
+    Several SAMPLES are also compared with each other: which is the best, and which differences stand.
 
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
     images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, any of
@@ -106,42 +130,82 @@ def compare(
     Example:
       evalkit compare imagenet256 samples_50000x256x256x3.npz
       evalkit compare ref.npz 'samples/*.npz' --subset 50000
+      evalkit compare ref.npz a.npz b.npz c.npz
+      evalkit compare ref.npz --runs a1.npz a2.npz --runs b1.npz b2.npz
       evalkit compare ref.npz samples.npz --engine ray
     """
     from evalkit.system.files import check_writable, replace_atomically
 
     setup = ExtractorSetup(**options)
+    groups = [members_of(group) for group in runs]
     if json_file:
-        check_writable(json_file, reference, samples)
-    from evalkit.comparison import Subset, compare
+        check_writable(json_file, reference, *samples, *(run for members in groups for run in members))
+    from evalkit.comparison import Subset, compare, measure
+    from evalkit.comparison.pairs import sets_of
     from evalkit.comparison.plan import choose_metrics
-    from evalkit.report.text import FORMATS, remarks
+    from evalkit.comparison.worst import check_worst, write_worst
+    from evalkit.report import several, text
+    from evalkit.report.image_grid import check_picture
+    from evalkit.results import Comparison
+    from evalkit.several import Comparisons
+    from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)
+    every, numbers = sets_of(samples, groups)
+    drawn = Subset(images=subset, seed=seed) if subset is not None else None
+    # The five lines of `adm` do not show them.
+    error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)
+    if worst:
+        if len(every) > 1:
+            raise InputError(
+                f"--worst is of one set of samples, and there are {len(every)}. Give one of them."
+            )
+        check_picture(worst[1], reference, *samples)
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
-        sides, published = open_batches(reference, samples, value_range=value_range)
-        comparison = compare(
-            *sides,
-            protocol=protocol,
-            metrics=metrics,
-            subset=Subset(images=subset, seed=seed) if subset is not None else None,
-            extractor=[setup.extractor(network) for network in choice.networks],
-            # The five lines of `adm` do not show them.
-            error_bars=not no_error_bars and (format_ != "adm" or json_file is not None),
-            run=run,
-        )
-        comparison = replace(comparison, published=published)
-        failure = None
+        (opened, *others), published = open_batches(reference, *map(str, every), value_range=value_range)
+        networks = [setup.extractor(network) for network in choice.networks]
+        found: Comparison | Comparisons
+        if worst:
+            check_worst(worst[0], others[0], choice, subset=drawn, error_bars=error_bars)
+            (measured,) = measure([opened, *others], choice, extractor=networks, keep_rows=True, run=run)
+            found = measured.comparison
+        else:
+            found = compare(
+                opened,
+                *(() if numbers else others),
+                runs=[[others[i] for i in members] for members in numbers],
+                protocol=protocol,
+                metrics=metrics,
+                subset=drawn,
+                extractor=networks,
+                error_bars=error_bars,
+                paired=paired,
+                run=run,
+            )
+        if isinstance(found, Comparison):
+            found = beside(found, published)
+            shown_text = text.FORMATS[format_](found)
+            notes = [*text.remarks(found)]
+        else:
+            shown_text = several.FORMATS[format_](found)
+            notes = [*dict.fromkeys(note for each in found.comparisons for note in text.remarks(each))]
+        failure: EvalkitError | None = None
         try:  # before printing, which may fail
             if json_file:
                 with replace_atomically(json_file) as partial:
-                    partial.write_text(comparison.to_json())
+                    partial.write_text(found.to_json())
         except OutputError as error:
             failure = error  # after printing, so that the scores are not lost
-        click.echo(FORMATS[format_](comparison))
-        for remark in remarks(comparison) if format_ == "adm" else ():
-            say(remark)  # the five lines have no place for it
+        click.echo(shown_text)
+        for note in notes if format_ == "adm" else ():
+            say(note)  # the five lines have no place for it
+        if worst:
+            try:
+                for note in write_worst(worst[1], worst[0], opened, others[0], measured):
+                    say(f"note: {note}")
+            except EvalkitError as error:
+                failure = failure or error
         if failure:
             raise failure
 
@@ -256,7 +320,9 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
     help="png, svg or pdf to write, also at a URL.",
 )
 @click.option(
-    "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
+    "--published",
+    metavar="DATASET",
+    help="Overlay what papers report on this, such as imagenet256: see evalkit published.",
 )
 def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
     """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
@@ -284,7 +350,7 @@ def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
             found.append(Sweep.from_json(results.read_bytes()))
         except InputError as error:
             raise InputError(f"{results}: {error}") from error
-    from reference_batches.catalog import published_rows
+    from reference_batches.published import curves as published_curves
 
-    write_curves(out, found, published_rows(published) if published is not None else ())
+    write_curves(out, found, published_curves(published) if published is not None else ())
     click.echo(f"wrote {out}")

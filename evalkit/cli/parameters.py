@@ -1,4 +1,4 @@
-"""Types of command-line values: texts that are not empty, as of a shell variable that is not set; files."""
+"""Types of command-line values: texts that are not empty, as of an unset shell variable; files; runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from evalkit.errors import InputError
 from evalkit.system.urls import is_url, shown
 
 if TYPE_CHECKING:
     from evalkit.system.storage import Place
 
-__all__ = ["file", "output", "text"]
+__all__ = ["WithRuns", "file", "members_of", "output", "text"]
+
+# No argument of a command can hold it.
+_BETWEEN_RUNS = "\0"
 
 
 def text(value: str) -> str:
@@ -34,3 +38,42 @@ def output(value: str | Place) -> Place:
     from evalkit.system.storage import place_of
 
     return place_of(text(value) if isinstance(value, str) else value)
+
+
+class WithRuns(click.Command):
+    """A command whose ``--runs`` takes all words up to the next option, which click itself cannot do."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See :class:`click.Command`."""
+        left, joined = list(args), []
+        while left and left[0] != "--":
+            joined.append(left.pop(0))
+            if joined[-1] == "--runs":
+                end = next((i for i, word in enumerate(left) if word.startswith("-")), len(left))
+                joined.append(_BETWEEN_RUNS.join(left[:end]))
+                del left[:end]
+        return super().parse_args(ctx, joined + left)
+
+
+def members_of(runs: str) -> list[str]:
+    """What one ``--runs`` names: several runs, or a folder with a file of samples for each.
+
+    Raises:
+        InputError: There are none.
+    """
+    members = [text(run) for run in runs.split(_BETWEEN_RUNS)] if runs else []
+    if len(members) != 1 or is_url(members[0]) or not Path(members[0]).is_dir():
+        if not members:
+            raise InputError(
+                "--runs is followed by no run. Give the runs of one setting, such as a1.npz a2.npz."
+            )
+        return members
+    folder = Path(members[0])
+    # Files side by side, or the folders of `evalkit sample`.
+    found = [*folder.glob("*.npz"), *folder.glob("*.h5"), *folder.glob("*/samples_*.npz")]
+    if not found:
+        raise InputError(
+            f"--runs {folder}: no npz or h5 file of samples is in this folder, one for each run. Give the "
+            "runs one after another, or such a folder."
+        )
+    return [str(path) for path in sorted(found)]

@@ -7,10 +7,19 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from os import PathLike
+from typing import Any, TypedDict, Unpack, overload
 
 from evalkit.comparison.advice import check_enough_images, memory_needed, warnings_of
-from evalkit.comparison.plan import Plan, Subset, as_subset, choose_metrics, make_plan
+from evalkit.comparison.pairs import (
+    Measured,
+    check_paired,
+    pairs_of_sets,
+    pairs_of_settings,
+    sets_of,
+    settings_of,
+)
+from evalkit.comparison.plan import Choice, Plan, Subset, as_subset, choose_metrics, make_plan
 from evalkit.comparison.precision_check import check_scores
 from evalkit.comparison.sources import (
     Opened,
@@ -23,6 +32,7 @@ from evalkit.comparison.sources import (
     open_sources,
     widths_of,
 )
+from evalkit.deviations import Deviations
 from evalkit.errors import UndefinedMetricError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
@@ -31,10 +41,13 @@ from evalkit.features.record import BatchFeatures, Features, check_same_extracto
 from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.results import Comparison, Score
+from evalkit.several import Comparisons
 from evalkit.system.devices import prepare_forked_process, resolve_device
+from evalkit.system.engine import Engine
+from evalkit.system.progress import Progress
 from evalkit.system.run import Run, library_versions
 
-__all__ = ["Source", "Subset", "compare", "features_of", "open_source"]
+__all__ = ["Measured", "Source", "Subset", "compare", "features_of", "measure", "open_source"]
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +58,46 @@ NOT_KEPT = (
 """Why there is no error bar."""
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of :func:`compare`, for the type checker; a run's fields among them."""
+
+    protocol: str
+    metrics: Collection[str | Metric] | str | Metric | None
+    subset: Subset | int | None
+    value_range: ValueRange | None
+    extractor: Extractor | Sequence[Extractor] | None
+    error_bars: bool
+    paired: bool | None
+    run: Run | None
+    device: str
+    store: str | PathLike[str] | None
+    progress: Progress | None
+    engine: Engine
+
+
+@overload
+def compare(reference: Source, samples: Source, /, **options: Unpack[Options]) -> Comparison: ...
+@overload
 def compare(
     reference: Source,
-    samples: Source,
-    *,
+    *samples: Source,
+    runs: Sequence[Sequence[Source]] = ...,
+    **options: Unpack[Options],
+) -> Comparisons: ...
+def compare(
+    reference: Source,
+    *samples: Source,
+    runs: Sequence[Sequence[Source]] = (),
     protocol: str = "adm",
     metrics: Collection[str | Metric] | str | Metric | None = None,
     subset: Subset | int | None = None,
     value_range: ValueRange | None = None,
     extractor: Extractor | Sequence[Extractor] | None = None,
     error_bars: bool = True,
+    paired: bool | None = None,
     run: Run | None = None,
     **how: Any,
-) -> Comparison:
+) -> Comparison | Comparisons:
     """FID, sFID, Inception Score, precision and recall of ``samples`` against ``reference``, and any others.
 
     With a subset, or if only Fréchet distances are requested, means and covariances are summed up in float64
@@ -68,7 +108,9 @@ def compare(
         reference: Images (npz, folder, zip, tar, HDF5, array; several files by a pattern), features, or
             statistics (an npz with ``mu, sigma, mu_s, sigma_s``, which replace those of its images, as in
             the published references).
-        samples: Likewise.
+        *samples: Likewise; several sets are compared with each other, too.
+        runs: In place of ``samples``: several settings, each with its runs (trainings, seeds or checkpoints).
+            Then settings are compared, by how much their runs vary.
         protocol: A row of :data:`evalkit.protocols.PROTOCOLS`. ``adm`` is the ADM reference evaluator's
             arithmetic, float16 distances included; ``exact`` the same metrics in exact arithmetic.
         metrics: What to compute: names of scores, rows of :data:`evalkit.metrics.METRICS`, ``row@network``,
@@ -81,21 +123,59 @@ def compare(
         extractor: The network, or one for each network that is needed; None: each with its defaults.
         error_bars: Whether each score comes with its standard error and its value for infinitely many images,
             or the reason why not. They change no score, and no more features are kept for them.
+        paired: Whether images of the same index in two sets are of the same noise and class; None: where the
+            files of `evalkit sample` say so. Pairs have smaller errors.
         run: Device, store, progress and engine.
         **how: Fields of a run, in place of ``run=``: ``store="folder"``, ``progress=print``.
 
     Returns:
-        The scores, and the record of how they were obtained.
+        The scores, and the record of how they were obtained. Of several sets also which of them differ.
 
     Raises:
         EvalkitError: Bad input, no weights, nothing to compute; see :mod:`evalkit.errors`.
     """
     prepare_forked_process()
-    run, clock = Run.of(run, how), _Clock()
-    choice, subset = choose_metrics(protocol, metrics), as_subset(subset)
+    run, choice, subset = Run.of(run, how), choose_metrics(protocol, metrics), as_subset(subset)
+    every, groups = sets_of(samples, runs)
+    # Opening makes the cheap checks of all sides before the long work on any.
+    sources = open_sources(reference, *every, value_range=value_range)
+    if paired:
+        check_paired(sources[1:])
+    measured = measure(sources, choice, subset=subset, extractor=extractor, error_bars=error_bars, run=run)
+    comparisons = tuple(each.comparison for each in measured)
+    if groups:
+        pairs, settings = pairs_of_settings(comparisons, groups), settings_of(comparisons, groups)
+        return Comparisons(comparisons=comparisons, pairs=pairs, settings=settings)
+    if len(measured) == 1:
+        return comparisons[0]
+    return Comparisons(comparisons=comparisons, pairs=pairs_of_sets(measured, sources[1:], paired))
 
-    # Opening makes the cheap checks of both sides before the long work on either.
-    sources = open_sources(reference, samples, value_range=value_range)
+
+def measure(
+    sources: Sequence[Opened],
+    choice: Choice,
+    *,
+    subset: Subset | None = None,
+    extractor: Extractor | Sequence[Extractor] | None = None,
+    error_bars: bool = True,
+    keep_rows: bool = False,
+    run: Run,
+) -> list[Measured]:
+    """What :func:`compare` computes, and how the scores deviate, which no record holds.
+
+    Args:
+        sources: The reference, and the sets of samples.
+        choice: Which metrics.
+        subset: See :func:`compare`, also for the others.
+        extractor: Likewise.
+        error_bars: Likewise.
+        keep_rows: Whether to keep the features of every image where sums would do, for error bars of FID.
+        run: Likewise.
+
+    Returns:
+        One for each set of samples.
+    """
+    clock = _Clock()
     for source in sources:
         check_enough_images(source, choice.protocol.published_images)
     check_networks(sources, choice.networks)
@@ -103,13 +183,38 @@ def compare(
     plan = make_plan(
         choice.metrics,
         subset=subset,
-        is_streaming_better=lambda outputs: _has_full_rank(sources, extractors, outputs),
+        is_streaming_better=lambda outputs: not keep_rows and _has_full_rank(sources, extractors, outputs),
     )
-    sides = [Side(source, plan, extractors, run) for source in sources]
-    if text := memory_needed(sides, plan, error_bars=error_bars):
+    reference, *others = [Side(source, plan, extractors, run) for source in sources]
+    largest = max(others, key=lambda side: side.kept)
+    if text := memory_needed([reference, largest], plan, error_bars=error_bars):
         log.info(text)
 
-    features = _extract(sides, clock)
+    with clock.stage("features of reference"):
+        kept = [reference.features()]
+    found = []
+    for side in others:
+        spent = replace(clock, seconds=dict(clock.seconds))  # the reference's time is in the record of each
+        with spent.stage("features of samples"):
+            features = [kept[0], side.features()]
+        if side is others[-1]:
+            kept.clear()  # so that rows can go as soon as no metric needs them
+        found.append(_measured(choice, plan, [reference, side], features, extractors, error_bars, run, spent))
+    return found
+
+
+def _measured(
+    choice: Choice,
+    plan: Plan,
+    sides: Sequence[Side],
+    features: list[BatchFeatures],
+    extractors: Mapping[str, Extractor],
+    error_bars: bool,
+    run: Run,
+    clock: _Clock,
+) -> Measured:
+    """One set of samples against the reference; rows are dropped from ``features`` on the way."""
+    sources = [side.source for side in sides]
     batches = [side.batch(found) for side, found in zip(sides, features, strict=True)]
     for network in features[0].networks.keys() & features[1].networks.keys():
         check_same_extractor(*(found.networks[network] for found in features))
@@ -118,14 +223,14 @@ def compare(
 
     algebra = replace(run, device=_algebra_device(run, extractors))
     streamed = sides[1].moments if error_bars else None
-    scores, missing = _compute(plan, features, algebra, clock, streamed)
+    scores, missing, deviations = _compute(plan, features, algebra, clock, streamed)
     with clock.stage("precision check"):
         checked = check_scores(sources, extractors, plan.metrics, algebra)
-    return Comparison(
+    comparison = Comparison(
         specs=choice.specs,
         scores=tuple(scores),
         missing={**choice.missing, **missing},
-        protocol=protocol,
+        protocol=choice.protocol.name,
         reference=batches[0],
         samples=batches[1],
         extractors=described,
@@ -134,6 +239,7 @@ def compare(
         versions=library_versions(),
         seconds=clock.seconds,
     )
+    return Measured(comparison=comparison, deviations=deviations)
 
 
 def features_of(
@@ -164,8 +270,7 @@ def features_of(
         subset=None,
     )
     extractors = make_extractors([network], extractor, [opened], run)
-    (found,) = _extract([Side(opened, plan, extractors, run)], _Clock())
-    return found.networks[network]
+    return Side(opened, plan, extractors, run).features().networks[network]
 
 
 def _has_full_rank(
@@ -177,22 +282,14 @@ def _has_full_rank(
     return any(file_outputs(source) or len(source) > min(widths, default=0) for source in sources)
 
 
-def _extract(sides: Sequence[Side], clock: _Clock) -> list[BatchFeatures]:
-    found = []
-    for stage, side in zip(("features of reference", "features of samples"), sides, strict=False):
-        with clock.stage(stage):
-            found.append(side.features())
-    return found
-
-
 def _compute(
     plan: Plan,
     features: list[BatchFeatures],
     run: Run,
     clock: _Clock,
     streamed: frozenset[str] | None,
-) -> tuple[list[Score], dict[str, str]]:
-    """What was computed; and why the rest was not, by name.
+) -> tuple[list[Score], dict[str, str], dict[str, Deviations]]:
+    """What was computed; why the rest was not, by name; and how the scores deviate.
 
     Args:
         plan: What is computed.
@@ -203,6 +300,7 @@ def _compute(
     """
     scores: list[Score] = []
     missing: dict[str, str] = {}
+    deviations: dict[str, Deviations] = {}
     for index, metric in enumerate(plan.metrics):
         names = [spec.name for spec in metric.scores]
         # Rows that no later metric reads need not stay: at 50,000 images, 0.4 GB a side and output.
@@ -215,32 +313,38 @@ def _compute(
             missing |= dict.fromkeys(names, str(error))
             continue
         if streamed is not None:
-            found = _with_error_bars(found, metric, features, run, clock, streamed)
+            bars = _error_bars(found, metric, features, run, clock, streamed)
+            found = tuple(with_error_bars(score, bars[score.name]) for score in found)
+            deviations |= {
+                score.name: bar
+                for score in found
+                if score.stderr is not None and not isinstance(bar := bars[score.name], str)
+            }
         if plan.subset and "rows" in metric.needs.values():
             drawn = {"subset": plan.subset.images, "seed": plan.subset.seed}
             found = tuple(replace(score, parameters={**score.parameters, **drawn}) for score in found)
         scores += found
-    return scores, missing
+    return scores, missing, deviations
 
 
-def _with_error_bars(
+def _error_bars(
     scores: Sequence[Score],
     metric: Metric,
     features: Sequence[BatchFeatures],
     run: Run,
     clock: _Clock,
     streamed: frozenset[str],
-) -> tuple[Score, ...]:
-    """The scores of a metric with their standard errors, or with the reason why there are none."""
+) -> dict[str, Deviations | str]:
+    """How the scores of a metric deviate, or why that is not known, by name."""
     if any(need == "gaussian" and output in streamed for output, need in metric.needs.items()):
-        return tuple(with_error_bars(score, NOT_KEPT) for score in scores)
+        return {score.name: NOT_KEPT for score in scores}
     stage = f"error bars of {' and '.join(score.name for score in scores)}"
     report = run.report(stage)
     report(0, 1)
     with clock.stage(stage):
-        bars = influence_of(metric, features[0], features[1], run)
+        found = influence_of(metric, features[0], features[1], run)
     report(1, 1)
-    return tuple(with_error_bars(score, bars[score.name]) for score in scores)
+    return found
 
 
 def _algebra_device(run: Run, extractors: Mapping[str, Extractor]) -> str:

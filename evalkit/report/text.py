@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from evalkit.results import Batch, Comparison, Score, ScoreSpec, Sweep
+from evalkit.pairs import LEVEL
+from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
 
-__all__ = ["FORMATS", "adm_lines", "markdown", "remarks", "sweep_table", "table"]
+__all__ = [
+    "FORMATS",
+    "adm_lines",
+    "describe_batch",
+    "describe_extractors",
+    "error_notes",
+    "markdown",
+    "no_error_notes",
+    "remarks",
+    "shown_error",
+    "sweep_table",
+    "table",
+]
+
+BEST, LIKE_BEST = "*", "="
 
 # The five lines of the reference evaluator, in its order and words.
 ADM_LINES = {
@@ -29,9 +44,9 @@ def adm_lines(comparison: Comparison) -> str:
 def table(comparison: Comparison) -> str:
     """A table for the terminal: what was compared, the scores, what is missing and why, warnings."""
     header = [
-        ("reference", _describe_batch(comparison.reference)),
-        ("samples", _describe_batch(comparison.samples)),
-        ("protocol", f"{comparison.protocol}; {_describe_extractors(comparison)}"),
+        ("reference", describe_batch(comparison.reference)),
+        ("samples", describe_batch(comparison.samples)),
+        ("protocol", f"{comparison.protocol}; {describe_extractors(comparison)}"),
     ]
     lines = [f"{key:<10} {text}" for key, text in header]
     width = max(16, *(len(spec.title) for spec in comparison.specs))
@@ -45,9 +60,9 @@ def table(comparison: Comparison) -> str:
             std = "" if score.std is None else f"   (± {score.std:.2f} over splits)"
             value = f"{spec.format(score.value):>10}"
             if with_bars:
-                value += f" {_error(spec, score):<10} {_unbiased(spec, score):>10}"
+                value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
             lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{_drawn(score, comparison)}")
-    lines += _about_errors(comparison)
+    lines += error_notes([comparison])
     if comparison.published:
         cells = _beside_published(comparison)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -69,19 +84,19 @@ def markdown(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"| {spec.title} | - |{' |' if with_bars else ''} not computed: {reason} |")
         else:
-            value = " ".join(filter(None, (spec.format(score.value), _error(spec, score))))
+            value = " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
             more = f" {_unbiased(spec, score)} |" if with_bars else ""
             lines.append(f"| {spec.title} | {value}{_drawn(score, comparison)} |{more} {spec.better} |")
-    lines += [text for line in _about_errors(comparison) for text in ("", line)]
+    lines += [text for line in error_notes([comparison]) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)
         header, *rows = (f"| {' | '.join(row)} |" for row in cells)
         lines += ["", _citation(comparison), "", header, "|---" * len(cells[0]) + "|", *rows]
     lines += [
         "",
-        f"Reference: {_describe_batch(comparison.reference)}. "
-        f"Samples: {_describe_batch(comparison.samples)}. "
-        f"Protocol {comparison.protocol}; {_describe_extractors(comparison)}.",
+        f"Reference: {describe_batch(comparison.reference)}. "
+        f"Samples: {describe_batch(comparison.samples)}. "
+        f"Protocol {comparison.protocol}; {describe_extractors(comparison)}.",
     ]
     for text in remarks(comparison):
         lines += ["", text]
@@ -89,50 +104,118 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _beside_published(comparison: Comparison) -> list[list[str]]:
-    """A heading, the measured scores and the published ones: model, scores, table of the paper."""
+    """A heading, the measured scores and the published ones: model, scores, source."""
     measured = {score.name: score.value for score in comparison.scores}
     rows: list[tuple[str, Mapping[str, float], str]] = [("these samples", measured, "")]
-    for row in comparison.published:
-        scale = "" if row.scale is None else f", scale {row.scale:g}"
-        rows.append((f"{row.model}{scale}", row.scores, str(row.table)))
+    rows += [(_model(row), row.scores, row.source) for row in comparison.published]
     printed = {name for row in comparison.published for name in row.scores}
     specs = [spec for spec in comparison.specs if spec.name in printed]
     return [
-        ["model", *(spec.title for spec in specs), "table"],
+        ["model", *(spec.title for spec in specs), "source"],
         *(
-            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), table]
-            for model, scores, table in rows
+            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), source]
+            for model, scores, source in rows
         ),
     ]
 
 
+def _model(row: PublishedRow) -> str:
+    """Model and guidance, such as ``DiT-XL/2, cfg scale 1.5``."""
+    if (row.guidance or "").startswith("none"):
+        return row.model
+    scale = None if row.scale is None else f"scale {row.scale:g}"
+    return ", ".join(filter(None, (row.model, " ".join(filter(None, (row.guidance, scale))))))
+
+
 def _citation(comparison: Comparison) -> str:
-    """What the published rows are, and where the measured one is not like them."""
+    """What the published rows are, how many more there are, and where the measured one is not like them."""
     row, here = comparison.published[0], []
     if comparison.samples.images != row.images:
         count = comparison.samples.images
         here.append(f"{count:,} samples" if count else "statistics alone")
-    if comparison.protocol != "adm":
+    if comparison.protocol != row.evaluator:
         here.append(f"protocol {comparison.protocol}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
-    return f"{row.dataset} as published, {row.images:,} samples each: {row.paper}.{unlike}"
+    shown, count, all_of = len(comparison.published), comparison.published_rows, ""
+    if count > shown:
+        command = f"evalkit published {row.dataset} --evaluator {row.evaluator}"
+        all_of = f" The nearest {shown} of {count}; all: {command}."
+    others = dict.fromkeys(row.reference for row in comparison.published if row.reference)
+    against = "" if {*others} <= {row.dataset} else f", against {' or '.join(others)}"
+    kind = f"{row.images:,} samples each, evaluator {row.evaluator}{against}"
+    return f"{row.dataset} as published, {kind}.{all_of}{unlike}"
 
 
 def sweep_table(sweep: Sweep) -> str:
-    """The scores at every scale; below, why one was not computed, and the warnings of the first scale."""
+    """The scores at every scale, with marks; below, what these are, why a score is missing, warnings.
+
+    Warnings are those of the first scale: the others say the same of other files.
+    """
     specs = [spec for spec in sweep.specs if any(value is not None for value in sweep.values(spec.name))]
-    rows = [["scale", *(spec.title for spec in specs)]]
-    for point in sweep.points:
-        scores = ((spec, point.comparison.score(spec.name)) for spec in specs)
-        cells = ("-" if score is None else spec.format(score.value) for spec, score in scores)
-        rows.append([f"{point.scale:g}", *cells])
-    widths = [max(8, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    columns = [["scale", *(f"{point.scale:g}" for point in sweep.points)]]
+    columns += [_sweep_column(sweep, spec) for spec in specs]
+    widths = [max(8, *map(len, column)) for column in columns]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    lines += [*_about_marks(sweep), *_not_compared(sweep)]
     missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
     titles = {spec.name: spec.title for spec in sweep.specs}
     lines += [f"{titles[name]} was not computed: {why}" for name, why in missing.items()]
-    # Those of the other scales say the same of other files.
     return "\n".join([*lines, *(f"warning: {text}" for text in sweep.points[0].comparison.warnings)])
+
+
+def _sweep_column(sweep: Sweep, spec: ScoreSpec) -> list[str]:
+    """The title of a score, and at each scale its value, with the bar and the mark where it has them."""
+    scores = [point.comparison.score(spec.name) for point in sweep.points]
+    bars = ["" if score is None else shown_error(spec, score) for score in scores]
+    width = max(map(len, bars))
+    marks = {
+        number: BEST if pair is None else " " if pair.stands else LIKE_BEST
+        for number, pair in sweep.from_best(spec).items()
+    }
+    cells = [spec.title + ("  " if marks else "")]
+    for number, (score, bar) in enumerate(zip(scores, bars, strict=True)):
+        cell = "-" if score is None else spec.format(score.value)
+        cell += f" {bar:<{width}}" if width else ""
+        cells.append(f"{cell} {marks.get(number, ' ')}" if marks else cell)
+    return cells
+
+
+def _about_marks(sweep: Sweep) -> Iterator[str]:
+    """What bars and marks of a sweep mean, in one line."""
+    parts = []
+    if any(error is not None for spec in sweep.specs for error in sweep.stderrs(spec.name)):
+        parts.append("±: standard error from the draw of the images")
+    tested = [(pair, pair.difference) for pair in sweep.pairs if pair.difference is not None]
+    if tested:
+        parts.append(
+            f"{BEST} best, {LIKE_BEST} not shown to differ from the best: tested at {LEVEL:.0%}, corrected "
+            "for all pairs of scales in each score (Holm)"
+        )
+        paired = {found.paired for _, found in tested}
+        same = "images of the same noise and class are paired"
+        some = f"{same}, where two scales have such"
+        parts.append(some if len(paired) == 2 else same if True in paired else "images are not paired")
+        compared = {pair.score for pair, _ in tested if pair.unbiased}
+        if unbiased := [spec.title for spec in sweep.specs if spec.name in compared]:
+            parts.append(f"of {' and '.join(unbiased)} the values without bias are compared")
+    if parts:
+        yield "; ".join(parts) + "."
+
+
+def _not_compared(sweep: Sweep) -> Iterator[str]:
+    """Why scores were not compared between scales that have them; a line for each reason."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for spec in sweep.specs:
+        known = [value is not None for value in sweep.values(spec.name)]
+        pairs = [p for p in sweep.pairs if p.score == spec.name and known[p.first] and known[p.second]]
+        untested = [pair.why for pair in pairs if pair.why is not None]
+        if untested:
+            reasons.setdefault((untested[0], len(untested) < len(pairs)), []).append(spec.title)
+    for (why, partly), titles in reasons.items():
+        yield f"{' and '.join(titles)}: {'some ' if partly else ''}scales were not compared: {why}"
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str]]:
@@ -141,7 +224,8 @@ def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str
         yield spec, comparison.score(spec.name), comparison.missing.get(spec.name, "")
 
 
-def _error(spec: ScoreSpec, score: Score) -> str:
+def shown_error(spec: ScoreSpec, score: Score) -> str:
+    """``± 0.03``; empty where there is no standard error."""
     return "" if score.stderr is None else f"± {spec.format(score.stderr)}"
 
 
@@ -149,25 +233,33 @@ def _unbiased(spec: ScoreSpec, score: Score) -> str:
     return "-" if score.unbiased is None else spec.format(score.unbiased)
 
 
-def _about_errors(comparison: Comparison) -> list[str]:
-    """What the standard errors are, the reference's part, and why scores have none; a line each."""
+def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the standard errors are, the reference's part, and why scores have none; a line each.
+
+    The reference's part is that of the first comparison, if there are several.
+    """
     lines = []
-    titles = {spec.name: spec for spec in comparison.specs}
-    bars = [score for score in comparison.scores if score.stderr is not None]
-    if bars:
+    titles = {spec.name: spec for spec in specs_of(comparisons)}
+    scores = [score for comparison in comparisons for score in comparison.scores]
+    if any(score.stderr is not None for score in scores):
         parts = ", ".join(
             f"{titles[score.name].title} {titles[score.name].format(score.stderr_reference)}"
-            for score in bars
+            for score in comparisons[0].scores
             if score.stderr_reference is not None
         )
         of = f"; the reference's part: {parts}" if parts else ""
         lines.append(f"±: standard error from the draw of the images{of}. Training again varies more.")
-    reasons: dict[str, list[str]] = {}
-    for score in comparison.scores:
+    return [*lines, *no_error_notes(comparisons)]
+
+
+def no_error_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Why scores have no standard errors; a line for each reason."""
+    titles = {spec.name: spec.title for spec in specs_of(comparisons)}
+    reasons: dict[str, dict[str, None]] = {}
+    for score in (score for comparison in comparisons for score in comparison.scores):
         if score.no_stderr is not None:
-            reasons.setdefault(score.no_stderr, []).append(titles[score.name].title)
-    lines += [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
-    return lines
+            reasons.setdefault(score.no_stderr, {})[titles[score.name]] = None
+    return [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
 
 
 def _drawn(score: Score, comparison: Comparison) -> str:
@@ -180,7 +272,8 @@ def _drawn(score: Score, comparison: Comparison) -> str:
     return f"   (of {of}, seed {score.parameters['seed']})"
 
 
-def _describe_batch(batch: Batch) -> str:
+def describe_batch(batch: Batch) -> str:
+    """Its name, how many images of which size, and where statistics and features came from."""
     parts = [batch.name]
     if batch.images:
         size = "" if batch.image_shape is None else f" {batch.image_shape[1]}x{batch.image_shape[0]}"
@@ -193,7 +286,8 @@ def _describe_batch(batch: Batch) -> str:
     return ", ".join(parts)
 
 
-def _describe_extractors(comparison: Comparison) -> str:
+def describe_extractors(comparison: Comparison) -> str:
+    """The networks, with precision and device."""
     described = []
     for extractor in comparison.extractors.values():
         keys = (key for key in ("backend", "precision", "device") if key in extractor)
