@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evalkit.errors import InputError, OutputError
-from evalkit.features.adm_npz import written_images, written_record
+from evalkit.features.adm_npz import written_images, written_preprocess
 from evalkit.features.other_tools import check_name, resize_warning, write_statistics
 from evalkit.images import ImageSource, NpzWriter, open_images
 from evalkit.images.files import DATASET
@@ -128,9 +128,7 @@ def convert_statistics(source: str | PathLike[str], out: Place, tool: str) -> Im
         images.notes += (
             f"Left out, as files for {LAYOUTS[tool].tools} have no place for it: {', '.join(left)}.",
         )
-    if tool != "adm" and (
-        warning := resize_warning(tool, images.name, written_record(images).get("preprocess"))
-    ):
+    if tool != "adm" and (warning := resize_warning(tool, images.name, written_preprocess(images))):
         images.notes += (warning,)
     return images
 

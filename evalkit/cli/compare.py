@@ -281,7 +281,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
         statistics_of,
         statistics_record,
         written_images,
-        written_record,
+        written_preprocess,
     )
     from evalkit.features.other_tools import check_name, resize_warning, write_statistics
     from evalkit.features.record import Features
@@ -302,7 +302,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
             provenance=None if of_file else statistics_record(summed, extractor.preprocess),
         )
         click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
-        preprocess = written_record(side).get("preprocess") if of_file else extractor.preprocess
+        preprocess = written_preprocess(side) if of_file else extractor.preprocess
         if tool != "adm" and (warning := resize_warning(tool, shown(images), preprocess)):
             say(f"warning: {warning}")
         echo_notes(side)

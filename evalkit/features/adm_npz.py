@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from evalkit.errors import FeatureError
+from evalkit.errors import FeatureError, brief
 from evalkit.features.moments import Gaussian, Moments
 from evalkit.features.record import Features, split_output
 from evalkit.images import ImageSource
@@ -22,6 +22,7 @@ __all__ = [
     "statistics_of",
     "statistics_record",
     "written_images",
+    "written_preprocess",
     "written_record",
 ]
 
@@ -68,6 +69,12 @@ def written_images(source: ImageSource | Features) -> int | None:
     """How many images the statistics of a file are of; None where it does not say."""
     count = written_record(source).get("images")
     return count if isinstance(count, int) else None
+
+
+def written_preprocess(source: ImageSource | Features) -> str | None:
+    """What was done to the images that the statistics of a file are of; None where it does not say."""
+    preprocess = written_record(source).get("preprocess")
+    return brief(preprocess, 100) if isinstance(preprocess, str) else None
 
 
 def statistics_of(features: Features) -> dict[str, NDArray[Any]]:

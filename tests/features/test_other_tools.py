@@ -194,6 +194,15 @@ def test_convert_knows_the_resize_and_leaves_images_out(
     assert open_images(tmp_path / "b.npz").provenance == record
 
 
+@pytest.mark.parametrize("preprocess", [7, ["TF1 bilinear"], {}, None])
+def test_a_resize_that_is_no_text_is_none(run: Invoke, tmp_path: Path, preprocess: Any) -> None:
+    record = {"statistics": {"images": 5, "preprocess": preprocess}}
+    write_statistics(tmp_path / "x.npz", "adm", ARRAYS, provenance=record)
+    result = run("reference", "convert", tmp_path / "x.npz", tmp_path / "y.npz", "--as", "jit")
+    assert result.code == 0
+    assert "x.npz does not say how its images were resized" in result.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
