@@ -19,6 +19,7 @@ from evalkit.errors import InputError
 from evalkit.results import PublishedRow
 from evalkit.system.download import published_urls
 from reference_batches.published import all_rows
+from reference_batches.statistics import statistics_files
 
 __all__ = ["Entry", "closest", "entries", "find", "table"]
 
@@ -42,6 +43,7 @@ class Entry:
         path: The file's path within the published folder.
         published: The paper's numbers for these samples, if they certainly belong to this file.
         exact: The scores that the reference evaluator prints for the file, by name, if known.
+        users: The repositories that measure against it, or publish it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Entry:
     path: str
     published: PublishedRow | None = None
     exact: Mapping[str, float] = field(default_factory=dict)
+    users: str = "openai/guided-diffusion"
 
     @property
     def file(self) -> str:
@@ -101,7 +104,7 @@ def find(name: str) -> Entry:
 def closest(text: str) -> list[str]:
     """Names of published batches that someone who wrote ``text`` may have meant, by name or by file."""
     by_spelling: dict[str, str] = {}
-    for entry in entries().values():
+    for entry in (entries() | statistics_files()).values():
         by_spelling |= {entry.name: entry.name, entry.file: entry.name}
     found = difflib.get_close_matches(PurePosixPath(text).name, by_spelling, n=3, cutoff=0.75)
     return list(dict.fromkeys(by_spelling[spelling] for spelling in found))
@@ -146,6 +149,7 @@ def _entries(catalog: dict[str, Any]) -> Iterator[Entry]:
             images=catalog["reference_images"],
             labels=content.get("reference_labels", content["labels"]),
             path=f"{folder}/{content['reference']}",
+            users=", ".join(["openai/guided-diffusion", *content.get("users", [])]),
             **common,
         )
         for file in content["samples"]:

@@ -20,6 +20,7 @@ from evalkit.cli.options import (
 )
 from evalkit.cli.parameters import WithRuns, file, members_of, output
 from evalkit.errors import EvalkitError, InputError, OutputError
+from evalkit.layouts import LAYOUTS
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
 
@@ -244,43 +245,66 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
 
 @click.command()
 @click.argument("images")
-@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="npz to write, also at a URL.")
+@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="File to write, also at a URL.")
+@click.option(
+    "--as",
+    "tool",
+    type=click.Choice(list(LAYOUTS)),
+    default="adm",
+    show_default=True,
+    help="The tool that reads the file; jit is also for MAR and fractal. A warning says where it resizes "
+    "images in another way, so that its FID would be wrong.",
+)
 @value_range_option
 @extractor_options
 @no_store_option
 @engine_options
-def stats(images: str, out: Place, value_range: str | None, **options: Any) -> None:
+def stats(images: str, out: Place, tool: str, value_range: str | None, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
-    Memory does not grow with the number of images.
+    With --as, as another tool reads them. Memory does not grow with the number of images.
 
     \b
     Example:
       evalkit stats train_images/ -o train_statistics.npz
       evalkit stats 'parts/*.npz' -o train_statistics.npz
+      evalkit stats train_images/ -o jit_stats.npz --as jit
     """
-    from evalkit.system.files import check_writable, replace_atomically
+    from evalkit.system.files import check_writable
 
     setup = ExtractorSetup(**options)
     check_writable(out, images)
-    import json
-
-    import numpy as np
-
     from evalkit.comparison import features_of
     from evalkit.comparison.sources import file_outputs
-    from evalkit.features.adm_npz import OUTPUTS, statistics_of, statistics_record
+    from evalkit.features.adm_npz import (
+        OUTPUTS,
+        statistics_of,
+        statistics_record,
+        written_images,
+        written_preprocess,
+    )
+    from evalkit.features.other_tools import check_name, resize_warning, write_statistics
+    from evalkit.features.record import Features
 
+    check_name(out, tool)
     with setup.run() as run:
         (side,), _ = open_batches(images, value_range=value_range)
         extractor = setup.extractor()
-        summed = features_of(side, outputs=(), moments=OUTPUTS.values(), extractor=extractor, run=run)
-        arrays = statistics_of(summed)
-        if not file_outputs(side):
-            arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
-        with replace_atomically(out) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        moments = [output for suffix, output in OUTPUTS.items() if f"mu{suffix}" in LAYOUTS[tool].keys]
+        summed = features_of(side, outputs=(), moments=moments, extractor=extractor, run=run)
+        # Statistics of the file's own, or features of another tool: how they were made is not known here.
+        of_file = bool(file_outputs(side)) or (isinstance(side, Features) and not side.fingerprint)
+        write_statistics(
+            out,
+            tool,
+            statistics_of(summed),
+            images=written_images(side) if file_outputs(side) else len(summed),
+            provenance=None if of_file else statistics_record(summed, extractor.preprocess),
+        )
         click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
+        preprocess = written_preprocess(side) if of_file else extractor.preprocess
+        if tool != "adm" and (warning := resize_warning(tool, shown(images), preprocess)):
+            say(f"warning: {warning}")
         echo_notes(side)
         echo_precision_check(side, extractor, run)
 

@@ -358,7 +358,9 @@ def _describe(
     extractors: Mapping[str, Extractor], features: Sequence[BatchFeatures]
 ) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
-    for network, found in {**features[1].networks, **features[0].networks}.items():
+    # What another tool extracted has no fingerprint, and says nothing of the other side.
+    ours = {key: kept for side in features[::-1] for key, kept in side.networks.items() if kept.fingerprint}
+    for network, found in {**features[1].networks, **features[0].networks, **ours}.items():
         described[network] = {"name": found.extractor, "fingerprint": found.fingerprint}
         extractor = extractors.get(network)
         for name in ("backend", "precision", "device", "preprocess", "weights_record"):

@@ -11,7 +11,7 @@ from evalkit.comparison.sources import Opened, Side, file_outputs, widths_of
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.adm_npz import NETWORK, written_record
 from evalkit.features.record import BatchFeatures, Features
-from evalkit.images import ImageSource, are_ids
+from evalkit.images import are_ids
 from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
@@ -104,8 +104,7 @@ def warnings_of(
             )
         yield from _label_warning(next(iter(side.networks.values())))
     for source in sources:
-        if isinstance(source, ImageSource):
-            yield from source.notes
+        yield from source.notes
 
 
 def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequence[Batch]) -> Iterator[str]:

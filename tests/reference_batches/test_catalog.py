@@ -17,6 +17,7 @@ from evalkit.errors import InputError
 from reference_batches.catalog import closest, entries, find
 from reference_batches.fetch import cache_path
 from reference_batches.published import published_rows
+from reference_batches.statistics import statistics_files
 
 Invoke = Callable[..., Result]
 
@@ -117,8 +118,11 @@ def test_entries_are_frozen() -> None:
 
 
 def test_list(run: Invoke) -> None:
-    result = run("reference", "list")
-    lines = {line.split()[0]: line for line in result.out.splitlines()}
+    batches, others = run("reference", "list").out.split("\n\n")
+    title, *rows = others.splitlines()
+    assert title == "Statistics of other tools:"
+    assert [row.split()[0] for row in rows] == ["name", *statistics_files()]
+    lines = {line.split()[0]: line for line in batches.splitlines()}
     assert list(lines) == ["name", *entries()]
     assert len({len(line) for line in lines.values()}) <= 3  # "here" and its yes or no: aligned
     assert "3.94   6.14  215.84   0.83   0.53 no" in lines["admnet_guided_upsampled_imagenet256"]
@@ -130,12 +134,14 @@ def test_list(run: Invoke) -> None:
     }
     assert list(lines) == ["name", "lsun_cat", "admnet_dropout_lsun_cat", "stylegan2_lsun_cat"]
     assert [line.split()[-1] for line in lines.values()] == ["here", "yes", "no", "no"]
-    assert run("reference", "list", "--dataset", "cifar10").code == 2
+    assert run("reference", "list", "--dataset", "cifar100").code == 2
+    of_cifar10 = run("reference", "list", "--dataset", "cifar10").out.splitlines()
+    assert [line.split()[0] for line in of_cifar10[2:]] == [*statistics_files("cifar10")]
 
 
 def test_list_as_json(run: Invoke) -> None:
     content = json.loads(run("reference", "list", "--json").out)
-    assert [batch["name"] for batch in content] == list(entries())
+    assert [batch["name"] for batch in content] == [*entries(), *statistics_files()]
     batch = next(batch for batch in content if batch["name"] == "admnet_guided_imagenet128")
     assert batch.pop("here") is False
     assert batch == dataclasses.asdict(find("admnet_guided_imagenet128"))
