@@ -29,6 +29,7 @@ METRICS: dict[str, str] = {
     "fd": "evalkit.metrics.frechet:FD",
     "kid": "evalkit.metrics.kernel:KernelDistance",
     "kid_subsets": "evalkit.metrics.kernel_subsets:SubsetKernelDistance",
+    "density_coverage": "evalkit.metrics.density_coverage:DensityCoverage",
 }
 
 
