@@ -30,6 +30,7 @@ METRICS: dict[str, str] = {
     "kid": "evalkit.metrics.kernel:KernelDistance",
     "kid_subsets": "evalkit.metrics.kernel_subsets:SubsetKernelDistance",
     "density_coverage": "evalkit.metrics.density_coverage:DensityCoverage",
+    "mind": "evalkit.metrics.mind:MIND",
 }
 
 
