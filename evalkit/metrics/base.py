@@ -20,6 +20,7 @@ from evalkit.system.run import Run
 __all__ = [
     "Metric",
     "Need",
+    "check_directions",
     "check_sides",
     "classes_of",
     "influence_of",
@@ -99,6 +100,16 @@ def check_sides(
         raise FeatureError(
             f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
             "use the same output of the same network for both"
+        )
+
+
+def check_directions(rows: NDArray[np.floating], name: str) -> None:
+    """Raise an UndefinedMetricError for features that are all zero, which cannot be brought to length 1."""
+    some = rows.any(axis=1)
+    if not some.all():
+        raise UndefinedMetricError(
+            f"the features of image {int(some.argmin())} ({name}) are all zero, and have no direction; leave "
+            "this image out, or use another network"
         )
 
 
