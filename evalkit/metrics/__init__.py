@@ -32,6 +32,7 @@ METRICS: dict[str, str] = {
     "mmd_rbf": "evalkit.metrics.mmd_rbf:RBFDistance",
     "density_coverage": "evalkit.metrics.density_coverage:DensityCoverage",
     "mind": "evalkit.metrics.mind:MIND",
+    "vendi": "evalkit.metrics.vendi:Vendi",
 }
 
 
