@@ -33,6 +33,7 @@ METRICS: dict[str, str] = {
     "density_coverage": "evalkit.metrics.density_coverage:DensityCoverage",
     "mind": "evalkit.metrics.mind:MIND",
     "vendi": "evalkit.metrics.vendi:Vendi",
+    "authpct": "evalkit.metrics.authenticity:AuthPct",
 }
 
 

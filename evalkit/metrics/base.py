@@ -47,7 +47,8 @@ class Metric(Protocol):
         uses_reference: Whether the reference matters. Inception Score and the like look at the samples alone.
 
     Optional: an attribute ``working_bytes``, the memory it takes beyond the rows, in bytes per number of a
-    row; a method ``streamed()``, the variant that reports how Gaussians were computed; and a method
+    row; an attribute ``finds_copies``, true where the reference's own images are the worst samples; a method
+    ``streamed()``, the variant that reports how Gaussians were computed; and a method
     ``influence(reference, samples, run)``, which gives for each score by name how it deviates
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.

@@ -24,7 +24,13 @@ from evalkit.deviations import HalfSplit
 from evalkit.errors import UndefinedMetricError
 from evalkit.system.devices import float32_arithmetic
 
-__all__ = ["MOST_IMAGES", "halves_bytes", "halves_of_density_coverage", "halves_of_precision_recall"]
+__all__ = [
+    "MOST_IMAGES",
+    "halves_bytes",
+    "halves_of_authenticity",
+    "halves_of_density_coverage",
+    "halves_of_precision_recall",
+]
 
 Words = NDArray[np.uint64]
 Labels = NDArray[np.int64]
@@ -37,6 +43,9 @@ REPLICATES = 512
 
 _TOO_SHORT = 1e-9
 """Chance that a list of neighbours does not reach to the k-th in a half; if it happens, lists are doubled."""
+
+# Images among which the nearest of a half is found. The chance that all are in the other half is 2^-64.
+_LONGEST = 64
 
 _ROWS = 1024
 _PAIRS = 2**16
@@ -94,10 +103,7 @@ def halves_of_density_coverage(
     reference_classes: Labels | None = None,
     device: torch.device | None = None,
 ) -> tuple[HalfSplit, HalfSplit]:
-    """How density and coverage deviate; see :func:`~evalkit.metrics.density_coverage.density_coverage`.
-
-    Arguments, arithmetic and errors are those of :func:`halves_of_precision_recall`.
-    """
+    """How density and coverage deviate; arguments and errors as in :func:`halves_of_precision_recall`."""
     sides = _Sides.of(reference, samples, k, classes, reference_classes, device)
     r, s = sides.reference, sides.samples
     covered = _Covered.none(r.second)
@@ -119,6 +125,48 @@ def halves_of_density_coverage(
     )
 
 
+def halves_of_authenticity(
+    reference: NDArray[np.float32],
+    samples: NDArray[np.float32],
+    *,
+    classes: Labels | None = None,
+    reference_classes: Labels | None = None,
+    device: torch.device | None = None,
+) -> HalfSplit:
+    """How AuthPct deviates; arguments and errors as in :func:`halves_of_precision_recall`."""
+    sides = _Sides.of(reference, samples, 1, classes, reference_classes, device)
+    r, s = sides.reference, sides.samples
+    copies = np.zeros((2, 2, REPLICATES), np.int64)
+    with torch.inference_mode(), float32_arithmetic():
+        balls = _Balls.of(sides.x, r.second, 1)
+        for rows, distances in _distances(sides.y, sides.x):
+            near, images = distances.topk(min(_LONGEST, len(r.drawn)), dim=1, largest=False)
+            of_halves = _copies(balls, near.cpu().numpy(), images.cpu().numpy())
+            for i, own in enumerate((~s.second[rows], s.second[rows])):
+                copies[i] += [_counts(own & each) for each in of_halves]
+    sizes = np.stack([_counts(~s.second), _counts(s.second)])
+    authentic = np.sqrt(sides.share) * 100 * (1 - copies / sizes[:, None])
+    return _half_split(authentic, s.name, len(samples), "the bias of AuthPct is not known")
+
+
+def _copies(balls: _Balls, near: NDArray[np.float32], images: NDArray[np.int64]) -> Words:
+    """(2, points, w) replicates in which a point's nearest image in a half has no other nearer to it there.
+
+    Args:
+        balls: Of the images, with k = 1.
+        near: (points, c) squared distances to the nearest images of both halves, ascending.
+        images: (points, c) which they are.
+    """
+    left = np.full((2, len(near), balls.second.shape[1]), ~np.uint64(0))
+    copies = np.zeros_like(left)
+    for distance, image in zip(near.T, images.T, strict=True):
+        alone = balls.few[image, (balls.nearest[image] < distance[:, None]).sum(axis=1)]
+        half = np.stack([~balls.second[image], balls.second[image]])
+        copies |= left & half & alone
+        left &= ~half
+    return copies
+
+
 def halves_bytes(images: Sequence[int], width: int) -> int:
     """Memory of the halves beyond the rows: float32 copies of the images that are halved."""
     return 12 * width * sum(min(n, MOST_IMAGES) for n in images)
@@ -129,11 +177,9 @@ class _Sides:
     """Both sides, ready to be halved.
 
     Attributes:
-        reference: How the reference is halved.
-        samples: How the samples are.
+        reference: How the reference is halved; ``samples`` likewise.
         share: Of the images of both, those that are halved.
-        x: (m, d) scaled features of the reference.
-        y: (n, d) likewise of the samples.
+        x: (m, d) scaled features of the reference; ``y``, (n, d), of the samples.
     """
 
     reference: _Halves

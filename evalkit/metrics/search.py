@@ -12,7 +12,17 @@ from torch import Tensor
 from evalkit.metrics.points import Points, decide
 from evalkit.metrics.screening import Screening
 
-__all__ = ["Covering", "Inside", "Neighbours", "counted", "each_stripe", "radii", "slices", "smallest"]
+__all__ = [
+    "Covering",
+    "Inside",
+    "Nearest",
+    "Neighbours",
+    "counted",
+    "each_stripe",
+    "radii",
+    "slices",
+    "smallest",
+]
 
 T = TypeVar("T")
 
@@ -244,6 +254,52 @@ class Inside:
             return None
         inside = decide(centres, i, points, j) < self._radii[i]
         return i[inside], j[inside]
+
+
+class Nearest:
+    """Finds the nearest point of the other side."""
+
+    def __init__(self, points: Points, others: Points, screening: Screening) -> None:
+        self._points, self._others = points, others
+        self._screening = screening
+
+    def look(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Examine the pairs of these points with all of the other side.
+
+        Returns:
+            (rows,) index of the nearest, of equally near ones the first, and (rows,) distance to it.
+        """
+        device = self._points.x.device
+        distance = torch.full((rows.stop - rows.start,), torch.inf, dtype=torch.float64, device=device)
+        index = torch.zeros_like(distance, dtype=torch.int64)
+        for columns in slices(0, len(self._others.x), self._screening.tile[1]):
+            pairs = None
+            while pairs is None:
+                pairs = self._pairs(rows, columns, distance)
+            i, j = pairs
+            found = decide(self._points, i + rows.start, self._others, j)
+            nearest = torch.full_like(distance, torch.inf).scatter_reduce_(0, i, found, "amin")
+            first = torch.full_like(index, len(self._others.x))
+            is_nearest = found == nearest[i]
+            first.scatter_reduce_(0, i[is_nearest], j[is_nearest], "amin")
+            index = torch.where(nearest < distance, first, index)
+            distance = torch.minimum(distance, nearest)
+        return index, distance
+
+    def _pairs(self, rows: slice, columns: slice, distance: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Pairs of one tile that may be nearer, (pairs,) of each side; None after refining the screen."""
+        screening, points, others = self._screening, self._points, self._others
+        seen = screening.seen(points, rows, others, columns)
+        own = torch.arange(rows.start, rows.stop, device=distance.device)
+        by_screen = decide(points, own, others, seen.argmin(dim=1) + columns.start)
+        bound = torch.minimum(distance, by_screen)
+        i, j = _not_above(seen, screening.limits(bound, points, rows, others))
+        value, j = seen[i, j], j + columns.start
+        near = screening.near_enough(value, bound[i], points, i + rows.start, others, j)
+        i, j = i[near], j[near]
+        if len(i) > _affordable(seen, 1) and screening.refine():
+            return None
+        return i, j
 
 
 def _not_above(seen: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
