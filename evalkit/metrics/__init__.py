@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "mind": "evalkit.metrics.mind:MIND",
     "vendi": "evalkit.metrics.vendi:Vendi",
     "authpct": "evalkit.metrics.authenticity:AuthPct",
+    "c_t": "evalkit.metrics.data_copying:DataCopying",
 }
 
 
