@@ -6,7 +6,7 @@ them in their order. Unlike the Fréchet distance it takes no distribution to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -86,7 +86,7 @@ def monge_inception_distance(
     units = (units / units.norm(dim=1, keepdim=True).clamp_min(1e-12)).to(target)
     with torch.inference_mode():
         y, x = (
-            torch.from_numpy(np.ascontiguousarray(side[chosen])).to(target)
+            torch.from_numpy(np.ascontiguousarray(side[chosen] if len(side) > n else side)).to(target)
             for side, chosen in zip((samples, reference), drawn, strict=True)
         )
         added = 0.0
@@ -153,6 +153,8 @@ class MIND:
     """
 
     uses_reference: ClassVar[bool] = True
+    # Of a side with more images than the other, those that are drawn are copied.
+    working_bytes: ClassVar[float] = 2
 
     output: str = "inception:pool"
     directions: int = 1000
@@ -185,10 +187,6 @@ class MIND:
         """
         found = self._found(reference, samples, run).influence
         return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
-
-    def influence_bytes(self, images: Sequence[int], width: int) -> int:
-        """Memory beyond the rows: a copy of them where images are left out or a GPU is used."""
-        return 4 * width * 2 * min(images)
 
     def _found(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> SlicedDistance:
         def make() -> SlicedDistance:
