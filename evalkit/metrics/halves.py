@@ -1,10 +1,10 @@
-"""Precision, recall, density and coverage of many complementary halves at once, for their standard errors.
+"""Precision, recall, density, coverage and AuthPct of many halves at once, for their standard errors.
 
 They have no useful influence values: a ball's radius jumps from neighbour to neighbour. So both sides are
-halved at random, many times, and the halves compared (see :class:`~evalkit.deviations.HalfSplit`). Neighbours
-are searched once. A ball of a half reaches to the k-th of its centre's neighbours that are in the same half,
-so a list of more neighbours than k has the radii of all halves. Which half an image is in is one bit a
-replicate, and words of 64 bits hold 64 replicates: the halves together cost less than the search.
+halved at random, many times, and complementary halves compared (see :class:`~evalkit.deviations.HalfSplit`).
+Neighbours are searched once. A ball of a half reaches to the k-th of its centre's neighbours that are in the
+same half, so a list of more neighbours than k has the radii of all halves. Which half an image is in is one
+bit a replicate, and words of 64 bits hold 64 replicates: the halves together cost less than the search.
 """
 
 from __future__ import annotations
