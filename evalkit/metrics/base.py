@@ -11,12 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.deviations import Deviations, Excess, Influence, balanced_classes
-from evalkit.errors import UndefinedMetricError
+from evalkit.errors import FeatureError, UndefinedMetricError
+from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures, split_output
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
-__all__ = ["Metric", "Need", "classes_of", "influence_of", "parameters", "with_classes", "with_error_bars"]
+__all__ = [
+    "Metric",
+    "Need",
+    "check_directions",
+    "check_sides",
+    "classes_of",
+    "influence_of",
+    "parameters",
+    "with_classes",
+    "with_error_bars",
+]
 
 Need: TypeAlias = Literal["rows", "gaussian"]
 """``rows`` are the features of every image. A ``gaussian`` comes from a file, or is summed up as
@@ -36,7 +47,8 @@ class Metric(Protocol):
         uses_reference: Whether the reference matters. Inception Score and the like look at the samples alone.
 
     Optional: an attribute ``working_bytes``, the memory it takes beyond the rows, in bytes per number of a
-    row; a method ``streamed()``, the variant that reports how Gaussians were computed; and a method
+    row; an attribute ``finds_copies``, true where the reference's own images are the worst samples; a method
+    ``streamed()``, the variant that reports how Gaussians were computed; and a method
     ``influence(reference, samples, run)``, which gives for each score by name how it deviates
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
@@ -63,6 +75,43 @@ class Metric(Protocol):
 def parameters(metric: Any) -> dict[str, Any]:
     """The fields of a metric, for the record; its ``scores`` are recorded elsewhere."""
     return {field.name: getattr(metric, field.name) for field in fields(metric) if field.name != "scores"}
+
+
+def check_sides(
+    reference: NDArray[np.floating], samples: NDArray[np.floating], what: str, *, least: int = 2
+) -> None:
+    """Check features that are to be compared.
+
+    Args:
+        reference: (m, d) float features.
+        samples: (n, d) float features.
+        what: What is computed, such as ``"a kernel distance"``.
+        least: Images that each side needs.
+
+    Raises:
+        UndefinedMetricError: A side has fewer rows.
+        FeatureError: Dimensions differ, or features are not (n, d) finite floats.
+    """
+    for name, rows in (("reference", reference), ("samples", samples)):
+        check_rows(rows, name)
+        if len(rows) < least:
+            images = f"{len(rows)} image{'' if len(rows) == 1 else 's'}"
+            raise UndefinedMetricError(f"{what} of {images} ({name}) is undefined; give at least {least}")
+    if reference.shape[1] != samples.shape[1]:
+        raise FeatureError(
+            f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
+            "use the same output of the same network for both"
+        )
+
+
+def check_directions(rows: NDArray[np.floating], name: str) -> None:
+    """Raise an UndefinedMetricError for features that are all zero, which cannot be brought to length 1."""
+    some = rows.any(axis=1)
+    if not some.all():
+        raise UndefinedMetricError(
+            f"the features of image {int(some.argmin())} ({name}) are all zero, and have no direction; leave "
+            "this image out, or use another network"
+        )
 
 
 def influence_of(
