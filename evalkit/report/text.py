@@ -64,7 +64,7 @@ def table(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
-            std = "" if score.std is None else f"   (± {score.std:.2f} over splits)"
+            std = "" if score.std is None else f"   (± {spec.format(score.std)} over splits)"
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
