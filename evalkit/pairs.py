@@ -96,7 +96,8 @@ def pairs_with_best(
 ) -> dict[int, Pair | None]:
     """How every member with a value compares with the best one: its pair with that, None for the best itself.
 
-    The best is chosen by the values that the pairs compare, so by those without bias where all of them do.
+    The best is chosen among the largest group of members that were tested against one another, by the values
+    that their pairs compare: those without bias where all do.
 
     Args:
         pairs: Of one score.
@@ -108,11 +109,23 @@ def pairs_with_best(
         By the member's number, in ascending order. Empty if no pair could be tested.
     """
     pairs = list(pairs)
-    tested = [pair for pair in pairs if pair.difference is not None]
-    if not tested:
+    group = _largest_group(pairs)
+    within = [pair for pair in pairs if pair.difference is not None and {pair.first, pair.second} <= group]
+    compared = unbiased if all(pair.unbiased for pair in within) else values
+    known = {number: value for number in sorted(group) if (value := compared[number]) is not None}
+    if not known:
         return {}
-    compared = unbiased if all(pair.unbiased for pair in tested) else values
-    known = {number: value for number, value in enumerate(compared) if value is not None}
     best = (max if higher_is_better else min)(known, key=known.__getitem__)
     others = {pair.first + pair.second - best: pair for pair in pairs if best in (pair.first, pair.second)}
     return {number: others.get(number) for number, value in enumerate(values) if value is not None}
+
+
+def _largest_group(pairs: Iterable[Pair]) -> set[int]:
+    """The most members that tested pairs link with one another; the first of several such groups."""
+    groups: list[set[int]] = []
+    for pair in pairs:
+        if pair.difference is not None:
+            linked = [group for group in groups if group & {pair.first, pair.second}]
+            groups = [group for group in groups if group not in linked]
+            groups.append({pair.first, pair.second}.union(*linked))
+    return max(sorted(groups, key=min), key=len, default=set())

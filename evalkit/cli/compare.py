@@ -73,7 +73,7 @@ __all__ = ["compare", "curves", "features", "stats"]
     metavar="LIST",
     help="Metrics to compute, separated by commas: those of the protocol (fid, sfid, inception_score, "
     "precision, recall), and others such as fd@pixels, a Fréchet distance on another network. With fid and "
-    "sfid alone, memory does not grow with the number of images.",
+    "sfid alone, memory does not grow with the number of images of a single set.",
 )
 @click.option(
     "--subset",

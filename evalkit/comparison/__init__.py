@@ -33,7 +33,7 @@ from evalkit.comparison.sources import (
     widths_of,
 )
 from evalkit.deviations import Deviations
-from evalkit.errors import UndefinedMetricError
+from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
@@ -122,7 +122,8 @@ def compare(
             :func:`evalkit.images.open_images`.
         extractor: The network, or one for each network that is needed; None: each with its defaults.
         error_bars: Whether each score comes with its standard error and its value for infinitely many images,
-            or the reason why not. They change no score, and no more features are kept for them.
+            or the reason why not. They change no score. With one set of samples no more features
+            are kept for them; with several those of every image, so that differences can be tested.
         paired: Whether images of the same index in two sets are of the same noise and class; None: where the
             files of `evalkit sample` say so. Pairs have smaller errors.
         run: Device, store, progress and engine.
@@ -139,9 +140,23 @@ def compare(
     every, groups = sets_of(samples, runs)
     # Opening makes the cheap checks of all sides before the long work on any.
     sources = open_sources(reference, *every, value_range=value_range)
+    if paired is not None and (groups or len(every) == 1):
+        raise InputError(
+            "The images of several sets of samples are paired; leave out --paired and --unpaired (paired=) "
+            f"with {'runs of settings' if groups else 'one set'}."
+        )
     if paired:
         check_paired(sources[1:])
-    measured = measure(sources, choice, subset=subset, extractor=extractor, error_bars=error_bars, run=run)
+    measured = measure(
+        sources,
+        choice,
+        subset=subset,
+        extractor=extractor,
+        error_bars=error_bars,
+        # Without features of every image no difference in FID could be tested.
+        keep_rows=error_bars and subset is None and len(every) > 1,
+        run=run,
+    )
     comparisons = tuple(each.comparison for each in measured)
     if groups:
         pairs, settings = pairs_of_settings(comparisons, groups), settings_of(comparisons, groups)

@@ -13,10 +13,10 @@ __all__ = [
     "adm_lines",
     "describe_batch",
     "describe_extractors",
+    "drawn",
     "error_notes",
     "mark",
     "markdown",
-    "no_error_notes",
     "remarks",
     "shown_error",
     "sweep_table",
@@ -68,7 +68,7 @@ def table(comparison: Comparison) -> str:
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
-            lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{_drawn(score, comparison)}")
+            lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{drawn(score, comparison)}")
     lines += error_notes([comparison])
     if comparison.published:
         cells = _beside_published(comparison)
@@ -93,7 +93,7 @@ def markdown(comparison: Comparison) -> str:
         else:
             value = " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
             more = f" {_unbiased(spec, score)} |" if with_bars else ""
-            lines.append(f"| {spec.title} | {value}{_drawn(score, comparison)} |{more} {spec.better} |")
+            lines.append(f"| {spec.title} | {value}{drawn(score, comparison)} |{more} {spec.better} |")
     lines += [text for line in error_notes([comparison]) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)
@@ -264,20 +264,15 @@ def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
         )
         of = f"; the reference's part: {parts}" if parts else ""
         lines.append(f"±: standard error from the draw of the images{of}. Training again varies more.")
-    return [*lines, *no_error_notes(comparisons)]
-
-
-def no_error_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Why scores have no standard errors; a line for each reason."""
-    titles = {spec.name: spec.title for spec in specs_of(comparisons)}
     reasons: dict[str, dict[str, None]] = {}
     for score in (score for comparison in comparisons for score in comparison.scores):
         if score.no_stderr is not None:
-            reasons.setdefault(score.no_stderr, {})[titles[score.name]] = None
-    return [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
+            reasons.setdefault(score.no_stderr, {})[titles[score.name].title] = None
+    lines += [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
+    return lines
 
 
-def _drawn(score: Score, comparison: Comparison) -> str:
+def drawn(score: Score, comparison: Comparison) -> str:
     """Of which images a score is, where not of all."""
     if "subset" not in score.parameters:
         return ""
