@@ -269,7 +269,8 @@ def read_weights(file: Path, published: Published, shapes: Mapping[str, tuple[in
                 f"{file} is of another network: the shape of {shown} is {brief(tuple(tensor.shape))}, "
                 f"expected {shape}. {expected}"
             )
-        found[name] = tensor.detach().float().reshape(shape).contiguous()
+        # A copy: the file is mapped into memory, and may change.
+        found[name] = tensor.detach().to(torch.float32, copy=True).reshape(shape).contiguous()
     if unused := layout.unused(tensors, shapes):
         raise WeightsError(
             f"{file} is of another network: it also holds {listing(unused, 3)}, which {published.name} does "
