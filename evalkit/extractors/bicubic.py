@@ -65,6 +65,9 @@ def squash_as_floats(images: Tensor, size: int) -> Tensor:
 def squash(images: NDArray[Any], size: int) -> Bytes:
     """Pillow's resize of bytes to a square, whatever the shape was, as dgm-eval does before DINOv2.
 
+    Columns go before rows, as in Pillow before version 13, which published numbers come from. Pillow 13 takes
+    tall images the other way round where their width grows, which moves noise by some 20 levels.
+
     Args:
         images: (n, h, w, 3), values in [0, 255]; floats are rounded to bytes first.
         size: Side of the square output, pixels.
@@ -72,7 +75,12 @@ def squash(images: NDArray[Any], size: int) -> Bytes:
     Returns:
         (n, size, size, 3).
     """
-    return _each(images, lambda image: image.resize((size, size), Image.Resampling.BICUBIC))
+
+    def one(image: Image.Image) -> Image.Image:
+        columns = image.resize((size, image.height), Image.Resampling.BICUBIC)
+        return columns.resize((size, size), Image.Resampling.BICUBIC)
+
+    return _each(images, one)
 
 
 def crop_and_resize(images: NDArray[Any], size: int) -> Bytes:

@@ -27,6 +27,7 @@ SHAPES = [
     (224, 224),
     (224, 300),
     (256, 256),
+    (300, 200),
     (337, 336),
     (512, 384),
 ]
@@ -50,7 +51,10 @@ def edm2(image: NDArray[np.uint8]) -> Array:
 
 def dgm_eval(image: NDArray[np.uint8]) -> Array:
     """torchvision's ``Resize((224, 224), BICUBIC)``, ``ToTensor`` and ``Normalize`` on one image."""
-    found = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(image)
+    if image.shape[1] < 224 < image.shape[0]:  # Pillow 13 would begin with the rows
+        picture = picture.resize((224, image.shape[0]), Image.Resampling.BICUBIC)
+    found = np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC))
     return (found.astype(np.float32) / np.float32(255) - IMAGENET[0]) / IMAGENET[1]
 
 
