@@ -19,6 +19,12 @@ __all__ = ["EXTRACTORS", "extractor_class", "make_extractor"]
 # Network: "module:Class", loaded when it is first used.
 EXTRACTORS: dict[str, str] = {
     "inception": "evalkit.extractors.inception:Inception",
+    "dinov2_vitb14": "evalkit.extractors.dinov2:DINOv2ViTB14",
+    "dinov2_vitl14": "evalkit.extractors.dinov2:DINOv2ViTL14",
+    "dinov2_vitl14_dgm_eval": "evalkit.extractors.dinov2:DINOv2ViTL14DgmEval",
+    "clip_vitb32": "evalkit.extractors.clip:CLIPViTB32",
+    "clip_vitl14": "evalkit.extractors.clip:CLIPViTL14",
+    "clip_vitl14_336": "evalkit.extractors.clip:CLIPViTL14At336",
     "efficientnet_lite0": "evalkit.extractors.efficientnet_lite0:EfficientNetLite0",
     "pixels": "evalkit.extractors.pixels:Pixels",
 }
