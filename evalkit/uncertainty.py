@@ -185,7 +185,8 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
     if allowed <= 0 < fixed:
         raise UndefinedMetricError(
             f"a difference of {abs(difference):.3g} does not show with this reference, however many samples "
-            f"there are: the reference alone gives a standard error of {fixed:.3g}; give a larger one"
+            f"there are: the reference alone gives a standard error of {fixed:.3g}; "
+            "give a larger reference"
         )
     needed = images * stderr * stderr / allowed if allowed else math.inf
     if not math.isfinite(needed):

@@ -76,7 +76,7 @@ def plan(
     \b
     Example:
       evalkit plan ref.npz samples.npz --detect 0.1
-      evalkit plan ref.npz a.npz b.npz --detect 0.1 --metrics fid,kid
+      evalkit plan ref.npz a.npz b.npz --detect 0.1 --metrics fid,sfid
     """
     from evalkit.comparison.plan import choose_metrics
     from evalkit.comparison.sample_size import check_detectable, plan_samples
@@ -119,14 +119,15 @@ def _table(found: SamplePlan) -> Iterator[str]:
     yield ""
     specs = {spec.name: spec for each in found.comparisons for spec in each.specs}
     for size in found.sizes:
-        for each in size.required:
-            if each.why:
-                yield f"{size.spec.title}: {each.why.rstrip('.')}."
+        for why in dict.fromkeys(each.why for each in size.required if each.why):
+            yield f"{size.spec.title}: {why.rstrip('.')}."
     for name, why in found.missing.items():
         yield f"no answer for {specs[name].title}: {why.rstrip('.')}."
     yield from _assumed(found)
     for remark in dict.fromkeys(text for each in found.comparisons for text in remarks(each)):
-        yield from ("", remark)
+        # Nothing is compared with published numbers here.
+        if "published numbers use" not in remark.lower():
+            yield from ("", remark)
 
 
 def _cells(size: SampleSize) -> Iterator[str]:
@@ -137,7 +138,7 @@ def _cells(size: SampleSize) -> Iterator[str]:
     else:
         yield f"{size.difference.value:+.{size.spec.decimals}f} ± {size.spec.format(size.difference.stderr)}"
         yield f"{size.difference.p:.2g}"
-    yield size.spec.format(size.detectable)
+    yield size.spec.format(size.detectable) if size.detectable else "-"
     for each in size.required:
         yield "-" if each.images is None else f"{each.images:,}"
 

@@ -26,6 +26,8 @@ from evalkit.uncertainty import detectable_difference, required_images
 
 __all__ = ["Required", "SamplePlan", "SampleSize", "check_detectable", "plan_samples"]
 
+FORMAT = "evalkit plan 1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Required:
@@ -53,7 +55,7 @@ class SampleSize:
         difference: The first score minus the second; None where there is one set.
         unbiased: Whether this is the difference of the values without bias.
         detectable: The smallest true difference that shows at 5 % with 80 % power: between two independent
-            sets like the one, or between the two.
+            sets like the one, or between the two. 0 where the standard error is 0, and then says nothing.
         required: For the difference to be shown; of two sets, then for their difference as measured.
     """
 
@@ -84,7 +86,8 @@ class SamplePlan:
 
     def to_json(self) -> str:
         """JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        record = {"format": FORMAT, **dataclasses.asdict(self)}
+        return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
 def check_detectable(detect: float) -> None:
@@ -161,8 +164,11 @@ def plan_samples(
             enough = tuple(_enough(each, width) for each in size.required)
             sizes.append(dataclasses.replace(size, required=enough))
     if not sizes:
-        listed = "; ".join(f"{name}: {why}" for name, why in missing.items())
-        raise UndefinedMetricError(f"No sample size can be planned. {listed}")
+        reasons: dict[str, list[str]] = {}
+        for spec in (spec for metric in choice.metrics for spec in metric.scores):
+            reasons.setdefault(missing[spec.name].rstrip("."), []).append(spec.title)
+        listed = "; ".join(f"{' and '.join(titles)}: {why}" for why, titles in reasons.items())
+        raise UndefinedMetricError(f"No sample size can be planned. {listed}.")
     comparisons = tuple(each.comparison for each in found)
     return SamplePlan(detect=detect, comparisons=comparisons, sizes=tuple(sizes), missing=missing)
 
@@ -224,6 +230,12 @@ def _required(difference: float, stderr: float, images: int, fixed: float = 0.0)
         needed = required_images(difference, stderr, images, fixed=fixed)
     except UndefinedMetricError as error:
         return Required(difference=difference, why=str(error))
+    if not stderr:
+        why = (
+            "the draw of the samples gives a standard error of 0, which says nothing about how many are "
+            "needed; give more samples, or other ones"
+        )
+        return Required(difference=difference, why=why)
     return Required(difference=difference, images=needed)
 
 

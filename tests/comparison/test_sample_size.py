@@ -194,12 +194,22 @@ def test_sets_that_do_not_differ() -> None:
     assert (size.required[1].images, size.required[1].why) == (None, "the two sets do not differ")
 
 
+def test_a_standard_error_of_zero_has_no_answer() -> None:
+    """No draw has a sample that the reference covers: that does not make two images enough."""
+    sides = normal(200, 0, 0, seed=1), normal(200, 100, 0, seed=2)
+    found = plan_samples(*map(features, sides), detect=0.02, metrics="precision", run=NO_STORE)
+    assert {size.spec.name: size.stderrs for size in found.sizes} == {"precision": (0,), "recall": (0,)}
+    for size in found.sizes:
+        assert size.required[0].images is None
+        assert "standard error of 0" in size.required[0].why
+
+
 def test_what_has_no_error_bar_has_no_answer() -> None:
     reference, samples = features(normal(50, *[0] * 8, seed=1)), normal(50, *[1] * 8, seed=2)
     some = plan_samples(reference, features(samples[:8]), detect=0.1, metrics="fid,kid", run=NO_STORE)
     assert [size.spec.name for size in some.sizes] == ["kid"]
     assert "singular covariance" in some.missing["fid"]
-    with pytest.raises(UndefinedMetricError, match=r"No sample size can be planned\. fid: .* singular"):
+    with pytest.raises(UndefinedMetricError, match=r"No sample size can be planned\. FID: .* singular"):
         plan_samples(reference, features(samples[:8]), detect=0.1, run=NO_STORE)
     alone = Features(
         name="alone",
@@ -268,8 +278,24 @@ def test_command_for_one_set(run: Invoke, paths: list[Path]) -> None:
         f"{size.required[0].images:,}",
     ]
     assert "two independent sets that vary like this one" in done.out
-    assert "published numbers use 50,000" in done.out
+    assert "5%" not in done.out
     assert done.err == ""
+
+
+@pytest.mark.usefixtures("pixels")
+def test_command_warns_of_numbers_but_not_of_publishing(run: Invoke, paths: list[Path]) -> None:
+    """What keeps a number from being published is beside the point here; what makes it wrong is not."""
+    with np.load(paths[1]) as file:
+        images = file["arr_0"]
+    np.savez(paths[0], images, np.repeat([0, 1], [110, 10]))
+    np.savez(paths[1], images, np.repeat([0, 1], [110, 10]))
+    (known,) = plan_samples(*paths[:2], detect=0.1, extractor=InceptionPixels(), run=NO_STORE).comparisons
+    for text in ("published numbers use 50,000", "Published numbers use labels drawn uniformly"):
+        assert any(text in warning for warning in known.warnings)
+    done = run("plan", *paths[:2], "--detect", "0.1", "--no-store")
+    assert done.code == 0
+    assert "warning: Reference and samples are the same images" in done.out
+    assert "ublished" not in done.out
 
 
 @pytest.mark.usefixtures("pixels")
@@ -291,10 +317,22 @@ def test_command_for_two_sets(run: Invoke, paths: list[Path]) -> None:
 
 
 @pytest.mark.usefixtures("pixels")
+def test_command_for_a_set_and_itself(run: Invoke, paths: list[Path]) -> None:
+    """Paired, nothing is left that varies: there is no smallest difference either."""
+    done = run("plan", paths[0], paths[1], paths[1], "--detect", "0.1", "--no-store")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert lines[5].split() == ["FID", "120", "+0.0000", "±", "0.0000", "1", "-", "-", "-"]
+    assert lines[7].startswith("FID: the draw of the samples gives a standard error of 0")
+    assert lines[8] == "FID: the two sets do not differ."
+
+
+@pytest.mark.usefixtures("pixels")
 def test_command_as_json(run: Invoke, paths: list[Path]) -> None:
     done = run("plan", *paths, "--detect", "0.1", "--no-store", "--format", "json")
     found = json.loads(done.out)
     (size,) = found["sizes"]
+    assert found["format"] == "evalkit plan 1"
     assert (found["detect"], size["images"], size["spec"]["name"]) == (0.1, [120, 120], "fid")
     assert size["difference"]["paired"] is True
     assert len(found["comparisons"]) == 2
