@@ -31,7 +31,7 @@ OUTPUTS = {"": "pool", "_s": "spatial"}
 """Outputs of the network by the suffix of ``mu`` and ``sigma``."""
 
 OUTPUTS_IN_FILES = {suffix: f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items()} | {
-    "_dinov2": "dinov2:class"
+    "_dinov2": "dinov2_vitl14:class_token"
 }
 """Likewise of every network that files have statistics of: EDM2's are of DINOv2's class token, too."""
 

@@ -204,7 +204,7 @@ def _about_marks(sweep: Sweep) -> Iterator[str]:
     tested = [(pair, pair.difference) for pair in sweep.pairs if pair.difference is not None]
     if tested:
         parts.append(
-            f"{BEST} {MARKS[BEST]}, {LIKE_BEST} {MARKS[LIKE_BEST]}: tested at {LEVEL:.0%}, corrected "
+            f"{BEST} {MARKS[BEST]}, {LIKE_BEST} {MARKS[LIKE_BEST]}: tested at {LEVEL * 100:.0f} %, corrected "
             "for all pairs of scales in each score (Holm)"
         )
         if any(NOT_TESTED in map(mark, sweep.from_best(spec).values()) for spec in sweep.specs):

@@ -264,27 +264,29 @@ def test_fd_loss_and_meanflow(tmp_path: Path) -> None:
 def test_dinov2_of_edm2_is_for_that_network(
     tmp_path: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network of this name, with such an output, takes them; Inception does not."""
+    """A network with the name and the output of DINOv2 takes them; Inception does not."""
     monkeypatch.setattr("evalkit.images.pkl.SHAPES", {"mu_dinov2": (48,), "sigma_dinov2": (48, 48)})
 
+    assert extractor_class("dinov2_vitl14").outputs.keys() == {"class_token"}
+
     class Dino(Pixels):
-        network = "dinov2"
-        outputs = {"class": 48}  # noqa: RUF012 - a stand-in
+        network = "dinov2_vitl14"
+        outputs = {"class_token": 48}  # noqa: RUF012 - a stand-in
         derived = {}  # noqa: RUF012
 
         def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-            return {"class": super().__call__(images)["pool"]}
+            return {"class_token": super().__call__(images)["pool"]}
 
-    monkeypatch.setitem(__import__("evalkit.extractors").extractors.EXTRACTORS, "dinov2", "x:Dino")
+    monkeypatch.setitem(EXTRACTORS, "dinov2_vitl14", "x:Dino")
     monkeypatch.setattr("evalkit.metrics.extractor_class", lambda network: Dino)
-    rows = Dino()(images[:30])["class"]
+    rows = Dino()(images[:30])["class_token"]
     content = {"fd_dinov2": {"mu": rows.mean(0), "sigma": np.cov(rows, rowvar=False)}}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
     found, expected = (
-        compare(reference, images[30:], metrics="fd@dinov2", extractor=Dino(), run=NO_STORE)
+        compare(reference, images[30:], metrics="fd@dinov2_vitl14", extractor=Dino(), run=NO_STORE)
         for reference in (tmp_path / "x.pkl", images[:30])
     )
-    assert found["fd@dinov2"] == pytest.approx(expected["fd@dinov2"], rel=1e-5)
+    assert found["fd@dinov2_vitl14"] == pytest.approx(expected["fd@dinov2_vitl14"], rel=1e-5)
     none = compare(tmp_path / "x.pkl", images[30:], metrics="fid", extractor=Pixels(), run=NO_STORE)
     assert "is statistics alone" in none.missing["fid"]
 

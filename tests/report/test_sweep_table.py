@@ -21,7 +21,7 @@ FID, RECALL = (
 
 MARKS = (
     "±: standard error from the draw of the images; * best, = not shown to differ from the best: tested at "
-    "5%, corrected for all pairs of scales in each score (Holm); "
+    "5 %, corrected for all pairs of scales in each score (Holm); "
     "images of the same noise and class are paired"
 )
 
