@@ -19,6 +19,7 @@ from stand_ins import InceptionPixels as Pixels
 
 from evalkit.comparison import compare, open_source
 from evalkit.errors import InputError
+from evalkit.extractors import EXTRACTORS, extractor_class
 from evalkit.features.other_tools import read_rows, resize_warning, write_statistics
 from evalkit.features.record import Features
 from evalkit.images import open_images
