@@ -167,7 +167,15 @@ def compare(
         networks = [setup.extractor(network) for network in choice.networks]
         found: Comparison | Comparisons
         if worst:
-            check_worst(worst[0], others[0], choice, subset=drawn, error_bars=error_bars)
+            check_worst(
+                worst[0],
+                others[0],
+                choice,
+                subset=drawn,
+                error_bars=error_bars,
+                reference=opened,
+                extractors=networks,
+            )
             (measured,) = measure([opened, *others], choice, extractor=networks, keep_rows=True, run=run)
             found = measured.comparison
         else:

@@ -25,6 +25,7 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
+    check_fingerprints,
     check_networks,
     file_outputs,
     make_extractors,
@@ -33,11 +34,11 @@ from evalkit.comparison.sources import (
     widths_of,
 )
 from evalkit.deviations import Deviations
-from evalkit.errors import InputError, UndefinedMetricError
+from evalkit.errors import InputError, UndefinedMetricError, brief
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
-from evalkit.features.record import BatchFeatures, Features, check_same_extractor
+from evalkit.features.record import BatchFeatures, Features
 from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.results import Comparison, Score
@@ -195,6 +196,7 @@ def measure(
         check_enough_images(source, choice.protocol.published_images)
     check_networks(sources, choice.networks)
     extractors = make_extractors(choice.networks, extractor, sources, run)
+    check_fingerprints(sources, extractors)
     plan = make_plan(
         choice.metrics,
         subset=subset,
@@ -215,6 +217,10 @@ def measure(
         if side is others[-1]:
             kept.clear()  # so that rows can go as soon as no metric needs them
         found.append(_measured(choice, plan, [reference, side], features, extractors, error_bars, run, spent))
+        features.clear()  # before the rows of the next set come
+        if len(others) > 1:  # so that an error in a later set does not lose them
+            scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
+            log.info("%s: %s", brief(side.source.name, 200), scores or "no score")
     return found
 
 
@@ -231,8 +237,6 @@ def _measured(
     """One set of samples against the reference; rows are dropped from ``features`` on the way."""
     sources = [side.source for side in sides]
     batches = [side.batch(found) for side, found in zip(sides, features, strict=True)]
-    for network in features[0].networks.keys() & features[1].networks.keys():
-        check_same_extractor(*(found.networks[network] for found in features))
     warnings = tuple(warnings_of(choice, sources, features, batches))
     described = _describe(extractors, features)
 
@@ -285,6 +289,7 @@ def features_of(
         subset=None,
     )
     extractors = make_extractors([network], extractor, [opened], run)
+    check_fingerprints([opened], extractors)
     return Side(opened, plan, extractors, run).features().networks[network]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from os import PathLike
 from typing import Literal
 
@@ -19,7 +20,13 @@ from evalkit.features.adm_npz import OUTPUTS_IN_FILES, written_images
 from evalkit.features.extraction import Extraction, Wanted, derive
 from evalkit.features.moments import Moments
 from evalkit.features.other_tools import read_rows
-from evalkit.features.record import BatchFeatures, Features, is_features_file, split_output
+from evalkit.features.record import (
+    BatchFeatures,
+    Features,
+    check_same_extractor,
+    is_features_file,
+    split_output,
+)
 from evalkit.images import (
     ImageSource,
     SupportsArray,
@@ -38,6 +45,7 @@ __all__ = [
     "Opened",
     "Side",
     "Source",
+    "check_fingerprints",
     "check_networks",
     "file_outputs",
     "make_extractors",
@@ -113,6 +121,26 @@ def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None
                 f"{source.name} holds features of {source.network}, and the metrics need "
                 f"{' and '.join(networks)}. Give the images, or choose metrics such as fd@{source.network}."
             )
+
+
+def check_fingerprints(sources: Iterable[Opened], extractors: Mapping[str, Extractor]) -> None:
+    """Raise a FeatureError for features of another extractor than the one in use, or than one another's.
+
+    Those of another tool have no fingerprint, and a note instead.
+    """
+    given = [source for source in sources if isinstance(source, Features)]
+    for features in given:
+        extractor = extractors.get(features.network)
+        if extractor is not None and features.fingerprint not in ("", extractor.fingerprint):
+            raise FeatureError(
+                f"{features.name} holds features of another extractor ({features.extractor}, "
+                f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "
+                f"{extractor.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
+                "Extract it again with `evalkit features`, or choose the settings it was made with."
+            )
+    for first, second in combinations(given, 2):
+        if first.network == second.network:
+            check_same_extractor(first, second)
 
 
 def make_extractors(
@@ -225,13 +253,6 @@ class Side:
     def _of_file(self, features: Features) -> Features:
         network = features.network
         extractor = self.extractors.get(network)
-        if extractor is not None and features.fingerprint not in ("", extractor.fingerprint):
-            raise FeatureError(
-                f"{features.name} holds features of another extractor ({features.extractor}, "
-                f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "
-                f"{extractor.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
-                "Extract it again with `evalkit features`, or choose the settings it was made with."
-            )
         gaussians = dict(features.gaussians)
         for output in _of_network(network, self.moments):
             if output in features.arrays:

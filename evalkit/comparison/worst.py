@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.comparison.pairs import Measured
 from evalkit.comparison.plan import Choice, Subset
-from evalkit.comparison.sources import Opened
+from evalkit.comparison.sources import Opened, file_outputs
 from evalkit.deviations import Influence
 from evalkit.errors import InputError, UndefinedMetricError, brief
+from evalkit.extractors.base import Extractor
 from evalkit.images import ImageSource
 from evalkit.images.chosen import chosen_images
+from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.report.image_grid import Block, write_sheet
 from evalkit.system.storage import Place
 
@@ -21,7 +25,14 @@ SCORE = "fid"
 
 
 def check_worst(
-    count: int, samples: Opened, choice: Choice, *, subset: Subset | None = None, error_bars: bool = True
+    count: int,
+    samples: Opened,
+    choice: Choice,
+    *,
+    subset: Subset | None = None,
+    error_bars: bool = True,
+    reference: Opened | None = None,
+    extractors: Iterable[Extractor] = (),
 ) -> None:
     """Cheap check before the long work that there will be something to show.
 
@@ -31,6 +42,9 @@ def check_worst(
         choice: Likewise.
         subset: Likewise.
         error_bars: Likewise.
+        reference: Likewise; None where its number of images is not to be checked.
+        extractors: The networks, which know how many features each image has. Without them, whether there are
+            enough images is not checked.
 
     Raises:
         InputError: There will be nothing, or nothing is asked for.
@@ -39,7 +53,8 @@ def check_worst(
         raise InputError(f"The {count} images that cost most: expected at least 1, such as 64.")
     if why := _no_images(samples):
         raise InputError(f"Which images cost most cannot be shown: {why}. Give the images as samples.")
-    if all(spec.name != SCORE for metric in choice.metrics for spec in metric.scores):
+    metrics = [metric for metric in choice.metrics if SCORE in (spec.name for spec in metric.scores)]
+    if not metrics:
         raise InputError("Which images cost most is told from FID; add fid to the metrics.")
     if subset is not None:
         raise InputError(
@@ -48,6 +63,21 @@ def check_worst(
         )
     if not error_bars:
         raise InputError("Which images cost most comes with the error bars; do not leave them out.")
+    outputs = {output for metric in metrics for output in metric.needs}
+    if outputs & file_outputs(samples):
+        raise InputError(
+            f"Which images cost most is told from the features of all images, and {brief(samples.name, 200)} "
+            "carries mean and covariance, which FID uses instead. Give the images without statistics."
+        )
+    widths = {f"{each.network}:{key}": width for each in extractors for key, width in each.outputs.items()}
+    for source in (samples,) if reference is None else (reference, samples):
+        for output in outputs - file_outputs(source):
+            if output in widths and is_rank_deficient(len(source), widths[output]):
+                raise InputError(
+                    "Which images cost most is told from covariances that are not singular. "
+                    f"{brief(source.name, 200)} holds {len(source):,} images, and each has "
+                    f"{widths[output]:,} features: give more images than features."
+                )
 
 
 def write_worst(path: Place, count: int, reference: Opened, samples: Opened, measured: Measured) -> list[str]:

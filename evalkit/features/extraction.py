@@ -119,22 +119,27 @@ class Extraction:
             )
         self.origin: Literal["extracted", "stored"] = "stored"
         self._images = images
-        self._run = run
+        self._wanted = wanted
         self._rows = rows
-        self._parts = [_Part(images, each, rows) for each in wanted]
+        self._run = run
+        self._gaussians = [read_gaussians(images, each.extractor.network) for each in wanted]
 
     def features(self) -> list[Features]:
-        """The features, in the order of what is wanted.
+        """The features, in the order of what is wanted. Their rows are the caller's alone.
 
         Raises:
             InputError: The images are bad; the message names the first.
             OutputError: The store cannot be written. What was extracted before stays.
             WorkerError: The engine has workers, and these failed again and again.
         """
-        needed = [part for part in self._parts if part.is_needed]
+        parts = [
+            _Part(self._images, each, self._rows, gaussians)
+            for each, gaussians in zip(self._wanted, self._gaussians, strict=True)
+        ]
+        needed = [part for part in parts if part.is_needed]
         if needed:
             self._collect(self._shards(needed), needed)
-        return [part.features() for part in self._parts]
+        return [part.features() for part in parts]
 
     def _shards(self, parts: Sequence[_Part]) -> Shards:
         shards = Shards(self._images, {part.extractor: part.read_outputs for part in parts}, self._run)
@@ -199,10 +204,16 @@ def _groups(shards: Shards) -> list[list[Span]]:
 class _Part:
     """What is collected of one network."""
 
-    def __init__(self, images: ImageSource, wanted: Wanted, rows: NDArray[np.int64] | None):
+    def __init__(
+        self,
+        images: ImageSource,
+        wanted: Wanted,
+        rows: NDArray[np.int64] | None,
+        gaussians: Mapping[str, Gaussian],
+    ):
         self.extractor = extractor = wanted.extractor
         self.network = extractor.network
-        self.gaussians: dict[str, Gaussian] = read_gaussians(images, self.network)
+        self.gaussians = dict(gaussians)
         self._images = images
         self._rows = rows
         self._derived = [output for output in wanted.arrays if output in extractor.derived]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,13 +17,17 @@ from numpy.typing import NDArray
 from stand_ins import NO_STORE
 from stand_ins import InceptionPixels as Pixels
 
-from evalkit.comparison import compare
+from evalkit.comparison import compare, features_of
 from evalkit.comparison.pairs import are_paired
-from evalkit.errors import InputError
+from evalkit.errors import FeatureError, InputError
+from evalkit.features.extraction import Extraction
+from evalkit.features.record import BatchFeatures, Features
 from evalkit.images import open_images
+from evalkit.metrics.frechet import SFID, FrechetDistance
 from evalkit.report import several
-from evalkit.results import Comparison
+from evalkit.results import Comparison, Score, ScoreSpec
 from evalkit.several import Comparisons
+from evalkit.system.run import Run
 from evalkit.uncertainty import holm
 
 Invoke = Callable[..., Result]
@@ -143,6 +150,109 @@ def test_fid_alone_is_tested_too() -> None:
     found = compare(REFERENCE, SAMPLES, DARKER, metrics="fid", **HOW)
     assert found.difference("fid", 0, 1).stands
     assert found.difference("fid", 0, 1) == compare(REFERENCE, SAMPLES, DARKER, **HOW).difference("fid", 0, 1)
+
+
+# One set after the other -----------------------------------------------------------------------------------
+
+
+class Alive:
+    """Which of the rows that were extracted are in memory still, by side in the order of extraction."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._sides: list[dict[str, weakref.ref[Any]]] = []
+        self.before: list[list[set[str]]] = []
+        extract = Extraction.features
+
+        def watched(extraction: Extraction) -> list[Features]:
+            self.before.append(self.now())
+            (found,) = extract(extraction)
+            self._sides.append({output: weakref.ref(rows) for output, rows in found.arrays.items()})
+            return [found]
+
+        monkeypatch.setattr(Extraction, "features", watched)
+
+    def now(self) -> list[set[str]]:
+        return [{output for output, rows in side.items() if rows() is not None} for side in self._sides]
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_rows_of_the_reference_and_of_one_set_are_in_memory(
+    is_stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, every = Alive(monkeypatch), {"pool", "spatial", "logits"}
+    run = Run(store=tmp_path if is_stored else None)
+    found = compare(REFERENCE, SAMPLES, DARKER, images(2), extractor=Pixels(), run=run)
+    assert alive.before == [[], [every], [every, set()], [every, set(), set()]]
+    assert alive.now() == [set()] * 4
+    assert len(found.pairs) == 3 * 5
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_rows_go_when_no_later_metric_needs_them(sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the reference, when no later set needs them."""
+    alive = Alive(monkeypatch)
+    seen: list[list[set[str]]] = []
+
+    @dataclass(frozen=True)
+    class Last:
+        uses_reference: ClassVar[bool] = True
+        scores: ClassVar[tuple[ScoreSpec, ...]] = (
+            ScoreSpec(name="last", title="Last", higher_is_better=False),
+        )
+        needs: ClassVar[Mapping[str, Any]] = {"inception:pool": "rows"}
+
+        def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
+            seen.append(alive.now())
+            return (Score(name="last", value=0.0),)
+
+    compare(REFERENCE, *[SAMPLES, DARKER][:sets], metrics=[SFID, Last()], **HOW)
+    assert seen[-1] == [{"pool"}, *[set()] * (sets - 1), {"pool"}]
+    assert len(seen) == sets
+    if sets == 2:
+        assert seen[0] == [{"pool", "spatial"}, {"pool"}]
+
+
+def test_features_of_the_user_stay() -> None:
+    given = [features_of(each, extractor=Pixels(), run=NO_STORE) for each in (REFERENCE, SAMPLES, DARKER)]
+    expected = compare(REFERENCE, SAMPLES, DARKER, **HOW)
+    for _ in range(2):
+        found = compare(*given)
+        assert [each.scores for each in found.comparisons] == [each.scores for each in expected.comparisons]
+        assert found.pairs == expected.pairs
+    assert all(set(each.arrays) == {"pool", "spatial", "logits"} for each in given)
+
+
+def test_features_of_another_extractor_are_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = features_of(DARKER, extractor=Pixels("other"), run=NO_STORE)
+    ours = features_of(SAMPLES, extractor=Pixels(), run=NO_STORE)
+    other.save(tmp_path / "old.h5")
+
+    def never(*_: object) -> None:
+        raise AssertionError("the work had begun")
+
+    monkeypatch.setattr(Pixels, "__call__", never)
+    monkeypatch.setattr(FrechetDistance, "__call__", never)
+    with pytest.raises(FeatureError, match=r"old\.h5 holds features of another extractor"):
+        compare(REFERENCE, SAMPLES, tmp_path / "old.h5", **HOW)
+    for sources in ((ours, ours, other), (ours, other, ours)):
+        with pytest.raises(FeatureError, match="hold features of different extractors"):
+            compare(*sources)
+
+
+def test_scores_are_said_before_an_error_in_a_later_set(caplog: pytest.LogCaptureFixture) -> None:
+    broken = SAMPLES.astype(np.float32)
+    broken[100, 0, 0, 0] = np.nan
+    caplog.set_level(logging.INFO, "evalkit")
+    with pytest.raises(InputError, match="100"):
+        compare(REFERENCE, SAMPLES, broken, metrics="fid,precision", **HOW)
+    (said,) = caplog.messages
+    caplog.clear()
+    alone = compare(REFERENCE, SAMPLES, metrics="fid,precision", **HOW)
+    scores = ", ".join(f"{name} {alone[name]:.4f}" for name in ("fid", "precision", "recall"))
+    assert said == f"<array>: {scores}"
+    assert not caplog.messages
 
 
 # Pairs of images -------------------------------------------------------------------------------------------

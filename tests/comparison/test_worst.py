@@ -242,17 +242,36 @@ def test_images_that_changed_are_not_shown(photos: Pictures, tmp_path: Path) -> 
 
 
 def test_cheap_checks(photos: Pictures) -> None:
-    samples = open_images(photos)
+    samples, networks = open_images(photos), [InceptionPixels()]
+    statistics = features_of_photos(photos, statistics=True)
     check_worst(64, samples, FID)
+    check_worst(64, samples, FID, reference=statistics, extractors=networks)
+    check_worst(64, open_images(photos[:49]), FID, reference=open_images(photos[:49]), extractors=networks)
     for said, arguments, how in (
         ("The 0 images", (0, samples, FID), {}),
         ("holds features and no images", (64, features_of_photos(photos), FID), {}),
         ("add fid", (64, samples, choose_metrics("adm", "kid")), {}),
         ("leave out the subset", (64, samples, FID), {"subset": Subset(images=5)}),
         ("error bars", (64, samples, FID), {"error_bars": False}),
+        ("holds 48 images, and each has 48", (64, open_images(photos[:48]), FID), {"extractors": networks}),
+        (
+            "holds 40 images, and each has 48",
+            (64, samples, FID),
+            {"reference": open_images(photos[:40]), "extractors": networks},
+        ),
     ):
         with pytest.raises(InputError, match=said):
             check_worst(*arguments, **how)  # type: ignore[arg-type]
+
+
+def test_samples_of_which_fid_uses_mean_and_covariance_are_refused(photos: Pictures, tmp_path: Path) -> None:
+    """Those of another output than FID's do not matter."""
+    for suffix, width in (("", 2048), ("_s", 2023)):
+        statistics = {f"mu{suffix}": np.zeros(width), f"sigma{suffix}": np.eye(width)}
+        np.savez(tmp_path / f"x{suffix}.npz", arr_0=photos, **statistics)
+    check_worst(64, open_images(tmp_path / "x_s.npz"), FID)
+    with pytest.raises(InputError, match=r"x\.npz carries mean and covariance, which FID uses instead"):
+        check_worst(64, open_images(tmp_path / "x.npz"), FID)
 
 
 @pytest.mark.usefixtures("pixels")
@@ -307,9 +326,9 @@ def test_scores_are_printed_although_the_sheet_has_none_to_show(
     run: Callable[..., Result], photos: Pictures, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "ref.npz", photos[:60])
-    np.savez(tmp_path / "few.npz", photos[60:70])
+    np.savez(tmp_path / "alike.npz", np.tile(photos[60:70], (6, 1, 1, 1)))
     failed = run(
-        "compare", tmp_path / "ref.npz", tmp_path / "few.npz", "--worst", "6", tmp_path / "worst.png"
+        "compare", tmp_path / "ref.npz", tmp_path / "alike.npz", "--worst", "6", tmp_path / "worst.png"
     )
     assert failed.code == 2
     assert "FID has no error bar" in failed.err
