@@ -30,7 +30,7 @@ Doubles = NDArray[np.float64]
 _ROWS = 2048
 """Rows of features in a block of a product: 32 MiB at 2048 features in float64."""
 
-_MANY = 10
+_MANY = 20
 """With so many images for each feature, the bias formula needs no correction by halves."""
 
 _CAUCHY_TOLERANCE = 1e-15
@@ -232,7 +232,7 @@ def frechet_influence(
 
     Returns:
         The influence values. The bias is that of both sides, of the samples alone where the reference has no
-        rows. With fewer than 10 images for each feature, halves of the small sides take away what the formula
+        rows. With fewer than 20 images for each feature, halves of the small sides take away what the formula
         leaves over: ``[4 F~_n - mean F~_(n/2)] / 3``.
 
     Raises:
