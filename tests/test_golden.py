@@ -17,10 +17,12 @@ from PIL import Image
 from evalkit.comparison import compare
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.weights import InceptionWeights
+from evalkit.metrics.kernel_subsets import SubsetKernelDistance
 from evalkit.results import Comparison
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "evaluator_cifar10.json").read_text())
 CASES = {case["images_each"]: case for case in GOLDEN["cases"]}
+PEERS = json.loads((Path(__file__).parent / "golden" / "peers_cifar10.json").read_text())
 
 
 def cifar10(folder: Path, split: str, count: int) -> NDArray[np.uint8]:
@@ -37,9 +39,11 @@ def cifar10(folder: Path, split: str, count: int) -> NDArray[np.uint8]:
 def evaluate(folder: Path, weights: InceptionWeights, count: int) -> dict[str, Comparison]:
     network = Inception(dataclasses.replace(weights, head=standin_head()), device="cpu")
     batches = cifar10(folder, "train", count), cifar10(folder, "test", count)
-    return {
+    found = {
         protocol: compare(*batches, protocol=protocol, extractor=network) for protocol in ("adm", "exact")
     }
+    kid = SubsetKernelDistance(subset_size=PEERS["torch-fidelity"]["kid_subset_size"])
+    return found | {"kid": compare(*batches, metrics=kid, extractor=network)}
 
 
 def check(found: dict[str, Comparison], case: dict[str, Any]) -> None:
@@ -59,7 +63,12 @@ def check(found: dict[str, Comparison], case: dict[str, Any]) -> None:
 
 
 def test_300_images(big_data: Path, inception_weights: InceptionWeights) -> None:
-    check(evaluate(big_data, inception_weights, 300), CASES[300])
+    found = evaluate(big_data, inception_weights, 300)
+    check(found, CASES[300])
+    kid, expected = found["kid"].score("kid_subsets"), PEERS["torch-fidelity"]
+    assert kid is not None
+    assert kid.value == pytest.approx(expected["kernel_inception_distance_mean"], abs=1e-6)
+    assert kid.std == pytest.approx(expected["kernel_inception_distance_std"], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ METRICS: dict[str, str] = {
     "precision_recall": "evalkit.metrics.precision_recall:PrecisionRecall",
     "fd": "evalkit.metrics.frechet:FD",
     "kid": "evalkit.metrics.kernel:KernelDistance",
+    "kid_subsets": "evalkit.metrics.kernel_subsets:SubsetKernelDistance",
 }
 
 

@@ -11,12 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.deviations import Deviations, Excess, Influence, balanced_classes
-from evalkit.errors import UndefinedMetricError
+from evalkit.errors import FeatureError, UndefinedMetricError
+from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures, split_output
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
-__all__ = ["Metric", "Need", "classes_of", "influence_of", "parameters", "with_classes", "with_error_bars"]
+__all__ = [
+    "Metric",
+    "Need",
+    "check_sides",
+    "classes_of",
+    "influence_of",
+    "parameters",
+    "with_classes",
+    "with_error_bars",
+]
 
 Need: TypeAlias = Literal["rows", "gaussian"]
 """``rows`` are the features of every image. A ``gaussian`` comes from a file, or is summed up as
@@ -63,6 +73,33 @@ class Metric(Protocol):
 def parameters(metric: Any) -> dict[str, Any]:
     """The fields of a metric, for the record; its ``scores`` are recorded elsewhere."""
     return {field.name: getattr(metric, field.name) for field in fields(metric) if field.name != "scores"}
+
+
+def check_sides(
+    reference: NDArray[np.floating], samples: NDArray[np.floating], what: str, *, least: int = 2
+) -> None:
+    """Check features that are to be compared.
+
+    Args:
+        reference: (m, d) float features.
+        samples: (n, d) float features.
+        what: What is computed, such as ``"a kernel distance"``.
+        least: Images that each side needs.
+
+    Raises:
+        UndefinedMetricError: A side has fewer rows.
+        FeatureError: Dimensions differ, or features are not (n, d) finite floats.
+    """
+    for name, rows in (("reference", reference), ("samples", samples)):
+        check_rows(rows, name)
+        if len(rows) < least:
+            images = f"{len(rows)} image{'' if len(rows) == 1 else 's'}"
+            raise UndefinedMetricError(f"{what} of {images} ({name}) is undefined; give at least {least}")
+    if reference.shape[1] != samples.shape[1]:
+        raise FeatureError(
+            f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
+            "use the same output of the same network for both"
+        )
 
 
 def influence_of(

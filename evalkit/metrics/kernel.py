@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.deviations import Excess, Influence
-from evalkit.errors import FeatureError, UndefinedMetricError
-from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, parameters, with_classes
+from evalkit.metrics.base import Need, check_sides, parameters, with_classes
 from evalkit.metrics.kept import Kept
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
@@ -97,17 +95,7 @@ def kernel_means(
     progress: Callable[[int, int], object] | None = None,
 ) -> KernelMeans:
     """What :func:`polynomial_mmd` computes, with the means over rows; arguments and errors are the same."""
-    for name, rows in (("reference", reference), ("samples", samples)):
-        check_rows(rows, name)
-        if len(rows) < 2:
-            raise UndefinedMetricError(
-                f"a kernel distance of {len(rows)} image ({name}) is undefined; give at least two"
-            )
-    if reference.shape[1] != samples.shape[1]:
-        raise FeatureError(
-            f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
-            "use the same output of the same network for both"
-        )
+    check_sides(reference, samples, "a kernel distance")
     target = torch.device("cpu" if device.startswith("mps") else device)
     x, y = (torch.from_numpy(np.ascontiguousarray(rows)).to(target) for rows in (reference, samples))
     done, total = 0, 2 * len(x) + len(y)
