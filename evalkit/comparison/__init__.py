@@ -26,7 +26,7 @@ from evalkit.comparison.sources import (
     Side,
     Source,
     check_networks,
-    file_outputs,
+    file_networks,
     make_extractors,
     open_source,
     open_sources,
@@ -37,7 +37,7 @@ from evalkit.errors import UndefinedMetricError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
-from evalkit.features.record import BatchFeatures, Features, check_same_extractor
+from evalkit.features.record import BatchFeatures, Features, check_same_extractor, split_output
 from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.results import Comparison, Comparisons, Score
@@ -278,7 +278,8 @@ def _has_full_rank(
     """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
     known = widths_of(sources, extractors)
     widths = [known[output] for output in outputs if output in known]
-    return any(file_outputs(source) or len(source) > min(widths, default=0) for source in sources)
+    networks = {split_output(output)[0] for output in outputs}
+    return any(file_networks(source) & networks or len(source) > min(widths, default=0) for source in sources)
 
 
 def _compute(
@@ -320,10 +321,15 @@ def _compute(
                 if score.stderr is not None and not isinstance(bar := bars[score.name], str)
             }
         if plan.subset and "rows" in metric.needs.values():
-            drawn = {"subset": plan.subset.images, "seed": plan.subset.seed}
-            found = tuple(replace(score, parameters={**score.parameters, **drawn}) for score in found)
+            found = tuple(replace(score, parameters=_with_subset(score, plan.subset)) for score in found)
         scores += found
     return scores, missing, deviations
+
+
+def _with_subset(score: Score, subset: Subset) -> dict[str, Any]:
+    """The parameters of a score of a subset; its seed has another name beside a seed of the metric."""
+    seed = "subset_seed" if "seed" in score.parameters else "seed"
+    return {**score.parameters, "subset": subset.images, seed: subset.seed}
 
 
 def _error_bars(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from evalkit.protocols import protocol_named
 from evalkit.protocols.base import Protocol
 from evalkit.results import ScoreSpec
 
-__all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan"]
+__all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan", "networks_of"]
 
 NOT_REQUESTED = "not requested"
 
@@ -80,13 +80,18 @@ class Choice:
     @property
     def networks(self) -> tuple[str, ...]:
         """The networks that are needed, each once."""
-        needs = (split_output(output)[0] for metric in self.metrics for output in metric.needs)
-        return tuple(dict.fromkeys(needs))
+        return networks_of(self.metrics)
 
     @property
     def specs(self) -> tuple[ScoreSpec, ...]:
         """Every score of the protocol, then those of other metrics."""
         return _specs([*self.protocol.metrics, *self.metrics])
+
+
+def networks_of(metrics: Iterable[Metric]) -> tuple[str, ...]:
+    """The networks that metrics need, each once."""
+    needs = (split_output(output)[0] for metric in metrics for output in metric.needs)
+    return tuple(dict.fromkeys(needs))
 
 
 def choose_metrics(protocol: str, metrics: Collection[str | Metric] | str | Metric | None = None) -> Choice:

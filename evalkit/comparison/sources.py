@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.comparison.plan import Plan
+from evalkit.comparison.plan import Plan, networks_of
 from evalkit.errors import FeatureError, InputError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
@@ -38,6 +38,7 @@ __all__ = [
     "Side",
     "Source",
     "check_networks",
+    "file_networks",
     "file_outputs",
     "make_extractors",
     "open_source",
@@ -100,6 +101,11 @@ def file_outputs(source: Opened) -> set[str]:
         return {f"{source.network}:{output}" for output in source.gaussians}
     found = source.statistics or {}
     return {f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items() if f"mu{suffix}" in found}
+
+
+def file_networks(source: Opened) -> set[str]:
+    """The networks of whose outputs a file carries mean and covariance."""
+    return {split_output(output)[0] for output in file_outputs(source)}
 
 
 def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None:
@@ -204,7 +210,7 @@ class Side:
         """The record of this side."""
         images = len(self.source) if self.is_needed else 0
         first = next(iter(features.networks.values()))
-        of_file = bool(file_outputs(self.source))
+        of_file = not file_networks(self.source).isdisjoint(networks_of(self.plan.metrics))
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin

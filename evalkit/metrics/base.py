@@ -51,7 +51,7 @@ class Metric(Protocol):
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
     Their memory beyond the rows is said by a method ``influence_bytes(images, width)``, with the number of
-    images of each side.
+    images of each side. ``depends_on_order = True`` says that images are drawn by index.
     """
 
     @property

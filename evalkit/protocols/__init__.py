@@ -20,6 +20,10 @@ __all__ = ["PROTOCOLS", "protocol_named"]
 PROTOCOLS: dict[str, str] = {
     "adm": "evalkit.protocols.adm:ADM",
     "exact": "evalkit.protocols.exact:EXACT",
+    "torch-fidelity": "evalkit.protocols.torch_fidelity:TORCH_FIDELITY",
+    "pytorch-fid": "evalkit.protocols.pytorch_fid:PYTORCH_FID",
+    "clean-fid": "evalkit.protocols.clean_fid:CLEAN_FID",
+    "clean-fid-legacy-pytorch": "evalkit.protocols.clean_fid:LEGACY_PYTORCH",
 }
 
 

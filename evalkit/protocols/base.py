@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from evalkit.metrics.base import Metric
 
@@ -18,9 +17,7 @@ class Protocol:
         name: Its row in :data:`evalkit.protocols.PROTOCOLS`.
         title: One line.
         citation: Where it comes from.
-        metrics: In the order of tables.
-        extractors: By network, the row of :data:`evalkit.extractors.EXTRACTORS` that plays it, where that is
-            not the network's own name.
+        metrics: In the order of tables; each names its network.
         byte_rule: What is done to images that are not 8-bit RGB of the right size.
         reference: What the samples are compared with.
         published_images: Samples behind a published number.
@@ -30,7 +27,6 @@ class Protocol:
     title: str
     citation: str
     metrics: tuple[Metric, ...]
-    extractors: Mapping[str, str] = field(default_factory=dict)
     byte_rule: str
     reference: str
     published_images: int = 50_000

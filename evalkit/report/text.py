@@ -54,7 +54,8 @@ def table(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
-            std = "" if score.std is None else f"   (± {score.std:.2f} over splits)"
+            decimals = max(2, spec.decimals - 2)
+            std = "" if score.std is None else f"   (± {score.std:.{decimals}f} over splits)"
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
@@ -198,7 +199,8 @@ def _drawn(score: Score, comparison: Comparison) -> str:
     subset = score.parameters["subset"]
     counts = [min(subset, batch.images) for batch in (comparison.reference, comparison.samples)]
     of = f"{subset:,} images a side" if counts == [subset] * 2 else f"{counts[0]:,} and {counts[1]:,} images"
-    return f"   (of {of}, seed {score.parameters['seed']})"
+    seed = score.parameters.get("subset_seed", score.parameters["seed"])
+    return f"   (of {of}, seed {seed})"
 
 
 def describe_batch(batch: Batch) -> str:
