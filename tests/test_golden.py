@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cifar10 import cifar10
 from inception_graphdef import standin_head
+from peers import PEERS
 
 from evalkit.comparison import compare
 from evalkit.extractors.inception import Inception
@@ -23,7 +24,7 @@ from evalkit.results import Comparison
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "evaluator_cifar10.json").read_text())
 CASES = {case["images_each"]: case for case in GOLDEN["cases"]}
-PEER = json.loads((Path(__file__).parent / "golden" / "peers_cifar10.json").read_text())["torch-fidelity"]
+PEER = PEERS["torch-fidelity"]
 
 
 def evaluate(folder: Path, weights: InceptionWeights, count: int) -> dict[str, Comparison]:

@@ -111,7 +111,9 @@ def compare(
         runs: In place of ``samples``: several settings, each with its runs (trainings, seeds or checkpoints).
             Then settings are compared, by how much their runs vary.
         protocol: A row of :data:`evalkit.protocols.PROTOCOLS`. ``adm`` is the ADM reference evaluator's
-            arithmetic, float16 distances included; ``exact`` the same metrics in exact arithmetic.
+            arithmetic, float16 distances included; ``exact`` the same metrics in exact arithmetic. Several
+            with commas between share one pass over the images: ``adm,clean-fid``, scores ``fid`` and
+            ``fid@clean-fid``.
         metrics: What to compute: names of scores, rows of :data:`evalkit.metrics.METRICS`, ``row@network``,
             or metrics themselves; names also separated by commas. None for all of the protocol. Precision and
             recall come together.

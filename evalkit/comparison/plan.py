@@ -98,9 +98,10 @@ def choose_metrics(protocol: str, metrics: Collection[str | Metric] | str | Metr
     """The metrics of a protocol, or those of them that are requested, and any others.
 
     Args:
-        protocol: A row of :data:`evalkit.protocols.PROTOCOLS`.
+        protocol: A row of :data:`evalkit.protocols.PROTOCOLS`, or several with commas between.
         metrics: Names of scores and metrics themselves, in a collection; names also separated by commas. None
-            for all of the protocol. Precision and recall come together.
+            for all of the protocol. Precision and recall come together, and a score of several protocols
+            is that of each.
 
     Raises:
         InputError: An unknown protocol or metric.
@@ -136,8 +137,14 @@ def _resolved(protocol: Protocol, metrics: Collection[str | Metric] | str | Metr
         raise InputError(
             f'metrics={metrics!r}: expected names or metrics, such as ["fid", "recall"] or "fid,recall".'
         )
-    found = [named(item, protocol.metrics) if isinstance(item, str) else item for item in items]
-    return list(dict.fromkeys(found))
+    found = [_named(item, protocol) if isinstance(item, str) else [item] for item in items]
+    return list(dict.fromkeys(metric for metrics in found for metric in metrics))
+
+
+def _named(name: str, protocol: Protocol) -> list[Metric]:
+    names = {name, *(f"{name}@{each}" for each in protocol.name.split(","))}
+    of_protocol = [metric for metric in protocol.metrics if names & {spec.name for spec in metric.scores}]
+    return of_protocol or [named(name, protocol.metrics)]
 
 
 def _specs(metrics: Sequence[Metric]) -> tuple[ScoreSpec, ...]:

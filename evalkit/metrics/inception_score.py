@@ -185,16 +185,17 @@ class InceptionScore:
     Attributes:
         split_size: Images in a split.
         dtype: Arithmetic; the reference evaluator's is float32.
+        scores: Its name.
     """
 
-    scores: ClassVar[tuple[ScoreSpec, ...]] = (
-        ScoreSpec(name="inception_score", title="Inception Score", higher_is_better=True),
-    )
     needs: ClassVar[Mapping[str, Need]] = {"inception:logits": "rows"}
     uses_reference: ClassVar[bool] = False
 
     split_size: int = 5000
     dtype: Literal["float32", "float64"] = "float32"
+    scores: tuple[ScoreSpec, ...] = (
+        ScoreSpec(name="inception_score", title="Inception Score", higher_is_better=True),
+    )
 
     def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
         """One score, with the standard deviation over its splits.
@@ -231,15 +232,16 @@ class ShuffledInceptionScore:
     Attributes:
         splits: How many splits. They differ by one image at most.
         seed: Of the shuffle.
+        scores: Its name.
     """
 
-    scores: ClassVar[tuple[ScoreSpec, ...]] = InceptionScore.scores
     needs: ClassVar[Mapping[str, Need]] = InceptionScore.needs
     uses_reference: ClassVar[bool] = False
     depends_on_order: ClassVar[bool] = True
 
     splits: int = 10
     seed: int = 2020
+    scores: tuple[ScoreSpec, ...] = InceptionScore.scores
 
     def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
         """One score, with the standard deviation over its splits.

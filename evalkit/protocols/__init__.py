@@ -28,12 +28,22 @@ PROTOCOLS: dict[str, str] = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of a row.
+    """The protocol of a row, or several with commas between: :func:`evalkit.protocols.base.side_by_side`.
 
     Raises:
-        InputError: There is no such row.
+        InputError: There is no such row, or one is named twice.
     """
-    if not isinstance(name, str) or name not in PROTOCOLS:
-        raise InputError(f"Unknown protocol {name!r}. Give one of {', '.join(PROTOCOLS)}.")
-    found: Protocol = pkgutil.resolve_name(PROTOCOLS[name])
-    return found
+    names = [each.strip() for each in name.split(",")] if isinstance(name, str) else [name]
+    for each in names:
+        if not isinstance(each, str) or each not in PROTOCOLS:
+            raise InputError(
+                f"Unknown protocol {each!r}. Give one of {', '.join(PROTOCOLS)}, or several with commas "
+                "between."
+            )
+        if names.count(each) > 1:
+            raise InputError(f"The protocol {each} is named twice. Name each once.")
+    found: list[Protocol] = [pkgutil.resolve_name(PROTOCOLS[each]) for each in names]
+    if len(found) == 1:
+        return found[0]
+    together: Protocol = pkgutil.resolve_name("evalkit.protocols.base:side_by_side")(found)
+    return together

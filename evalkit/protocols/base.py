@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from evalkit.metrics.base import Metric
+from evalkit.metrics.base import Metric, scores_at
 
-__all__ = ["Protocol"]
+__all__ = ["Protocol", "side_by_side"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +32,29 @@ class Protocol:
     byte_rule: str
     reference: str
     published_images: int = 50_000
+
+
+def side_by_side(protocols: Sequence[Protocol]) -> Protocol:
+    """Several protocols as one, named ``first,second``, so that one pass over the files serves them all.
+
+    The scores of the first keep their names, those of the others are called ``score@protocol``.
+    """
+    first, *others = protocols
+
+    def all_of(attribute: str, between: str) -> str:
+        return between.join(dict.fromkeys(getattr(each, attribute) for each in protocols))
+
+    return Protocol(
+        name=all_of("name", ","),
+        title=all_of("title", "; "),
+        citation=all_of("citation", "; "),
+        metrics=first.metrics + tuple(_of(metric, other) for other in others for metric in other.metrics),
+        byte_rule=all_of("byte_rule", " "),
+        reference=all_of("reference", " "),
+        published_images=max(each.published_images for each in protocols),
+    )
+
+
+def _of(metric: Any, protocol: Protocol) -> Metric:
+    named: Metric = replace(metric, scores=scores_at(metric.scores, protocol.name))
+    return named

@@ -125,7 +125,7 @@ def _citation(comparison: Comparison) -> str:
     if comparison.samples.images != row.images:
         count = comparison.samples.images
         here.append(f"{count:,} samples" if count else "statistics alone")
-    if comparison.protocol != "adm":
+    if comparison.protocol.partition(",")[0] != "adm":  # the scores of the first are those shown
         here.append(f"protocol {comparison.protocol}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
     return f"{row.dataset} as published, {row.images:,} samples each: {row.paper}.{unlike}"
