@@ -119,3 +119,16 @@ def test_one_network_serves_all_resizes(inception_weights: InceptionWeights) -> 
     half = networks[2].at_precision("bfloat16")
     assert isinstance(half, CleanFid)
     assert half._layers is not networks[2]._layers
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("row", [PytorchFid, CleanFid, CleanFidLegacyPytorch])
+def test_cuda_sees_what_the_cpu_sees(inception_weights: InceptionWeights, row: type[Inception]) -> None:
+    for height, width in SIZES:
+        batch = torch.from_numpy(images(height, width))
+        expected = row.prepared(batch)
+        found = row.prepared(batch.cuda()).cpu()
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=2**-21)
+    batch = images(64, 64)
+    found, expected = (row(inception_weights, device=device)(batch)["pool"] for device in ("cuda", "cpu"))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
