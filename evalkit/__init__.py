@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from evalkit.features.extraction import extract
     from evalkit.features.record import Features
     from evalkit.images import ImageSource, open_images
-    from evalkit.results import Comparison, Comparisons, Score, ScoreSpec
+    from evalkit.results import Comparison, Score, ScoreSpec
+    from evalkit.several import Comparisons
     from evalkit.system.run import Run
 
 __version__ = "0.1.0"
@@ -46,7 +47,7 @@ __all__ = [
 
 _HOMES = {
     "Comparison": "results",
-    "Comparisons": "results",
+    "Comparisons": "several",
     "EvalkitError": "errors",
     "Features": "features.record",
     "ImageSource": "images",

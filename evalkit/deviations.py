@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,10 @@ class Deviations(ABC):
             InputError: They are to be paired, and differ in their number or their classes; or they are
                 deviations of different kinds, or against different references.
         """
+
+    @abstractmethod
+    def given_reference(self) -> Self:
+        """What the samples alone cause: the same with a reference that is taken to be exact."""
 
 
 def _check_comparable(first: Deviations, second: Deviations, *, paired: bool, alike: bool) -> None:
@@ -165,6 +169,10 @@ class Influence(Deviations):
             excess += 0.0 if paired else self.excess.joint + other.excess.joint
         return _without(variance, excess)
 
+    def given_reference(self) -> Self:
+        """See :class:`Deviations`."""
+        return replace(self, reference=None, excess=Excess(self.excess.sampling))
+
     @property
     def _of_samples(self) -> float:
         return _variance_of_mean(self.samples, self.classes)
@@ -244,6 +252,10 @@ class HalfSplit(Deviations):
         _check_comparable(self, other, paired=paired, alike=alike)
         assert isinstance(other, HalfSplit)
         return _variance_of_halves(self.both - other.both)
+
+    def given_reference(self) -> Self:
+        """See :class:`Deviations`."""
+        return replace(self, reference=None, both=self.samples)
 
 
 def _without(variance: float, excess: float) -> float:

@@ -7,7 +7,7 @@
     │   ├── ImageError            one image of a batch is bad; the message names it
     │   └── RemoteError           a URL cannot be read: not there, no permission, no connection
     ├── DownloadError             a file could not be fetched: no connection, not there, not the file
-    ├── WeightsError              Inception weights are missing, damaged or not the published ones
+    ├── WeightsError              weights of a network are missing, damaged or not the expected ones
     ├── FeatureError              features of another extractor, or of another size, were mixed
     ├── UndefinedMetricError      the metric has no value for this input (for example one image)
     ├── OutputError               a result cannot be written: no permission, no space
@@ -97,7 +97,7 @@ class DownloadError(EvalkitError):
 
 
 class WeightsError(EvalkitError):
-    """Inception weights are missing, damaged or not the published ones."""
+    """Weights of a network are missing, damaged or not the expected ones."""
 
 
 class FeatureError(EvalkitError):

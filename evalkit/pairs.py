@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["LEVEL", "Difference", "Pair", "Runs"]
+__all__ = ["LEVEL", "Difference", "Pair", "Runs", "pairs_with_best"]
 
 LEVEL = 0.05
 """A difference stands if its corrected p is below this."""
@@ -84,3 +85,47 @@ class Runs:
     between: float | None
     sampling: float | None
     runs: int
+
+
+def pairs_with_best(
+    pairs: Iterable[Pair],
+    values: Sequence[float | None],
+    unbiased: Sequence[float | None],
+    *,
+    higher_is_better: bool,
+) -> dict[int, Pair | None]:
+    """How every member with a value compares with the best one: its pair with that, None for the best itself.
+
+    The best is chosen among the largest group of members that were tested against one another, by the values
+    that their pairs compare: those without bias where all do.
+
+    Args:
+        pairs: Of one score.
+        values: The score of every member; None where it was not computed.
+        unbiased: The same without bias; None where that is not known.
+        higher_is_better: Of the score.
+
+    Returns:
+        By the member's number, in ascending order. Empty if no pair could be tested.
+    """
+    pairs = list(pairs)
+    group = _largest_group(pairs)
+    within = [pair for pair in pairs if pair.difference is not None and {pair.first, pair.second} <= group]
+    compared = unbiased if all(pair.unbiased for pair in within) else values
+    known = {number: value for number in sorted(group) if (value := compared[number]) is not None}
+    if not known:
+        return {}
+    best = (max if higher_is_better else min)(known, key=known.__getitem__)
+    others = {pair.first + pair.second - best: pair for pair in pairs if best in (pair.first, pair.second)}
+    return {number: others.get(number) for number, value in enumerate(values) if value is not None}
+
+
+def _largest_group(pairs: Iterable[Pair]) -> set[int]:
+    """The most members that tested pairs link with one another; the first of several such groups."""
+    groups: list[set[int]] = []
+    for pair in pairs:
+        if pair.difference is not None:
+            linked = [group for group in groups if group & {pair.first, pair.second}]
+            groups = [group for group in groups if group not in linked]
+            groups.append({pair.first, pair.second}.union(*linked))
+    return max(sorted(groups, key=min), key=len, default=set())

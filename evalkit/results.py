@@ -8,26 +8,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evalkit.errors import InputError
-from evalkit.pairs import Pair, Runs
+from evalkit.pairs import Pair, pairs_with_best
 from evalkit.system.records import read_record
 
 __all__ = [
     "Batch",
     "Comparison",
-    "Comparisons",
     "Point",
     "PublishedRow",
     "Score",
     "ScoreSpec",
-    "Setting",
     "Sweep",
+    "check_pairs",
     "specs_of",
 ]
 
 # Records of format 2 have no standard errors, and are read likewise.
 FORMATS = ("evalkit comparison 3", "evalkit comparison 2")
-SEVERAL_FORMATS = ("evalkit comparisons 1",)
 # Sweeps of format 3 have no differences between scales, those of format 2 no standard errors either.
 SWEEP_FORMATS = ("evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
 
@@ -123,8 +120,14 @@ class PublishedRow:
         scores: Values by score name, rounded as printed; what the paper does not print is left out.
         images: How many samples they are of.
         paper: Its title and where it is.
-        table: Number of the table in it.
-        scale: Of classifier guidance, where that was used.
+        table: Number of the table in it, or where else the row stands.
+        scale: Of the guidance, where it was used and is known.
+        guidance: Its kind, such as ``none``, ``cfg`` or ``classifier``.
+        steps: Of the sampler, as the paper has it.
+        evaluator: What computed the scores; only rows of one evaluator are like for like.
+        reference: The file or published batch that the samples were compared with.
+        batch: Name of the published samples that the scores are of.
+        note: What else should be known.
     """
 
     dataset: str
@@ -132,8 +135,20 @@ class PublishedRow:
     scores: Mapping[str, float]
     images: int
     paper: str
-    table: int
+    table: int | str
     scale: float | None = None
+    guidance: str | None = None
+    steps: str | None = None
+    evaluator: str = "adm"
+    reference: str | None = None
+    batch: str | None = None
+    note: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Paper and table, in short: ``arXiv:2105.05233v4, table 5``."""
+        _, found, number = self.paper.rpartition("arXiv:")
+        return f"{found}{number}, {'table ' if isinstance(self.table, int) else ''}{self.table}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +168,7 @@ class Comparison:
         precision_check: For a precision other than float32, the scores of the first images of both batches
             in both: ``{"images": [n, m], "float32": {...}, <precision>: {...}}``. Empty in float32.
         published: What was published on the reference's dataset, to be shown beside the scores.
+        published_rows: How many such rows there are; ``published`` may be the nearest of them.
         versions: evalkit, Python and the libraries that did the arithmetic.
         seconds: Wall time of each stage.
     """
@@ -167,6 +183,7 @@ class Comparison:
     warnings: tuple[str, ...] = ()
     precision_check: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
+    published_rows: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -206,90 +223,6 @@ class Comparison:
         for network, extractor in self.extractors.items():
             if not {"name", "fingerprint"} <= extractor.keys():
                 raise ValueError(f"the extractor {network} has no name or fingerprint")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Several runs of one way to make samples: trainings, seeds or checkpoints.
-
-    Attributes:
-        members: Numbers of its comparisons, from 0.
-        scores: What the runs have in common, by score; without those that are not known of every run.
-    """
-
-    members: tuple[int, ...]
-    scores: Mapping[str, Runs] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparisons:
-    """Several sets of samples compared with one reference, and with each other.
-
-    Attributes:
-        comparisons: One for each set of samples, in the order given; at least two.
-        pairs: The differences in every score: of every two sets or, with settings, of every two settings.
-        settings: Which sets are runs of one setting; empty if that was not said.
-    """
-
-    comparisons: tuple[Comparison, ...]
-    pairs: tuple[Pair, ...] = ()
-    settings: tuple[Setting, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.comparisons) < 2:
-            raise ValueError("there are fewer than two comparisons")
-        check_pairs(self.pairs, len(self.settings or self.comparisons))
-        if any(not 0 <= i < len(self.comparisons) for each in self.settings for i in each.members):
-            raise ValueError("a setting has a run that is not there")
-
-    @property
-    def specs(self) -> tuple[ScoreSpec, ...]:
-        """Every score of any comparison, in the order of tables."""
-        return specs_of(self.comparisons)
-
-    def difference(self, score: str, first: int | str, second: int | str) -> Pair:
-        """How two sets of samples, or two settings, differ in a score: the first minus the second.
-
-        Args:
-            score: Name of the score.
-            first: Number of the set or setting, from 0; of a set also the name that it was given by.
-            second: Likewise.
-
-        Raises:
-            InputError: There is no such score or set, or both are the same.
-        """
-        a, b = self._number(first), self._number(second)
-        low, high = sorted((a, b))
-        for pair in self.pairs:
-            if (pair.score, pair.first, pair.second) == (score, low, high):
-                return pair if a == low else pair.reversed()
-        known = ", ".join(dict.fromkeys(pair.score for pair in self.pairs))
-        raise InputError(
-            f"There is no difference in {score!r} between {first!r} and {second!r}. Give two different ones "
-            f"of {len(self.settings or self.comparisons)}, and one of the scores {known}."
-        )
-
-    def _number(self, which: int | str) -> int:
-        names = [] if self.settings else [each.samples.name for each in self.comparisons]
-        if isinstance(which, str):
-            if names.count(which) == 1:
-                return names.index(which)
-            raise InputError(f"{which!r} is not the name of one set of samples; give its number, from 0.")
-        return which
-
-    def to_json(self) -> str:
-        """JSON text from which :meth:`from_json` makes an equal object."""
-        record = {"format": SEVERAL_FORMATS[0], **dataclasses.asdict(self)}
-        return json.dumps(record, indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Comparisons:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            InputError: Not JSON, or of another format.
-        """
-        return read_record(text, cls, formats=SEVERAL_FORMATS, what="comparison of several sets of samples")
 
 
 def check_pairs(pairs: Iterable[Pair], count: int) -> None:
@@ -347,19 +280,32 @@ class Sweep:
         found = [point.comparison.score(score) for point in self.points]
         return [None if score is None else score.unbiased for score in found]
 
+    def from_best(self, spec: ScoreSpec) -> dict[int, Pair | None]:
+        """How the scales compare with the best one, see :func:`evalkit.pairs.pairs_with_best`."""
+        pairs = [pair for pair in self.pairs if pair.score == spec.name]
+        sides = self.values(spec.name), self.unbiased(spec.name)
+        return pairs_with_best(pairs, *sides, higher_is_better=spec.higher_is_better)
+
     def to_csv(self) -> str:
         """A table, one row a scale: ``scale``, the scores (empty where not computed), ``samples``.
 
-        Then, for each score of which some are known, ``<score>_stderr`` and ``<score>_unbiased``.
+        Then, for each score of which some are known, ``<score>_stderr``, ``<score>_unbiased`` and
+        ``<score>_from_best``: corrected p of the difference from the best scale, empty for the best itself.
         """
         names = [spec.name for spec in self.specs]
         columns = {name: self.values(name) for name in names}
         images: list[float | None] = [point.comparison.samples.images for point in self.points]
         columns["samples"] = images
-        for name in names:
-            for what, values in (("stderr", self.stderrs(name)), ("unbiased", self.unbiased(name))):
+        for spec in self.specs:
+            pairs = self.from_best(spec)
+            found = [pairs.get(number) for number in range(len(self.points))]
+            for what, values in (
+                ("stderr", self.stderrs(spec.name)),
+                ("unbiased", self.unbiased(spec.name)),
+                ("from_best", [None if pair is None else pair.corrected for pair in found]),
+            ):
                 if any(value is not None for value in values):
-                    columns[f"{name}_{what}"] = values
+                    columns[f"{spec.name}_{what}"] = values
         rows = [",".join(("scale", *columns))]
         for point, *values in zip(self.points, *columns.values(), strict=True):
             cells = ["" if value is None else repr(value) for value in values]

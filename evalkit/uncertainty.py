@@ -83,8 +83,9 @@ def runs_of_one_setting(values: Sequence[float], stderrs: Sequence[float] | None
     """The mean over runs, and how much of the spread is between runs and how much is sampling.
 
     The spread of the values is that of runs and of samples together, so it gives the standard error of the
-    mean. What exceeds sampling lies between the runs (nested random effects: Searle, Casella and McCulloch
-    1992, "Variance Components"). Of a single run, sampling alone is known.
+    mean; it is at least that of sampling, where this is known. What exceeds sampling lies between the runs
+    (nested random effects: Searle, Casella and McCulloch 1992, "Variance Components"). Of a single run,
+    sampling alone is known.
 
     Args:
         values: The score of each run.
@@ -107,7 +108,7 @@ def runs_of_one_setting(values: Sequence[float], stderrs: Sequence[float] | None
     spread = float(np.var(values, ddof=1))
     return Runs(
         mean=float(np.mean(values)),
-        stderr=math.sqrt(spread / n),
+        stderr=math.sqrt(max(spread, (sampling or 0.0) ** 2) / n),
         between=None if sampling is None else math.sqrt(max(0.0, spread - sampling**2)),
         sampling=sampling,
         runs=n,
@@ -131,7 +132,10 @@ def difference_of_runs(first: Runs, second: Runs) -> Difference:
     value = first.mean - second.mean
     parts = [(each.stderr**2, each.runs - 1) for each in (first, second)]
     stderr = math.sqrt(sum(variance for variance, _ in parts))
-    z = _ratio(value, stderr)
+    try:
+        z = _ratio(value, stderr)
+    except UndefinedMetricError:
+        raise UndefinedMetricError("the runs of each setting have the same score; give more runs") from None
     if z == 0:
         return Difference(value=value, stderr=stderr, z=z, p=1.0)
     freedom = stderr**4 / sum(variance**2 / free for variance, free in parts)
@@ -167,7 +171,7 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
 
     Raises:
         InputError: The difference is zero, or a number is negative or not finite.
-        UndefinedMetricError: No number of samples is enough with this reference.
+        UndefinedMetricError: No number of samples is enough.
     """
     if not (
         math.isfinite(difference) and difference and math.isfinite(stderr) and stderr >= 0 and images > 0
@@ -176,10 +180,17 @@ def required_images(difference: float, stderr: float, images: int, *, fixed: flo
             f"difference={difference!r}, stderr={stderr!r}, images={images!r}; expected a difference that is "
             "not zero, a standard error and a number of images"
         )
-    allowed = (difference / _z_of_level_and_power()) ** 2 - fixed**2
-    if allowed <= 0:
+    stderr_shown = difference / _z_of_level_and_power()
+    allowed = stderr_shown * stderr_shown - fixed * fixed
+    if allowed <= 0 < fixed:
         raise UndefinedMetricError(
             f"a difference of {abs(difference):.3g} does not show with this reference, however many samples "
-            f"there are: the reference alone gives a standard error of {fixed:.3g}; give a larger one"
+            f"there are: the reference alone gives a standard error of {fixed:.3g}; "
+            "give a larger reference"
         )
-    return max(2, math.ceil(images * stderr**2 / allowed))
+    needed = images * stderr * stderr / allowed if allowed else math.inf
+    if not math.isfinite(needed):
+        raise UndefinedMetricError(
+            f"a difference of {abs(difference):.3g} takes more images than can be counted"
+        )
+    return max(2, math.ceil(needed))

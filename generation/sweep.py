@@ -3,12 +3,14 @@
 ::
 
     runs/s/scale-0.0/samples_5000x32x32x3.npz   the samples of each scale, a run as of `evalkit sample`
-    runs/s/scale-0.0/comparison.json            and how good they are
+    runs/s/scale-0.0/comparison.json            how good they are
+    runs/s/scale-0.0/deviations.npz             and how each score deviates with each image
     runs/s/results.json, results.csv            all of them, written anew after each scale
     runs/s/samples.png                          an image grid: one row per scale, same noise in each column
 
 Sampling resumes where it was interrupted, features come from the store, and a comparison of the same samples,
-reference, protocol and network is not made again.
+reference, protocol and network is not made again. The deviations tell which scales differ, also those of an
+earlier run. A comparison without them, as earlier versions left it, is made again.
 
 One list holds the batches of all scales, so that no worker waits between two scales. A scale is compared as
 soon as no worker is busy with samples. In this process that is before the next scale begins, so the first
@@ -28,14 +30,18 @@ from typing import Any
 
 import numpy as np
 
-from evalkit.comparison import Source, compare, open_source
+from evalkit.comparison import Measured, Source, measure, open_source
+from evalkit.comparison.pairs import pairs_of_sets
 from evalkit.comparison.plan import Choice, choose_metrics
+from evalkit.comparison.saved import load_deviations, save_deviations
+from evalkit.comparison.sources import Opened
 from evalkit.errors import InputError, OutputError
 from evalkit.extractors.base import Extractor
-from evalkit.images import open_images
+from evalkit.images import ImageSource, open_images
 from evalkit.metrics.base import Metric
 from evalkit.report.image_grid import write_grid
 from evalkit.results import Comparison, Point, Sweep
+from evalkit.system.devices import prepare_forked_process
 from evalkit.system.differences import differences
 from evalkit.system.engine import Engine, Inline
 from evalkit.system.files import replace_atomically
@@ -86,7 +92,7 @@ def sweep(
         engine: Who makes samples and features; None: this process.
 
     Returns:
-        All scales.
+        All scales, and which of them differ.
 
     Raises:
         EvalkitError: As :func:`generation.sample.run` and :func:`evalkit.comparison.compare`.
@@ -100,6 +106,7 @@ def sweep(
         raise InputError(
             f"{settings.count} sample a scale; metrics need at least 2. Give 5,000 or more for good ones."
         )
+    prepare_forked_process()
     choice = choose_metrics(protocol, metrics)
     extractors = list(extractor) if isinstance(extractor, Sequence) else [extractor]
     steps = [replace(settings, scale=scale) for scale in sorted(scales)]  # every value is checked now
@@ -131,28 +138,29 @@ def sweep(
         )
 
     runs = [(step, out / f"scale-{step.scale!r}") for step in steps]
-    points: dict[float, Point] = {}
-    files: dict[float, Path] = {}
+    measured: dict[float, Measured] = {}
+    images: dict[float, ImageSource] = {}
     with ExitStack() as stack:
         stack.enter_context(exclusive_lock(out / "lock", f"sweeping into {out}"))
         how = Run(progress=progress, engine=engine or Inline())
         sampled = run_all(runs, networks, batch_size=batch_size, progress=progress, engine=how.engine)
         for number, file in stack.enter_context(closing(sampled)):
             folder, scale = runs[number][1], steps[number].scale
-            comparison = _compared(folder / "comparison.json", reference, file, choice, extractors, how)
-            files[scale] = file
-            points[scale] = Point(scale=scale, comparison=comparison)
-            scores = ", ".join(f"{score.name} {score.value:.4f}" for score in comparison.scores)
-            logger.info("scale %g: %s", scale, scores)
+            images[scale] = open_images(file)
+            measured[scale] = _measured(folder, reference, images[scale], choice, extractors, how)
+            scores = measured[scale].comparison.scores
+            logger.info("scale %g: %s", scale, ", ".join(f"{each.name} {each.value:.4f}" for each in scores))
+            order = sorted(measured)
             result = Sweep(
                 name=name or networks.diffusion.preset.name,
-                points=tuple(points[scale] for scale in sorted(points)),
+                points=tuple(Point(scale=each, comparison=measured[each].comparison) for each in order),
                 settings=common,
+                pairs=pairs_of_sets([measured[each] for each in order], [images[each] for each in order]),
             )
             for path, text in (("results.json", result.to_json()), ("results.csv", result.to_csv())):
                 with replace_atomically(out / path) as partial:
                     partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-        _draw_samples(out / "samples.png", files)
+        _draw_samples(out / "samples.png", images)
     return result
 
 
@@ -177,18 +185,21 @@ def _check_before(results: Path, settings: dict[str, Any]) -> set[float]:
     return {point.scale for point in before.points}
 
 
-def _compared(
-    record: Path,
-    reference: Source,
-    samples: Path,
+def _measured(
+    folder: Path,
+    reference: Opened,
+    samples: ImageSource,
     choice: Choice,
     extractors: Sequence[Extractor],
     how: Run,
-) -> Comparison:
+) -> Measured:
     """The recorded comparison, if reference, samples, metrics and networks are the same, or a new one."""
+    record, deviations = folder / "comparison.json", folder / "deviations.npz"
     if record.is_file():
+        text = record.read_bytes()
+        of_reference = reference.digest, reference.statistics_digest
         try:
-            found = Comparison.from_json(record.read_bytes())
+            found = Comparison.from_json(text)
         except InputError:
             found = None
         if found and (
@@ -202,36 +213,27 @@ def _compared(
             choice.protocol.name,
             choice.specs,
             {extractor.network: extractor.fingerprint for extractor in extractors},
-            *_digests(reference),
-            _digests(samples)[0],
+            *of_reference,
+            samples.digest,
         ):
-            return found
-        if found and (found.reference.digest, found.reference.statistics_digest) != _digests(reference):
-            logger.info(
-                "%s was compared with %s before; this replaces it.", record.parent, found.reference.name
-            )
-    comparison = compare(
-        reference,
-        samples,
-        protocol=choice.protocol.name,
-        metrics=choice.metrics,
-        extractor=extractors,
-        run=how,
-    )
+            loaded = load_deviations(deviations, text)
+            if loaded is not None:
+                return Measured(comparison=found, deviations=loaded)
+            logger.info("%s has no deviations of this comparison, so that it is made again.", folder)
+        elif found and (found.reference.digest, found.reference.statistics_digest) != of_reference:
+            logger.info("%s was compared with %s before; this replaces it.", folder, found.reference.name)
+    (measured,) = measure([reference, samples], choice, extractor=extractors, run=how)
+    text = measured.comparison.to_json().encode()
+    # The record comes last: once it is there, all of the comparison is.
+    save_deviations(deviations, measured.deviations, text)
     with replace_atomically(record) as partial:
-        partial.write_text(comparison.to_json())
-    return comparison
+        partial.write_bytes(text)
+    return measured
 
 
-def _digests(source: Source) -> tuple[str, str | None]:
-    """Digests of the images, and of the statistics that stand in for theirs."""
-    opened = open_source(source)
-    return opened.digest, opened.statistics_digest
-
-
-def _draw_samples(path: Path, files: Mapping[float, Path]) -> None:
+def _draw_samples(path: Path, images: Mapping[float, ImageSource]) -> None:
     rows = []
-    for _, file in sorted(files.items()):
-        with closing(open_images(file).batches(COLUMNS)) as batches:
+    for _, each in sorted(images.items()):
+        with closing(each.batches(COLUMNS)) as batches:
             rows.append(next(batches))
-    write_grid(path, np.concatenate(rows), len(rows[0]), [f"{scale:g}" for scale in sorted(files)])
+    write_grid(path, np.concatenate(rows), len(rows[0]), [f"{scale:g}" for scale in sorted(images)])

@@ -368,6 +368,7 @@ class _Builder:
                 "images": journal.moments["pool"].n,
                 "extractor": extractor.name,
                 "fingerprint": extractor.fingerprint,
+                "preprocess": extractor.preprocess,
                 "precision": getattr(extractor, "precision", "float32"),
             },
             "left_out": [journal.bad[index] for index in sorted(journal.bad)],

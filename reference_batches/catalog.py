@@ -1,10 +1,9 @@
-"""The published reference and sample batches, and the numbers published on their datasets.
+"""The published reference and sample batches.
 
 The content is ``catalog.toml``; here it becomes frozen objects::
 
     entry = find("imagenet256")  # a reference: 10,000 images, and the statistics of the training set
     entry.urls, entry.images, entry.size
-    published_rows("imagenet256")  # what the paper reports on that dataset
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from typing import Any, Literal
 from evalkit.errors import InputError
 from evalkit.results import PublishedRow
 from evalkit.system.download import published_urls
+from reference_batches.published import all_rows
+from reference_batches.statistics import statistics_files
 
-__all__ = ["Entry", "PublishedRow", "closest", "entries", "find", "published_rows", "table"]
+__all__ = ["Entry", "closest", "entries", "find", "table"]
 
 FILE = Path(__file__).with_name("catalog.toml")
 METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
@@ -42,6 +43,7 @@ class Entry:
         path: The file's path within the published folder.
         published: The paper's numbers for these samples, if they certainly belong to this file.
         exact: The scores that the reference evaluator prints for the file, by name, if known.
+        users: The repositories that measure against it, or publish it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Entry:
     path: str
     published: PublishedRow | None = None
     exact: Mapping[str, float] = field(default_factory=dict)
+    users: str = "openai/guided-diffusion"
 
     @property
     def file(self) -> str:
@@ -101,7 +104,7 @@ def find(name: str) -> Entry:
 def closest(text: str) -> list[str]:
     """Names of published batches that someone who wrote ``text`` may have meant, by name or by file."""
     by_spelling: dict[str, str] = {}
-    for entry in entries().values():
+    for entry in (entries() | statistics_files()).values():
         by_spelling |= {entry.name: entry.name, entry.file: entry.name}
     found = difflib.get_close_matches(PurePosixPath(text).name, by_spelling, n=3, cutoff=0.75)
     return list(dict.fromkeys(by_spelling[spelling] for spelling in found))
@@ -125,17 +128,6 @@ def table(batches: Iterable[Entry], here: Container[str]) -> str:
     return "\n".join(lines)
 
 
-def published_rows(dataset: str) -> tuple[PublishedRow, ...]:
-    """Rows of the paper's tables on a dataset, in their order.
-
-    Raises:
-        InputError: There is no such dataset.
-    """
-    catalog = _read()
-    _check_dataset(catalog, dataset)
-    return tuple(row for row, _ in _rows(catalog, dataset))
-
-
 def _read() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text())
 
@@ -143,27 +135,12 @@ def _read() -> dict[str, Any]:
 def _check_dataset(catalog: dict[str, Any], dataset: str | None) -> None:
     known = catalog["datasets"]
     if dataset is not None and dataset not in known:
-        raise InputError(f"Nothing was published on a dataset {dataset!r}; expected {', '.join(known)}.")
-
-
-def _rows(catalog: dict[str, Any], dataset: str) -> Iterator[tuple[PublishedRow, str | None]]:
-    """Rows of a dataset, each with the name of its batch, if that was published."""
-    for values in catalog["datasets"][dataset]["rows"]:
-        batch = values.pop("batch", None)
-        scores = {metric: values.pop(metric) for metric in METRICS if metric in values}
-        row = PublishedRow(
-            dataset=dataset,
-            paper=catalog["paper"],
-            images=catalog["sample_images"],
-            scores=scores,
-            **values,
-        )
-        yield row, batch
+        raise InputError(f"No batch was published of a dataset {dataset!r}; expected {', '.join(known)}.")
 
 
 def _entries(catalog: dict[str, Any]) -> Iterator[Entry]:
+    row_of = {row.batch: row for row in all_rows()}
     for dataset, content in catalog["datasets"].items():
-        row_of = {batch: row for row, batch in _rows(catalog, dataset) if batch}
         common = {"dataset": dataset, "size": content["size"]}
         folder = f"{catalog['folder']}/{content['folder']}"
         yield Entry(
@@ -172,6 +149,7 @@ def _entries(catalog: dict[str, Any]) -> Iterator[Entry]:
             images=catalog["reference_images"],
             labels=content.get("reference_labels", content["labels"]),
             path=f"{folder}/{content['reference']}",
+            users=", ".join(["openai/guided-diffusion", *content.get("users", [])]),
             **common,
         )
         for file in content["samples"]:

@@ -1,4 +1,4 @@
-"""`evalkit reference`: published reference batches, and those made of your own images."""
+"""`evalkit reference`: reference batches, published or your own; `evalkit published`: what papers report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from evalkit.cli.options import (
 from evalkit.cli.parameters import file, output, text
 from evalkit.cli.progress import progress_bars
 from evalkit.errors import InputError
+from evalkit.layouts import LAYOUTS
 from evalkit.system.urls import shown
 
 if TYPE_CHECKING:
     from evalkit.system.storage import Place
+    from reference_batches.catalog import Entry
+    from reference_batches.statistics import StatisticsFile
 
-__all__ = ["reference"]
+__all__ = ["published", "reference"]
 
 
 @click.group()
@@ -36,9 +39,10 @@ def reference() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="All that is known about them, as JSON.")
 def list_(dataset: str | None, as_json: bool) -> None:
-    """List the published reference and sample batches, and the paper's numbers for the samples.
+    """List the published reference and sample batches, and the statistics that other tools measure against.
 
-    Their names can be given in place of paths to `evalkit compare`, `features` and `stats`.
+    Their names can be given in place of paths to `evalkit compare`, `features` and `stats`. --json also says
+    where each file is, and all who use it.
 
     \b
     Example:
@@ -49,14 +53,21 @@ def list_(dataset: str | None, as_json: bool) -> None:
 
     from reference_batches.catalog import entries, table
     from reference_batches.fetch import cache_path
+    from reference_batches.statistics import statistics_files, statistics_table
 
-    found = entries(dataset)
-    here = {name for name, entry in found.items() if cache_path(entry).is_file()}
+    others = statistics_files(dataset)
+    has_batches = dataset in {None, *(entry.dataset for entry in entries().values())}
+    found = entries(dataset) if has_batches or not others else {}
+    everything: dict[str, Entry | StatisticsFile] = {**found, **others}
+    here = {name for name, entry in everything.items() if cache_path(entry).is_file()}
     if as_json:
-        content = [asdict(entry) | {"here": name in here} for name, entry in found.items()]
+        content = [asdict(entry) | {"here": name in here} for name, entry in everything.items()]
         click.echo(json.dumps(content, indent=2))
-    else:
-        click.echo(table(found.values(), here))
+        return
+    parts = [table(found.values(), here)] if found else []
+    if others:
+        parts.append(f"Statistics of other tools:\n{statistics_table(others.values(), here)}")
+    click.echo("\n\n".join(parts))
 
 
 @reference.command()
@@ -205,18 +216,69 @@ def show(file: str, grid: Place | None, images: int, check: bool) -> None:
 @reference.command()
 @click.argument("source", type=text)
 @click.argument("out", type=output)
-def convert(source: str, out: Place) -> None:
+@click.option(
+    "--as",
+    "tool",
+    type=click.Choice(list(LAYOUTS)),
+    help="Write the statistics alone, as this tool reads them.",
+)
+def convert(source: str, out: Place, tool: str | None) -> None:
     """Write the images of SOURCE to OUT: an npz, a zip of PNG files, or (any other name) a folder of them.
 
-    Order and labels are kept, and statistics where OUT is an npz.
+    Order and labels are kept, and statistics where OUT is an npz. With --as, only the statistics are written.
 
     \b
     Example:
       evalkit reference convert samples.npz samples.zip
+      evalkit reference convert img512.pkl jit_stats.npz --as jit
     """
-    from reference_batches.convert import convert
+    from reference_batches.convert import convert, convert_statistics
 
-    images = convert(source, out, progress_bars())
-    click.echo(f"{out}: {len(images):,} images of {shown(source)}")
+    if tool:
+        images = convert_statistics(source, out, tool)
+        click.echo(f"{out}: statistics of {shown(source)}, for {LAYOUTS[tool].tools}")
+    else:
+        images = convert(source, out, progress_bars())
+        click.echo(f"{out}: {len(images):,} images of {shown(source)}")
     for note in images.notes:
         click.echo(f"note: {note}")
+
+
+@click.command()
+@click.argument("dataset", type=text)
+@click.option(
+    "--evaluator",
+    type=text,
+    metavar="NAME",
+    help="Only rows of this one, such as adm: they are like for like.",
+)
+@click.option("--model", type=text, metavar="TEXT", help="Only models with this in their names.")
+@click.option(
+    "--sort",
+    type=text,
+    metavar="SCORE",
+    help="The best in this first, such as fid; by default as in the papers.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "markdown", "json"]),
+    default="table",
+    show_default=True,
+    help="How to show them.",
+)
+def published(dataset: str, evaluator: str | None, model: str | None, sort: str | None, format_: str) -> None:
+    """What papers report on DATASET, with evaluator, guidance and source of each row.
+
+    DATASET is, for example, imagenet256 or cifar10; for another name, the error lists all. Papers that print
+    different numbers for the same model have a row each.
+
+    \b
+    Example:
+      evalkit published imagenet256 --sort fid --evaluator adm
+      evalkit published imagenet512 --model EDM2 --format markdown
+    """
+    from reference_batches.published import FORMATS, published_rows, ranked
+
+    rows = published_rows(dataset, evaluator, model)
+    click.echo(FORMATS[format_](rows if sort is None else ranked(rows, sort)))

@@ -1,4 +1,4 @@
-"""One batch for every tool: the same images as an npz, a folder or a zip of PNG files."""
+"""One batch for every tool: its images as an npz, a folder or a zip of PNG files; its statistics as any's."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from evalkit.errors import InputError, OutputError
+from evalkit.features.adm_npz import written_images, written_preprocess
+from evalkit.features.other_tools import check_name, resize_warning, write_statistics
 from evalkit.images import ImageSource, NpzWriter, open_images
 from evalkit.images.files import DATASET
+from evalkit.layouts import LAYOUTS
 from evalkit.system.files import check_writable, remove_stale_partials, replace_atomically
 from evalkit.system.progress import Progress
 from evalkit.system.storage import Place, Remote
 
-__all__ = ["convert"]
+__all__ = ["convert", "convert_statistics"]
 
 Write = Callable[[str, bytes], object]
 
@@ -70,7 +73,10 @@ def convert(source: str | PathLike[str], out: Place, progress: Progress | None =
     if isinstance(out, Remote) or out.is_file():
         check_writable(out, source)
     if images.shape is None:
-        raise InputError(f"{images.name}: holds statistics and no images; there is nothing to convert.")
+        raise InputError(
+            f"{images.name}: holds statistics and no images, so there are none to write. To write the "
+            f"statistics for another tool, give --as: {', '.join(LAYOUTS)}."
+        )
     if images.dtype != np.uint8:
         raise InputError(
             f"{images.name}: holds floats, and 8-bit files would change the metrics. If that is meant, round "
@@ -86,6 +92,44 @@ def convert(source: str | PathLike[str], out: Place, progress: Progress | None =
             write(str(DATASET), json.dumps({"labels": labels}).encode())
     if images.statistics:
         images.notes += (f"The statistics of {images.name} are left out: {out} has no place for them.",)
+    return images
+
+
+def convert_statistics(source: str | PathLike[str], out: Place, tool: str) -> ImageSource:
+    """Write the mean and covariance in a file as another tool reads them; images are left out.
+
+    Args:
+        source: What :func:`evalkit.images.open_images` takes, with statistics.
+        out: The file to write.
+        tool: A row of :data:`evalkit.layouts.LAYOUTS`.
+
+    Returns:
+        The source, with its notes; among them whether the tool resizes images in another way.
+
+    Raises:
+        InputError: The source cannot be read, or has none of the statistics that the tool uses.
+        OutputError: ``out`` cannot be written.
+    """
+    check_name(out, tool)
+    check_writable(out, source)
+    images = open_images(source)
+    if not images.statistics:
+        raise InputError(
+            f"{images.name}: holds no mean and covariance. This makes them of its images: "
+            f"evalkit stats {images.name} -o {out} --as {tool}"
+        )
+    write_statistics(
+        out, tool, images.statistics, images=written_images(images), provenance=images.provenance
+    )
+    if images.shape:
+        images.notes += (f"The images of {images.name} are left out: {out} holds statistics alone.",)
+    left = [key for key in images.statistics if key.startswith("mu") and key not in LAYOUTS[tool].keys]
+    if left:
+        images.notes += (
+            f"Left out, as files for {LAYOUTS[tool].tools} have no place for it: {', '.join(left)}.",
+        )
+    if tool != "adm" and (warning := resize_warning(tool, images.name, written_preprocess(images))):
+        images.notes += (warning,)
     return images
 
 

@@ -5,26 +5,30 @@
     path = fetch("imagenet256")  # from the cache, or downloaded
 
 Their sizes and digests were not published. So the first fetch reads the whole file, checks it against the
-catalog and writes its digest to ``<file>.json``; from then on the file must have this digest.
+catalog and writes its digest to ``<file>.json``; from then on the file must have this digest. Statistics of
+other tools are downloaded only where their digest is known; the user gets the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from evalkit.errors import InputError, OutputError
+from evalkit.errors import DownloadError, InputError, OutputError
+from evalkit.features.other_tools import read_rows
 from evalkit.images import is_pattern, open_images
-from evalkit.system.download import download, file_sha256
+from evalkit.system.download import Download, download, file_sha256
 from evalkit.system.files import cache_directory, replace_atomically
 from evalkit.system.progress import Progress
 from evalkit.system.urls import is_offline, is_url
 from reference_batches.catalog import Entry, closest, entries, find
+from reference_batches.statistics import MOST_BYTES, StatisticsFile, statistics_files
 
 __all__ = ["cache_path", "fetch", "named"]
 
@@ -48,10 +52,12 @@ def fetch(
         progress: Called with (the file's name, bytes so far, bytes in all) during the download.
 
     Raises:
-        DownloadError: It could not be fetched, or ``EVALKIT_OFFLINE`` is set.
+        DownloadError: It could not be fetched, ``EVALKIT_OFFLINE`` is set, or a person has to get it.
         InputError: There is no such batch, or the file does not match the catalog.
         OutputError: It cannot be written, or there is not enough disk space.
     """
+    if (row := statistics_files().get(name)) is not None:
+        return _fetch_statistics(row, out or cache_path(row), progress)
     entry = find(name)
     file = out or cache_path(entry)
     record = _Record.read(file)
@@ -75,24 +81,67 @@ def fetch(
         progress=progress,
         check=check,
     )
-    _Record(sha256=done.sha256, bytes=done.bytes, changed=file.stat().st_mtime_ns).write(file)
+    _Record.of(done).write(file)
     return file
 
 
-def cache_path(entry: Entry) -> Path:
-    """Path of a published batch in the cache, whether it is there or not."""
+def _fetch_statistics(row: StatisticsFile, file: Path, progress: Progress | None) -> Path:
+    """The file of another tool: from the cache, or downloaded where its digest is known."""
+    if row.kind != "statistics":
+        raise InputError(
+            f"{row.name} names a file of the kind {row.kind}, with which nothing can be compared. It is at "
+            f"{row.at}."
+        )
+    record = _Record.read(file)
+    if record is not None and record.describes(file):
+        return file
+    can_download = bool(row.url and row.git_blob)
+    if not can_download and not file.is_file():
+        raise DownloadError(
+            f"{row.name}: {row.file} is not on this machine. It is not downloaded, because no digest of it "
+            f"is known that a download could be checked with. Get it from {row.at}. Then give its path in "
+            f"place of the name, or save it as {file}."
+        )
+    if not can_download and record is not None:
+        raise InputError(
+            f"{file} is not the file that was first used under the name {row.name}. Bring that back, or, to "
+            f"accept this one, remove {file.name}.json beside it."
+        )
+
+    def check(path: Path) -> None:
+        _check_statistics(row, path)
+
+    if record is None and file.is_file():
+        check(file)
+    elif not is_offline():
+        _log.info("%s: from %s to %s", row.name, row.url, file)
+    done = download(
+        [row.url],
+        file,
+        sha256=None if record is None else record.sha256,
+        max_bytes=MOST_BYTES,
+        progress=progress,
+        check=check,
+    )
+    _Record.of(done).write(file)
+    return file
+
+
+def cache_path(entry: Entry | StatisticsFile) -> Path:
+    """Path of a published file in the cache, whether it is there or not."""
     return cache_directory() / "reference_batches" / entry.file
 
 
-def named(text: str) -> Entry | None:
-    """Find the published batch that an argument names; None for a path, a URL or a pattern.
+def named(text: str) -> Entry | StatisticsFile | None:
+    """Find the published file that an argument names; None for a path, a URL or a pattern.
 
     Raises:
         InputError: It is neither.
     """
     if is_url(text) or Path(text).exists() or is_pattern(text):
         return None
-    if (entry := entries().get(text)) is not None:
+    known: dict[str, Entry | StatisticsFile] = {**entries(), **statistics_files()}
+    if (entry := known.get(text)) is not None:
         return entry
     close = closest(text)
     hint = f"did you mean {' or '.join(close)}?" if close else "`evalkit reference list` shows these."
@@ -107,6 +156,10 @@ class _Record:
     bytes: int
     changed: int
     """Time of the last change in nanoseconds; as long as it stays, the file is not read again."""
+
+    @classmethod
+    def of(cls, done: Download) -> Self:
+        return cls(sha256=done.sha256, bytes=done.bytes, changed=done.path.stat().st_mtime_ns)
 
     @staticmethod
     def _path(file: Path) -> Path:
@@ -147,6 +200,21 @@ def _check(entry: Entry, path: Path) -> None:
         )
     for _ in images.batches(256):  # to its end, where the archive's checksum is compared
         pass
+
+
+def _check_statistics(row: StatisticsFile, path: Path) -> None:
+    """Raise an InputError for a file that is not what the catalog says, or holds no statistics."""
+    if row.git_blob:
+        content = path.read_bytes()
+        digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+        digest.update(content)
+        if digest.hexdigest() != row.git_blob:
+            raise InputError(
+                f"{path} is not {row.file} as {row.users.partition(',')[0]} has it: git's digest of it is "
+                f"{digest.hexdigest()}, expected {row.git_blob}"
+            )
+    if read_rows(path) is None and not open_images(path).statistics:
+        raise InputError(f"{path} holds no statistics; expected {row.file}, with {row.keys}")
 
 
 def _words(count: int, shape: tuple[int, int, int] | None, statistics: bool, labels: bool) -> str:

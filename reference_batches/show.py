@@ -110,7 +110,7 @@ def describe(found: Contents) -> str:
     lines.append(_describe_labels(images))
     lines.append(_describe_statistics(images))
     lines += [f"note: {note}" for note in images.notes]
-    if images.provenance:
+    if images.provenance and set(images.provenance) != {"statistics"}:  # EDM2 says how many images alone
         lines += ["made by evalkit:", json.dumps(_shortened(images.provenance), indent=1)]
     return "\n".join(lines)
 

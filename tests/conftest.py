@@ -31,6 +31,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("EVALKIT_CACHE", str(cache))
     monkeypatch.setenv("EVALKIT_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(cache / "torch"))
+    monkeypatch.setenv("HF_HOME", str(cache / "huggingface"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("EVALKIT_WEIGHTS", raising=False)
     return cache
 

@@ -100,6 +100,27 @@ def test_the_error_of_a_share_by_halves_is_binomial():
     assert found.stderr_reference == 0
 
 
+def test_given_the_reference_only_the_samples_vary():
+    rng = np.random.default_rng(0)
+    influence = of_mean(
+        rng.normal(size=50), reference=rng.normal(size=20), excess=Excess(0.003, 0.004, 0.001)
+    )
+    halves = HalfSplit(
+        images=50,
+        samples=rng.normal(size=9),
+        reference=rng.normal(size=9),
+        both=rng.normal(size=9),
+        halves="",
+    )
+    for found in (influence, halves):
+        given = found.given_reference()
+        assert given.stderr == given.stderr_sampling == found.stderr_sampling != found.stderr
+        assert given.stderr_reference is None
+        assert given.variance_of_difference(given, paired=True) == 0
+    given = influence.given_reference()
+    assert given.variance_of_difference(given, paired=False) == pytest.approx(2 * given.stderr**2)
+
+
 # Differences -----------------------------------------------------------------------------------------------
 
 
@@ -133,6 +154,28 @@ def test_pairing_counts_what_the_noise_has_in_common():
     truth = np.std(values)
     assert 0.9 < math.sqrt(np.mean(paired)) / truth < 1.15
     assert math.sqrt(np.mean(apart)) / truth > 2
+
+
+def test_a_sweep_tells_its_best_scale_by_pairs():
+    """Three scales of the same noise, all narrower than the reference, the first the least: 20 sweeps."""
+    rng = np.random.default_rng(5)
+    found, told = {True: [], False: []}, {True: 0, False: 0}
+    for _ in range(20):
+        reference, noise = Cloud.of(1.5 * draw(rng, 300)), draw(rng, 250)
+        scales = [frechet(reference, Cloud.of(width * noise)) for width in (1.03, 1.0, 0.97)]
+        for paired in (True, False):
+            pairs = [
+                difference(a, b, of_a, of_b, paired=paired)
+                for (a, of_a), (b, of_b) in itertools.combinations(scales, 2)
+            ]
+            found[paired].append([(pair.value, pair.stderr) for pair in pairs])
+            told[paired] += max(holm([pair.p for pair in pairs])) < 0.05 and max(p.value for p in pairs) < 0
+    assert told == {True: 20, False: 0}
+    values, errors = np.moveaxis(np.array(found[True]), -1, 0)
+    ratio = errors.mean(axis=0) / values.std(axis=0, ddof=1)
+    assert (ratio > 0.6).all()  # 20 sweeps know a standard deviation to 16 %
+    assert (ratio < 1.6).all()
+    assert (np.array(found[False])[..., 1] > 4 * errors).all()
 
 
 def test_two_halves_of_one_set_do_not_differ():
@@ -267,10 +310,15 @@ def test_the_required_images_have_the_power():
 
 def test_a_reference_can_be_too_small_for_any_number():
     assert required_images(0.1, 0.02, 1000, fixed=0.02) > required_images(0.1, 0.02, 1000)
-    with pytest.raises(UndefinedMetricError, match=r"the reference alone gives a standard error of 0\.04"):
+    too_small = r"the reference alone gives a standard error of 0\.04; give a larger reference$"
+    with pytest.raises(UndefinedMetricError, match=too_small):
         required_images(0.1, 0.02, 1000, fixed=0.04)
     for bad in (0.0, math.nan, math.inf):
         with pytest.raises(InputError, match="expected a difference"):
             required_images(bad, 0.02, 1000)
     with pytest.raises(InputError, match="stderr=-1"):
         required_images(0.1, -1, 1000)
+    for tiny in (1e-160, 1e-300):
+        with pytest.raises(UndefinedMetricError, match="more images than can be counted"):
+            required_images(tiny, 0.02, 1000)
+    assert required_images(1e300, 0.02, 1000) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,8 @@ from evalkit.cli.options import (
     value_range_option,
 )
 from evalkit.cli.parameters import WithRuns, file, members_of, output, text
-from evalkit.errors import InputError, OutputError
+from evalkit.errors import EvalkitError, InputError, OutputError
+from evalkit.layouts import LAYOUTS
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
 
@@ -76,7 +76,7 @@ __all__ = ["compare", "curves", "features", "stats"]
     metavar="LIST",
     help="Metrics to compute, separated by commas: those of the protocol (fid, sfid, inception_score, "
     "precision, recall), and others such as fd@pixels, a Fréchet distance on another network. With fid and "
-    "sfid alone, memory does not grow with the number of images.",
+    "sfid alone, memory does not grow with the number of images of a single set.",
 )
 @click.option(
     "--subset",
@@ -86,6 +86,13 @@ __all__ = ["compare", "curves", "features", "stats"]
     "all images, in constant memory.",
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
+@click.option(
+    "--worst",
+    nargs=2,
+    type=(int, output),
+    metavar="N PNG",
+    help="Draw the N samples that raise FID most, and the N images of REFERENCE that they cover least.",
+)
 @click.option(
     "--no-error-bars",
     is_flag=True,
@@ -106,6 +113,7 @@ def compare(
     metrics: str | None,
     subset: int | None,
     seed: int,
+    worst: tuple[int, Place] | None,
     no_error_bars: bool,
     value_range: str | None,
     **options: Any,
@@ -135,39 +143,58 @@ def compare(
     groups = [members_of(group) for group in runs]
     if json_file:
         check_writable(json_file, reference, *samples, *(run for members in groups for run in members))
-    from evalkit.comparison import Subset, compare
+    from evalkit.comparison import Subset, compare, measure
     from evalkit.comparison.pairs import sets_of
     from evalkit.comparison.plan import choose_metrics
+    from evalkit.comparison.worst import check_worst, write_worst
     from evalkit.report import several
     from evalkit.report import text as single
+    from evalkit.report.image_grid import check_picture
     from evalkit.results import Comparison
+    from evalkit.several import Comparisons
+    from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)
     every, numbers = sets_of(samples, groups)
+    drawn = Subset(images=subset, seed=seed) if subset is not None else None
+    # The five lines of `adm` do not show them.
+    error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)
+    if worst:
+        if len(every) > 1:
+            raise InputError(
+                f"--worst is of one set of samples, and there are {len(every)}. Give one of them."
+            )
+        check_picture(worst[1], reference, *samples)
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
         (opened, *others), published = open_batches(reference, *map(str, every), value_range=value_range)
-        found = compare(
-            opened,
-            *(() if numbers else others),
-            runs=[[others[i] for i in members] for members in numbers],
-            protocol=protocol,
-            metrics=metrics,
-            subset=Subset(images=subset, seed=seed) if subset is not None else None,
-            extractor=[setup.extractor(network) for network in choice.networks],
-            # The five lines of `adm` do not show them.
-            error_bars=not no_error_bars and (format_ != "adm" or json_file is not None),
-            paired=paired,
-            run=run,
-        )
+        networks = [setup.extractor(network) for network in choice.networks]
+        found: Comparison | Comparisons
+        if worst:
+            check_worst(worst[0], others[0], choice, subset=drawn, error_bars=error_bars)
+            (measured,) = measure([opened, *others], choice, extractor=networks, keep_rows=True, run=run)
+            found = measured.comparison
+        else:
+            found = compare(
+                opened,
+                *(() if numbers else others),
+                runs=[[others[i] for i in members] for members in numbers],
+                protocol=protocol,
+                metrics=metrics,
+                subset=drawn,
+                extractor=networks,
+                error_bars=error_bars,
+                paired=paired,
+                run=run,
+            )
         if isinstance(found, Comparison):
-            found = replace(found, published=published)
+            found = beside(found, published)
             shown_text = single.FORMATS[format_](found)
             notes = [*single.remarks(found)]
         else:
             shown_text = several.FORMATS[format_](found)
             notes = [*dict.fromkeys(note for each in found.comparisons for note in single.remarks(each))]
-        failure = None
+        failure: EvalkitError | None = None
         try:  # before printing, which may fail
             if json_file:
                 with replace_atomically(json_file) as partial:
@@ -177,6 +204,12 @@ def compare(
         click.echo(shown_text)
         for note in notes if format_ == "adm" else ():
             say(note)  # the five lines have no place for it
+        if worst:
+            try:
+                for note in write_worst(worst[1], worst[0], opened, others[0], measured):
+                    say(f"note: {note}")
+            except EvalkitError as error:
+                failure = failure or error
         if failure:
             raise failure
 
@@ -216,43 +249,66 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
 
 @click.command()
 @click.argument("images")
-@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="npz to write, also at a URL.")
+@click.option("-o", "--out", required=True, metavar="FILE", type=output, help="File to write, also at a URL.")
+@click.option(
+    "--as",
+    "tool",
+    type=click.Choice(list(LAYOUTS)),
+    default="adm",
+    show_default=True,
+    help="The tool that reads the file; jit is also for MAR and fractal. A warning says where it resizes "
+    "images in another way, so that its FID would be wrong.",
+)
 @value_range_option
 @extractor_options
 @no_store_option
 @engine_options
-def stats(images: str, out: Place, value_range: str | None, **options: Any) -> None:
+def stats(images: str, out: Place, tool: str, value_range: str | None, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
-    Memory does not grow with the number of images.
+    With --as, as another tool reads them. Memory does not grow with the number of images.
 
     \b
     Example:
       evalkit stats train_images/ -o train_statistics.npz
       evalkit stats 'parts/*.npz' -o train_statistics.npz
+      evalkit stats train_images/ -o jit_stats.npz --as jit
     """
-    from evalkit.system.files import check_writable, replace_atomically
+    from evalkit.system.files import check_writable
 
     setup = ExtractorSetup(**options)
     check_writable(out, images)
-    import json
-
-    import numpy as np
-
     from evalkit.comparison import features_of
     from evalkit.comparison.sources import file_outputs
-    from evalkit.features.adm_npz import OUTPUTS, statistics_of, statistics_record
+    from evalkit.features.adm_npz import (
+        OUTPUTS,
+        statistics_of,
+        statistics_record,
+        written_images,
+        written_preprocess,
+    )
+    from evalkit.features.other_tools import check_name, resize_warning, write_statistics
+    from evalkit.features.record import Features
 
+    check_name(out, tool)
     with setup.run() as run:
         (side,), _ = open_batches(images, value_range=value_range)
         extractor = setup.extractor()
-        summed = features_of(side, outputs=(), moments=OUTPUTS.values(), extractor=extractor, run=run)
-        arrays = statistics_of(summed)
-        if not file_outputs(side):
-            arrays["provenance"] = np.array(json.dumps(statistics_record(summed)))
-        with replace_atomically(out) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        moments = [output for suffix, output in OUTPUTS.items() if f"mu{suffix}" in LAYOUTS[tool].keys]
+        summed = features_of(side, outputs=(), moments=moments, extractor=extractor, run=run)
+        # Statistics of the file's own, or features of another tool: how they were made is not known here.
+        of_file = bool(file_outputs(side)) or (isinstance(side, Features) and not side.fingerprint)
+        write_statistics(
+            out,
+            tool,
+            statistics_of(summed),
+            images=written_images(side) if file_outputs(side) else len(summed),
+            provenance=None if of_file else statistics_record(summed, extractor.preprocess),
+        )
         click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
+        preprocess = written_preprocess(side) if of_file else extractor.preprocess
+        if tool != "adm" and (warning := resize_warning(tool, shown(images), preprocess)):
+            say(f"warning: {warning}")
         echo_notes(side)
         echo_precision_check(side, extractor, run)
 
@@ -268,7 +324,9 @@ def stats(images: str, out: Place, value_range: str | None, **options: Any) -> N
     help="png, svg or pdf to write, also at a URL.",
 )
 @click.option(
-    "--published", metavar="DATASET", help="Overlay the paper's points on this, such as imagenet256."
+    "--published",
+    metavar="DATASET",
+    help="Overlay what papers report on this, such as imagenet256: see evalkit published.",
 )
 def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
     """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.
@@ -296,7 +354,7 @@ def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
             found.append(Sweep.from_json(results.read_bytes()))
         except InputError as error:
             raise InputError(f"{results}: {error}") from error
-    from reference_batches.catalog import published_rows
+    from reference_batches.published import curves as published_curves
 
-    write_curves(out, found, published_rows(published) if published is not None else ())
+    write_curves(out, found, published_curves(published) if published is not None else ())
     click.echo(f"wrote {out}")

@@ -52,7 +52,16 @@ class WithRuns(click.Command):
                 end = next((i for i, word in enumerate(left) if word.startswith("-")), len(left))
                 joined.append(_BETWEEN_RUNS.join(left[:end]))
                 del left[:end]
-        return super().parse_args(ctx, joined + left)
+        try:
+            return super().parse_args(ctx, joined + left)
+        except click.MissingParameter as error:
+            if "--runs" not in args:
+                raise
+            raise click.UsageError(
+                "REFERENCE is missing. --runs takes all words up to the next option: "
+                "put REFERENCE before it.",
+                ctx,
+            ) from error
 
 
 def members_of(runs: str) -> list[str]:
@@ -61,7 +70,7 @@ def members_of(runs: str) -> list[str]:
     Raises:
         InputError: There are none.
     """
-    members = [text(run) for run in runs.split(_BETWEEN_RUNS)] if runs else []
+    members = [_samples_in(text(run)) for run in runs.split(_BETWEEN_RUNS)] if runs else []
     if len(members) != 1 or is_url(members[0]) or not Path(members[0]).is_dir():
         if not members:
             raise InputError(
@@ -77,3 +86,9 @@ def members_of(runs: str) -> list[str]:
             "runs one after another, or such a folder."
         )
     return [str(path) for path in sorted(found)]
+
+
+def _samples_in(run: str) -> str:
+    """The file of samples in a folder of `evalkit sample`; anything else stays as it is."""
+    found = [] if is_url(run) else [*Path(run).glob("samples_*.npz")]
+    return str(found[0]) if len(found) == 1 else run

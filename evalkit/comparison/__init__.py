@@ -26,21 +26,22 @@ from evalkit.comparison.sources import (
     Side,
     Source,
     check_networks,
-    file_networks,
+    has_statistics,
     make_extractors,
     open_source,
     open_sources,
     widths_of,
 )
 from evalkit.deviations import Deviations
-from evalkit.errors import UndefinedMetricError
+from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
-from evalkit.features.record import BatchFeatures, Features, check_same_extractor, split_output
+from evalkit.features.record import BatchFeatures, Features, check_same_extractor
 from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
-from evalkit.results import Comparison, Comparisons, Score
+from evalkit.results import Comparison, Score
+from evalkit.several import Comparisons
 from evalkit.system.devices import prepare_forked_process, resolve_device
 from evalkit.system.engine import Engine
 from evalkit.system.progress import Progress
@@ -112,8 +113,7 @@ def compare(
             Then settings are compared, by how much their runs vary.
         protocol: A row of :data:`evalkit.protocols.PROTOCOLS`. ``adm`` is the ADM reference evaluator's
             arithmetic, float16 distances included; ``exact`` the same metrics in exact arithmetic. Several
-            with commas between share one pass over the images: ``adm,clean-fid``, scores ``fid`` and
-            ``fid@clean-fid``.
+            with commas between, such as ``adm,clean-fid``, share one pass over the images.
         metrics: What to compute: names of scores, rows of :data:`evalkit.metrics.METRICS`, ``row@network``,
             or metrics themselves; names also separated by commas. None for all of the protocol. Precision and
             recall come together.
@@ -123,7 +123,8 @@ def compare(
             :func:`evalkit.images.open_images`.
         extractor: The network, or one for each network that is needed; None: each with its defaults.
         error_bars: Whether each score comes with its standard error and its value for infinitely many images,
-            or the reason why not. They change no score, and no more features are kept for them.
+            or the reason why not. They change no score. With one set of samples no more features
+            are kept for them; with several those of every image, so that differences can be tested.
         paired: Whether images of the same index in two sets are of the same noise and class; None: where the
             files of `evalkit sample` say so. Pairs have smaller errors.
         run: Device, store, progress and engine.
@@ -140,9 +141,23 @@ def compare(
     every, groups = sets_of(samples, runs)
     # Opening makes the cheap checks of all sides before the long work on any.
     sources = open_sources(reference, *every, value_range=value_range)
+    if paired is not None and (groups or len(every) == 1):
+        raise InputError(
+            "The images of several sets of samples are paired; leave out --paired and --unpaired (paired=) "
+            f"with {'runs of settings' if groups else 'one set'}."
+        )
     if paired:
         check_paired(sources[1:])
-    measured = measure(sources, choice, subset=subset, extractor=extractor, error_bars=error_bars, run=run)
+    measured = measure(
+        sources,
+        choice,
+        subset=subset,
+        extractor=extractor,
+        error_bars=error_bars,
+        # Without features of every image no difference in FID could be tested.
+        keep_rows=error_bars and subset is None and len(every) > 1,
+        run=run,
+    )
     comparisons = tuple(each.comparison for each in measured)
     if groups:
         pairs, settings = pairs_of_settings(comparisons, groups), settings_of(comparisons, groups)
@@ -279,9 +294,8 @@ def _has_full_rank(
 ) -> bool:
     """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
     known = widths_of(sources, extractors)
-    widths = [known[output] for output in outputs if output in known]
-    networks = {split_output(output)[0] for output in outputs}
-    return any(file_networks(source) & networks or len(source) > min(widths, default=0) for source in sources)
+    least = min((known[output] for output in outputs if output in known), default=0)
+    return any(has_statistics(source, outputs) or len(source) > least for source in sources)
 
 
 def _compute(
@@ -323,15 +337,9 @@ def _compute(
                 if score.stderr is not None and not isinstance(bar := bars[score.name], str)
             }
         if plan.subset and "rows" in metric.needs.values():
-            found = tuple(replace(score, parameters=_with_subset(score, plan.subset)) for score in found)
+            found = tuple(replace(score, parameters=plan.subset.noted(score.parameters)) for score in found)
         scores += found
     return scores, missing, deviations
-
-
-def _with_subset(score: Score, subset: Subset) -> dict[str, Any]:
-    """The parameters of a score of a subset; its seed has another name beside a seed of the metric."""
-    seed = "subset_seed" if "seed" in score.parameters else "seed"
-    return {**score.parameters, "subset": subset.images, seed: subset.seed}
 
 
 def _error_bars(
@@ -365,7 +373,9 @@ def _describe(
     extractors: Mapping[str, Extractor], features: Sequence[BatchFeatures]
 ) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
-    for network, found in {**features[1].networks, **features[0].networks}.items():
+    # What another tool extracted has no fingerprint, and says nothing of the other side.
+    ours = {key: kept for side in features[::-1] for key, kept in side.networks.items() if kept.fingerprint}
+    for network, found in {**features[1].networks, **features[0].networks, **ours}.items():
         described[network] = {"name": found.extractor, "fingerprint": found.fingerprint}
         extractor = extractors.get(network)
         for name in ("backend", "precision", "device", "preprocess", "weights_record"):

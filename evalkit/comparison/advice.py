@@ -11,7 +11,7 @@ from evalkit.comparison.sources import Opened, Side, file_networks, file_outputs
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.adm_npz import NETWORK, written_record
 from evalkit.features.record import BatchFeatures, Features
-from evalkit.images import ImageSource, are_ids
+from evalkit.images import are_ids
 from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
@@ -102,15 +102,15 @@ def warnings_of(
                 f"The statistics in {side.name} are of another extractor than the one in use (weights, "
                 "precision or backend differ): FID and sFID mix the two."
             )
-        if unused := file_networks(source).difference(choice.networks):
+        there = file_networks(source)
+        if there and there.isdisjoint(choice.networks):
             yield (
-                f"The statistics in {side.name} are of the network {', '.join(unused)}, which no metric here "
-                "looks at: they are not used."
+                f"The statistics in {side.name} are of the network {' and '.join(sorted(there))}, which no "
+                "metric here looks at: they are not used."
             )
         yield from _label_warning(next(iter(side.networks.values())))
     for source in sources:
-        if isinstance(source, ImageSource):
-            yield from source.notes
+        yield from source.notes
 
 
 def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequence[Batch]) -> Iterator[str]:

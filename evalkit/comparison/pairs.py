@@ -13,7 +13,8 @@ from evalkit.deviations import Deviations
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.images import ImageSource
 from evalkit.pairs import Difference, Pair, Runs
-from evalkit.results import Comparison, Score, Setting
+from evalkit.results import Comparison, Score
+from evalkit.several import Setting
 from evalkit.uncertainty import difference, difference_of_runs, holm, runs_of_one_setting
 
 __all__ = [
@@ -61,13 +62,20 @@ def _seed(source: ImageSource) -> tuple[str, int] | None:
 
 
 def check_paired(samples: Sequence[Opened]) -> None:
-    """Raise an InputError for sets that cannot be paired, because their numbers of images differ."""
+    """Raise an InputError for sets that cannot be paired, because their numbers or their classes differ."""
     if len({len(source) for source in samples}) > 1:
         listed = ", ".join(f"{len(source):,} in {source.name}" for source in samples[:4])
         raise InputError(
             f"Paired sets have the same number of images; there are {listed}. "
             "Leave out --paired (paired=True), or give sets of the same noise and classes."
         )
+    labels = [source.labels for source in samples if source.labels is not None]
+    for source in samples:
+        if source.labels is not None and not np.array_equal(source.labels, labels[0]):
+            raise InputError(
+                f"Paired sets have the same classes, image by image, and those of {source.name} are others. "
+                "Leave out --paired (paired=True), or give sets of the same noise and classes."
+            )
 
 
 def sets_of(
@@ -86,10 +94,12 @@ def sets_of(
         if not samples:
             raise InputError("There are no samples to compare with the reference; give at least one set.")
         return list(samples), []
-    if len(runs) < 2 or not all(map(len, runs)):
+    if not all(map(len, runs)) or sum(len(members) > 1 for members in runs) < 2:
+        counts = " and ".join(str(len(members)) for members in runs)
         raise InputError(
-            f"{len(runs)} settings with {' and '.join(str(len(each)) for each in runs)} runs; give at least "
-            "two settings, and two runs of each to compare them."
+            f"{len(runs)} setting{'s' * (len(runs) != 1)} with {counts} runs. Settings are compared by how "
+            "much their runs vary: give at least two settings with two runs. Single runs are compared as "
+            "samples, without --runs (runs=)."
         )
     numbers = iter(range(sum(map(len, runs))))
     return [each for members in runs for each in members], [[next(numbers) for _ in each] for each in runs]
@@ -111,7 +121,10 @@ def pairs_of_sets(
         deviations = []
         for k, score in zip((i, j), scores, strict=True):
             if name not in measured[k].deviations:
-                raise UndefinedMetricError(score.no_stderr or "error bars were not requested")
+                name_of = measured[k].comparison.samples.name
+                raise UndefinedMetricError(
+                    f"{name_of} has no error bar" if score.no_stderr else "error bars were not requested"
+                )
             deviations.append(measured[k].deviations[name])
         (a, b), unbiased = _values(scores)
         together = are_paired(sources[i], sources[j]) if paired is None else paired
@@ -129,14 +142,18 @@ def settings_of(comparisons: Sequence[Comparison], groups: Sequence[Sequence[int
     """
     found = []
     for members in groups:
-        scores = {}
+        scores, unbiased = {}, {}
         for name in _names(comparisons):
             try:
                 runs = _scores([comparisons[i] for i in members], name)
-                scores[name] = runs_of_one_setting([run.value for run in runs], _stderrs(runs))
+                if len({run.n for run in runs}) == 1:  # else they differ by their bias
+                    scores[name] = runs_of_one_setting([run.value for run in runs], _stderrs(runs))
+                known = [run.unbiased for run in runs if run.unbiased is not None]
+                if len(known) == len(runs):
+                    unbiased[name] = runs_of_one_setting(known, _stderrs(runs))
             except UndefinedMetricError:
                 continue
-        found.append(Setting(members=tuple(members), scores=scores))
+        found.append(Setting(members=tuple(members), scores=scores, unbiased=unbiased))
     return tuple(found)
 
 

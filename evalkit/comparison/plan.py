@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from evalkit.protocols import protocol_named
 from evalkit.protocols.base import Protocol
 from evalkit.results import ScoreSpec
 
-__all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan", "networks_of"]
+__all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan"]
 
 NOT_REQUESTED = "not requested"
 
@@ -43,6 +44,11 @@ class Subset:
             raise InputError(f"A subset of {self.images} images: expected at least 1, better 10,000.")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"Seed {self.seed}: expected 0 to {2**32 - 1}.")
+
+    def noted(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a score of a subset. Its seed has another name beside a seed of the metric."""
+        seed = "subset_seed" if "seed" in parameters else "seed"
+        return {**parameters, "subset": self.images, seed: self.seed}
 
     def rows(self, n: int) -> NDArray[np.int64]:
         """(images,) indices of those drawn among ``n``, ascending."""
@@ -80,18 +86,13 @@ class Choice:
     @property
     def networks(self) -> tuple[str, ...]:
         """The networks that are needed, each once."""
-        return networks_of(self.metrics)
+        needs = (split_output(output)[0] for metric in self.metrics for output in metric.needs)
+        return tuple(dict.fromkeys(needs))
 
     @property
     def specs(self) -> tuple[ScoreSpec, ...]:
         """Every score of the protocol, then those of other metrics."""
         return _specs([*self.protocol.metrics, *self.metrics])
-
-
-def networks_of(metrics: Iterable[Metric]) -> tuple[str, ...]:
-    """The networks that metrics need, each once."""
-    needs = (split_output(output)[0] for metric in metrics for output in metric.needs)
-    return tuple(dict.fromkeys(needs))
 
 
 def choose_metrics(protocol: str, metrics: Collection[str | Metric] | str | Metric | None = None) -> Choice:

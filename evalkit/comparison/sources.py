@@ -11,13 +11,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evalkit.comparison.plan import Plan, networks_of
+from evalkit.comparison.plan import Plan
 from evalkit.errors import FeatureError, InputError
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
-from evalkit.features.adm_npz import NETWORK, OUTPUTS, written_images
+from evalkit.features.adm_npz import OUTPUTS_IN_FILES, written_images
 from evalkit.features.extraction import Extraction, Wanted, derive
 from evalkit.features.moments import Moments
+from evalkit.features.other_tools import read_rows
 from evalkit.features.record import BatchFeatures, Features, is_features_file, split_output
 from evalkit.images import (
     ImageSource,
@@ -40,6 +41,7 @@ __all__ = [
     "check_networks",
     "file_networks",
     "file_outputs",
+    "has_statistics",
     "make_extractors",
     "open_source",
     "open_sources",
@@ -78,6 +80,8 @@ def open_source(source: Source, value_range: ValueRange | None = None) -> Opened
         place = place_of(source) if not is_url(source) or not is_pattern(source) else None
         if place is not None and is_features_file(place):
             return replace(Features.load(place), name=str(place if isinstance(place, Remote) else source))
+        if place is not None and (rows := read_rows(place)) is not None:
+            return rows
         if isinstance(place, Remote):
             return open_images(place, value_range=value_range)
     return open_images(source, value_range=value_range)
@@ -100,12 +104,17 @@ def file_outputs(source: Opened) -> set[str]:
     if isinstance(source, Features):
         return {f"{source.network}:{output}" for output in source.gaussians}
     found = source.statistics or {}
-    return {f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items() if f"mu{suffix}" in found}
+    return {output for suffix, output in OUTPUTS_IN_FILES.items() if f"mu{suffix}" in found}
 
 
 def file_networks(source: Opened) -> set[str]:
     """The networks of whose outputs a file carries mean and covariance."""
     return {split_output(output)[0] for output in file_outputs(source)}
+
+
+def has_statistics(source: Opened, outputs: Iterable[str]) -> bool:
+    """Whether a file carries mean and covariance of the network of one of these outputs."""
+    return not file_networks(source).isdisjoint(split_output(output)[0] for output in outputs)
 
 
 def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None:
@@ -210,7 +219,8 @@ class Side:
         """The record of this side."""
         images = len(self.source) if self.is_needed else 0
         first = next(iter(features.networks.values()))
-        of_file = not file_networks(self.source).isdisjoint(networks_of(self.plan.metrics))
+        needed = {output for metric in self.plan.metrics for output in metric.needs}
+        of_file = has_statistics(self.source, needed)
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin
@@ -228,7 +238,7 @@ class Side:
     def _of_file(self, features: Features) -> Features:
         network = features.network
         extractor = self.extractors.get(network)
-        if extractor is not None and features.fingerprint != extractor.fingerprint:
+        if extractor is not None and features.fingerprint not in ("", extractor.fingerprint):
             raise FeatureError(
                 f"{features.name} holds features of another extractor ({features.extractor}, "
                 f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "

@@ -22,6 +22,12 @@ EXTRACTORS: dict[str, str] = {
     "inception_pytorch_fid": "evalkit.extractors.inception_resizes:PytorchFid",
     "inception_clean_fid": "evalkit.extractors.inception_resizes:CleanFid",
     "inception_clean_fid_legacy_pytorch": "evalkit.extractors.inception_resizes:CleanFidLegacyPytorch",
+    "dinov2_vitb14": "evalkit.extractors.dinov2:DINOv2ViTB14",
+    "dinov2_vitl14": "evalkit.extractors.dinov2:DINOv2ViTL14",
+    "dinov2_vitl14_dgm_eval": "evalkit.extractors.dinov2:DINOv2ViTL14DgmEval",
+    "clip_vitb32": "evalkit.extractors.clip:CLIPViTB32",
+    "clip_vitl14": "evalkit.extractors.clip:CLIPViTL14",
+    "clip_vitl14_336": "evalkit.extractors.clip:CLIPViTL14At336",
     "efficientnet_lite0": "evalkit.extractors.efficientnet_lite0:EfficientNetLite0",
     "pixels": "evalkit.extractors.pixels:Pixels",
 }

@@ -1,4 +1,4 @@
-"""The statistics of ADM's npz files: ``mu``, ``sigma``, ``mu_s`` and ``sigma_s`` of the Inception network."""
+"""The statistics that files of images carry: of which network and output they are, and those of ADM's npz."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from evalkit.errors import FeatureError
+from evalkit.errors import FeatureError, brief
 from evalkit.features.moments import Gaussian, Moments
-from evalkit.features.record import Features
+from evalkit.features.record import Features, split_output
 from evalkit.images import ImageSource
 from evalkit.system.run import library_versions
 
 __all__ = [
     "NETWORK",
     "OUTPUTS",
+    "OUTPUTS_IN_FILES",
     "read_gaussians",
     "statistics_of",
     "statistics_record",
     "written_images",
+    "written_preprocess",
     "written_record",
 ]
 
 NETWORK = "inception"
 OUTPUTS = {"": "pool", "_s": "spatial"}
 """Outputs of the network by the suffix of ``mu`` and ``sigma``."""
+
+OUTPUTS_IN_FILES = {suffix: f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items()} | {
+    "_dinov2": "dinov2:class"
+}
+"""Likewise of every network that files have statistics of: EDM2's are of DINOv2's class token, too."""
 
 
 def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
@@ -36,8 +43,7 @@ def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
         FeatureError: They are no mean and covariance.
     """
     found = images.statistics or {}
-    if network != NETWORK:
-        return {}
+    outputs = {suffix: split_output(output) for suffix, output in OUTPUTS_IN_FILES.items()}
     try:
         return {
             output: Gaussian(
@@ -45,8 +51,8 @@ def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
                 covariance=found[f"sigma{suffix}"],
                 n=written_images(images),
             )
-            for suffix, output in OUTPUTS.items()
-            if f"mu{suffix}" in found
+            for suffix, (of, output) in outputs.items()
+            if of == network and f"mu{suffix}" in found
         }
     except FeatureError as error:
         raise FeatureError(f"{images.name}: {error}") from error
@@ -63,6 +69,12 @@ def written_images(source: ImageSource | Features) -> int | None:
     """How many images the statistics of a file are of; None where it does not say."""
     count = written_record(source).get("images")
     return count if isinstance(count, int) else None
+
+
+def written_preprocess(source: ImageSource | Features) -> str | None:
+    """What was done to the images that the statistics of a file are of; None where it does not say."""
+    preprocess = written_record(source).get("preprocess")
+    return brief(preprocess, 100) if isinstance(preprocess, str) else None
 
 
 def statistics_of(features: Features) -> dict[str, NDArray[Any]]:
@@ -85,8 +97,13 @@ def statistics_of(features: Features) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def statistics_record(features: Features) -> dict[str, Any]:
-    """What an npz of :func:`statistics_of` says of itself, under ``provenance``."""
+def statistics_record(features: Features, preprocess: str) -> dict[str, Any]:
+    """What a file of :func:`statistics_of` says of itself, under ``provenance``.
+
+    Args:
+        features: Those that the statistics are of.
+        preprocess: What their extractor does to the images first, in words.
+    """
     return {
         "format": "evalkit statistics 1",
         "source": {"name": Path(features.name).name, "digest": features.digest},
@@ -94,6 +111,7 @@ def statistics_record(features: Features) -> dict[str, Any]:
             "images": len(features),
             "extractor": features.extractor,
             "fingerprint": features.fingerprint,
+            "preprocess": preprocess,
         },
         "versions": library_versions(),
     }

@@ -33,7 +33,7 @@ class Features:
         digest: Digest of the images (see :attr:`evalkit.images.ImageSource.digest`).
         network: The extractor's network, such as ``inception``.
         extractor: The extractor's name.
-        fingerprint: The extractor's fingerprint.
+        fingerprint: The extractor's fingerprint; empty where another tool extracted the features.
         arrays: (n, d) float32 rows by output, of those outputs that are kept.
         gaussians: Mean and covariance by output: those that the file carried, which replace the ones of its
             images, and those that were requested.
@@ -64,6 +64,16 @@ class Features:
     def statistics_digest(self) -> str | None:
         """Hex sha256 of :attr:`gaussians`; None where there are none."""
         return _digest({}, _gaussian_arrays(self.gaussians)) if self.gaussians else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know but is not an error, one sentence each."""
+        if self.fingerprint:
+            return ()
+        return (
+            f"{self.name} holds features as {self.extractor} keeps them, of images resized in its way: "
+            "scores are comparable only with features of the same resize.",
+        )
 
     def select(self, outputs: Collection[str]) -> Features:
         """The same batch with the rows of these outputs alone."""
@@ -250,10 +260,12 @@ class BatchFeatures:
 def check_same_extractor(reference: Features, samples: Features) -> None:
     """Refuse to compare features of different networks, preprocessing or precision.
 
+    Those of another tool have no fingerprint, and a note instead.
+
     Raises:
         FeatureError: The fingerprints differ.
     """
-    if reference.fingerprint != samples.fingerprint:
+    if reference.fingerprint != samples.fingerprint and reference.fingerprint and samples.fingerprint:
         raise FeatureError(
             f"{reference.name} and {samples.name} hold features of different extractors "
             f"({reference.extractor}, {reference.fingerprint[:12]} and {samples.extractor}, "

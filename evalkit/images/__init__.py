@@ -58,6 +58,7 @@ __all__ = [
 FORMATS: Mapping[str, str] = {
     "npz": "evalkit.images.npz:Npz",
     "npy": "evalkit.images.arrays:Npy",
+    "pkl": "evalkit.images.pkl:Pkl",
     "parquet": "evalkit.images.parquet:Parquet",
     "folder": "evalkit.images.files:Folder",
     "hdf5": "evalkit.images.hdf5:Hdf5",
@@ -93,6 +94,7 @@ def open_images(
       tools, EXIF orientation is not applied and of several frames the first counts. Nothing is extracted.
     - parquet, one file or a folder of them: a column of encoded images, with labels in ``label``.
     - HDF5: the dataset ``images`` or ``arr_0``, or the only one with four axes.
+    - pkl: the statistics of EDM2, read without unpickling; a source of length 0.
     - npy and arrays, also torch tensors on the CPU.
     - Files and folders at URLs: ``https://``, ``s3://``, ``gs://``; see :mod:`evalkit.system.storage`.
     - Several of these as one: a pattern such as ``parts/*.npz``, in the order of their sorted names

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -53,7 +53,15 @@ class Decoded(ImageSource):
         self.reads_in_order = files.reads_in_order
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
-        indices = range(start, len(self))
+        return self.decoded(size, range(start, len(self)))
+
+    def decoded(self, size: int, indices: Iterable[int]) -> Generator[NDArray[np.uint8], None, None]:
+        """Yield the images of these ascending indices, in batches; no other file is read.
+
+        Raises:
+            ImageError: An image is corrupt, or of another size than the first.
+            InputError: The container is damaged.
+        """
         with ThreadPoolExecutor(_THREADS) as pool, closing(self._files.read(indices)) as encoded:
             # map takes its arguments in this thread: archives are read in order, only decoding is parallel.
             while images := list(pool.map(self._decode, islice(encoded, size))):

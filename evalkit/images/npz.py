@@ -30,13 +30,23 @@ from evalkit.images.arrays import (
 from evalkit.images.names import is_image
 from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
+from evalkit.images.statistics import check_finite, check_header, one_pair_note
+from evalkit.layouts import LAYOUTS, SHAPES
 from evalkit.system.progress import Progress
 from evalkit.system.storage import Place, file_or_path
 
-__all__ = ["STATISTICS", "Npz", "array_header"]
+__all__ = ["STATISTICS", "Npz", "array_header", "load_array"]
 
-STATISTICS = {"mu": (2048,), "sigma": (2048, 2048), "mu_s": (2023,), "sigma_s": (2023, 2023)}
+STATISTICS = {key: SHAPES[key] for key in LAYOUTS["adm"].keys}
 """Keys of the reference evaluator's statistics, and their shapes."""
+
+# What other tools call them.
+_OTHER_NAMES = {
+    name: key
+    for layout in LAYOUTS.values()
+    for key, name in layout.keys.items()
+    if layout.suffix == ".npz" and name not in STATISTICS
+}
 
 _PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 # Keys that evalkit itself writes next to the images.
@@ -55,8 +65,9 @@ class Npz(ImageSource):
                 check_member_name(name, member)
             notes = check_zip(path, archive)
             keys = [member.removesuffix(".npy") for member in members if member.endswith(".npy")]
-            statistics = _read_statistics(name, archive, keys)
-            used = {*_OUR_KEYS, *(statistics or {})}
+            names = _names_of_statistics(keys)
+            statistics = _read_statistics(name, archive, names)
+            used = {*_OUR_KEYS, *names.values()}
             if "arr_0" in keys:
                 header = array_header(name, archive, "arr_0")
                 shape = check_layout(f"{name}, arr_0", header.shape, header.dtype)
@@ -69,7 +80,7 @@ class Npz(ImageSource):
                 if "arr_1" in keys:
                     labels = array_header(name, archive, "arr_1")
                     self._take_labels(
-                        "arr_1", labels.shape, labels.dtype, lambda: _array(archive, "arr_1", labels)
+                        "arr_1", labels.shape, labels.dtype, lambda: load_array(archive, "arr_1", labels)
                     )
                 unused = [
                     f"{key} ({layout})" for key, layout in others.items() if key not in ("arr_0", "arr_1")
@@ -88,7 +99,7 @@ class Npz(ImageSource):
         if unused:
             notes += (f"Arrays of {name} that are not used: {listing(unused)}.",)
         if statistics and len(statistics) == 2:
-            notes += (_one_pair(name, statistics, bool(self.shape)),)
+            notes += (one_pair_note(name, statistics, bool(self.shape), names),)
         self.notes += notes
         if self.shape and self._header.fortran:
             self.notes += ("The array is in Fortran order, so it is loaded into memory whole.",)
@@ -118,7 +129,7 @@ class Npz(ImageSource):
         header = self._header
         with readable(self.name), file_or_path(self._path) as file, zipfile.ZipFile(file) as archive:
             if header.fortran:
-                array = _array(archive, "arr_0", header)
+                array = load_array(archive, "arr_0", header)
                 for first in range(start, len(self), size):
                     yield np.array(array[first : first + size], order="C")
                 return
@@ -180,7 +191,8 @@ def _layout(name: str, archive: zipfile.ZipFile, key: str) -> Layout:
     return Layout(str(header.dtype), header.shape)
 
 
-def _array(archive: zipfile.ZipFile, key: str, header: NpyHeader) -> NDArray[Any]:
+def load_array(archive: zipfile.ZipFile, key: str, header: NpyHeader) -> NDArray[Any]:
+    """The array whose header was read and checked."""
     array = np.empty(math.prod(header.shape), header.dtype)
     with archive.open(f"{key}.npy") as stream:
         stream.read(header.length)
@@ -188,39 +200,27 @@ def _array(archive: zipfile.ZipFile, key: str, header: NpyHeader) -> NDArray[Any
     return array.reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def _one_pair(name: str, statistics: Mapping[str, Any], images: bool) -> str:
-    """The note on statistics for only one of FID and sFID."""
-    (missing, which), (there, of) = (("mu_s", "sFID"), ("mu", "FID"))
-    if "mu" not in statistics:
-        (missing, which), (there, of) = (there, of), (missing, which)
-    pair = " and ".join(key for key in STATISTICS if key in statistics)
-    rest = f"{which} uses its images" if images else f"there is no {missing} for {which}"
-    return (
-        f"{name} has only {pair}: {of} uses these, {rest}. Other tools also write mu and "
-        f"sigma, but from images resized in another way: {of} is comparable only if the file was made for "
-        "this protocol."
-    )
+def _names_of_statistics(keys: list[str]) -> dict[str, str]:
+    """What the file calls mean and covariance, by our names; or else by another tool's."""
+    found = {key: key for key in keys if key in STATISTICS}
+    found = found or {_OTHER_NAMES[key]: key for key in keys if key in _OTHER_NAMES}
+    return {key: found[key] for key in STATISTICS if key in found}
 
 
-def _read_statistics(name: str, archive: zipfile.ZipFile, keys: list[str]) -> dict[str, NDArray[Any]] | None:
-    present = [key for key in STATISTICS if key in keys]
-    missing = [key for pair in _PAIRS if set(pair) & set(present) for key in pair if key not in present]
+def _read_statistics(
+    name: str, archive: zipfile.ZipFile, names: Mapping[str, str]
+) -> dict[str, NDArray[Any]] | None:
+    missing = [key for pair in _PAIRS if set(pair) & set(names) for key in pair if key not in names]
     if missing:
         raise InputError(
-            f"{name}: has {', '.join(present)} without {', '.join(missing)}; expected mu and sigma, mu_s and "
-            f"sigma_s, or all of {', '.join(STATISTICS)}"
+            f"{name}: has {', '.join(names.values())} without {', '.join(missing)}; expected mu and sigma, "
+            f"mu_s and sigma_s, or all of {', '.join(STATISTICS)}"
         )
     statistics = {}
-    for key in present:
-        shape, header = STATISTICS[key], array_header(name, archive, key)
-        if header.shape != shape or header.dtype.kind != "f":
-            raise InputError(
-                f"{name}: {key} is {header.dtype} of shape {header.shape}; expected floats of shape {shape}"
-            )
-        array = _array(archive, key, header)
-        if not np.isfinite(array).all():
-            raise InputError(f"{name}: {key} holds values that are not finite; compute the statistics again")
-        statistics[key] = array.astype(header.dtype.newbyteorder("="))
+    for key, place in names.items():
+        header = array_header(name, archive, place)
+        check_header(name, place, header.shape, header.dtype, STATISTICS[key])
+        statistics[key] = check_finite(name, place, load_array(archive, place, header))
     return statistics or None
 
 
@@ -231,7 +231,7 @@ def _read_provenance(name: str, archive: zipfile.ZipFile, keys: list[str]) -> di
     if header.shape or header.dtype.kind != "U":  # another program's key of that name
         return None
     try:
-        record = json.loads(str(_array(archive, "provenance", header)))
+        record = json.loads(str(load_array(archive, "provenance", header)))
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -68,8 +68,10 @@ class ImageSource(ABC):
         labels: ``(n,)`` int64, one class for each image (npz ``arr_1``, a parquet column, ...), or None.
         labels_problem: Why ``labels`` is None although the file has some; None if it has none.
         statistics: ``mu`` (2048,) and ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023)
-            of the reference evaluator, both pairs or one, finite floats as the file holds them; or None.
-        provenance: The record that evalkit writes into an npz of how it was made, or None.
+            of the reference evaluator, both pairs or one, finite floats as the file holds them; EDM2's also
+            ``mu_dinov2`` (1024,) and ``sigma_dinov2`` (1024, 1024); or None.
+        provenance: The record that evalkit writes into an npz of how it was made, or None. Of EDM2's
+            statistics ``{"statistics": {"images": n}}``.
         notes: What the user should know but is not an error, one sentence each.
         opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
         reads_in_order: Whether to begin in the middle takes as long as to read all that is before.

@@ -29,6 +29,12 @@ METRICS: dict[str, str] = {
     "fd": "evalkit.metrics.frechet:FD",
     "kid": "evalkit.metrics.kernel:KernelDistance",
     "kid_subsets": "evalkit.metrics.kernel_subsets:SubsetKernelDistance",
+    "mmd_rbf": "evalkit.metrics.mmd_rbf:RBFDistance",
+    "density_coverage": "evalkit.metrics.density_coverage:DensityCoverage",
+    "mind": "evalkit.metrics.mind:MIND",
+    "vendi": "evalkit.metrics.vendi:Vendi",
+    "authpct": "evalkit.metrics.authenticity:AuthPct",
+    "c_t": "evalkit.metrics.data_copying:DataCopying",
 }
 
 

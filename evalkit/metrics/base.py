@@ -20,6 +20,7 @@ from evalkit.system.run import Run
 __all__ = [
     "Metric",
     "Need",
+    "check_directions",
     "check_sides",
     "classes_of",
     "influence_of",
@@ -48,7 +49,8 @@ class Metric(Protocol):
         uses_reference: Whether the reference matters. Inception Score and the like look at the samples alone.
 
     Optional: an attribute ``working_bytes``, the memory it takes beyond the rows, in bytes per number of a
-    row; a method ``streamed()``, the variant that reports how Gaussians were computed; and a method
+    row; an attribute ``finds_copies``, true where the reference's own images are the worst samples; a method
+    ``streamed()``, the variant that reports how Gaussians were computed; and a method
     ``influence(reference, samples, run)``, which gives for each score by name how it deviates
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
@@ -108,6 +110,16 @@ def check_sides(
         raise FeatureError(
             f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
             "use the same output of the same network for both"
+        )
+
+
+def check_directions(rows: NDArray[np.floating], name: str) -> None:
+    """Raise an UndefinedMetricError for features that are all zero, which cannot be brought to length 1."""
+    some = rows.any(axis=1)
+    if not some.all():
+        raise UndefinedMetricError(
+            f"the features of image {int(some.argmin())} ({name}) are all zero, and have no direction; leave "
+            "this image out, or use another network"
         )
 
 

@@ -1,18 +1,17 @@
-"""Precision and recall of many complementary halves at once, for their standard errors.
+"""Precision, recall, density, coverage and AuthPct of many halves at once, for their standard errors.
 
-Precision and recall have no useful influence values: a ball's radius jumps from neighbour to neighbour. So
-both sides are halved at random, many times, and the halves compared (see
-:class:`~evalkit.deviations.HalfSplit`). Neighbours are searched once. A ball of a half reaches to the k-th of
-its centre's neighbours that are in the same half, so a list of more neighbours than k has the radii of all
-halves. Which half an image is in is one bit a replicate, and words of 64 bits hold 64 replicates: the halves
-together cost less than the search.
+They have no useful influence values: a ball's radius jumps from neighbour to neighbour. So both sides are
+halved at random, many times, and complementary halves compared (see :class:`~evalkit.deviations.HalfSplit`).
+Neighbours are searched once. A ball of a half reaches to the k-th of its centre's neighbours that are in the
+same half, so a list of more neighbours than k has the radii of all halves. Which half an image is in is one
+bit a replicate, and words of 64 bits hold 64 replicates: the halves together cost less than the search.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +24,13 @@ from evalkit.deviations import HalfSplit
 from evalkit.errors import UndefinedMetricError
 from evalkit.system.devices import float32_arithmetic
 
-__all__ = ["MOST_IMAGES", "halves_of_precision_recall"]
+__all__ = [
+    "MOST_IMAGES",
+    "halves_bytes",
+    "halves_of_authenticity",
+    "halves_of_density_coverage",
+    "halves_of_precision_recall",
+]
 
 Words = NDArray[np.uint64]
 Labels = NDArray[np.int64]
@@ -38,6 +43,9 @@ REPLICATES = 512
 
 _TOO_SHORT = 1e-9
 """Chance that a list of neighbours does not reach to the k-th in a half; if it happens, lists are doubled."""
+
+# Images among which the nearest of a half is found. The chance that all are in the other half is 2^-64.
+_LONGEST = 64
 
 _ROWS = 1024
 _PAIRS = 2**16
@@ -68,28 +76,139 @@ def halves_of_precision_recall(
     Raises:
         UndefinedMetricError: Half of a side has no more than k images.
     """
-    share = min(1.0, MOST_IMAGES / max(len(reference), len(samples)))
-    r = _Halves.of(len(reference), share, reference_classes, seed=1)
-    s = _Halves.of(len(samples), share, classes, seed=2)
-    for name, side in (("reference", r), ("samples", s)):
-        if len(side.drawn) < 2 * (k + 1):
-            raise UndefinedMetricError(
-                f"halves of {len(side.drawn)} images ({name}) are too few for {k} neighbours; give at least "
-                f"{2 * (k + 1)}"
-            )
-    x, y = _scaled(reference[r.drawn], samples[s.drawn], device or torch.device("cpu"))
+    sides = _Sides.of(reference, samples, k, classes, reference_classes, device)
+    r, s = sides.reference, sides.samples
+    covered_r, covered_s = _Covered.none(r.second), _Covered.none(s.second)
     with torch.inference_mode(), float32_arithmetic():
-        balls_r, balls_s = _Balls.of(x, r.second, k), _Balls.of(y, s.second, k)
-        covered_r, covered_s = _Covered.none(r.second), _Covered.none(s.second)
-        for rows, distances in _distances(y, x):
-            covered_s.mark(balls_r, rows, slice(None), distances)
-            covered_r.mark(balls_s, slice(None), rows, distances.T)
-    scale = np.sqrt(share)
+        balls_r, balls_s = _Balls.of(sides.x, r.second, k), _Balls.of(sides.y, s.second, k)
+        for rows, distances in _distances(sides.y, sides.x):
+            for point, centre, inside in _inside(balls_r, rows, slice(None), distances):
+                covered_s.mark(point, inside, r.second[centre])
+            for point, centre, inside in _inside(balls_s, slice(None), rows, distances.T):
+                covered_r.mark(point, inside, s.second[centre])
+    scale = np.sqrt(sides.share)
     precision, recall = scale * covered_s.shares(s.second), scale * covered_r.shares(r.second)
     return (
         _half_split(precision, s.name, len(samples), "the bias of precision is not known"),
         _half_split(recall.swapaxes(0, 1), s.name, len(samples), "the bias of recall is not known"),
     )
+
+
+def halves_of_density_coverage(
+    reference: NDArray[np.float32],
+    samples: NDArray[np.float32],
+    *,
+    k: int = 5,
+    classes: Labels | None = None,
+    reference_classes: Labels | None = None,
+    device: torch.device | None = None,
+) -> tuple[HalfSplit, HalfSplit]:
+    """How density and coverage deviate; arguments and errors as in :func:`halves_of_precision_recall`."""
+    sides = _Sides.of(reference, samples, k, classes, reference_classes, device)
+    r, s = sides.reference, sides.samples
+    covered = _Covered.none(r.second)
+    pairs = np.zeros((2, 2, REPLICATES), np.int64)
+    with torch.inference_mode(), float32_arithmetic():
+        balls = _Balls.of(sides.x, r.second, k)
+        for rows, distances in _distances(sides.y, sides.x):
+            for point, centre, inside in _inside(balls, rows, slice(None), distances, strictly=True):
+                of_point, of_centre = s.second[point], r.second[centre]
+                covered.mark(centre, inside, of_point)
+                for i, own in enumerate((inside & ~of_point, inside & of_point)):
+                    pairs[i] += _counts(own & ~of_centre), _counts(own & of_centre)
+    sizes = np.stack([_counts(~s.second), _counts(s.second)])
+    scale = np.sqrt(sides.share)
+    density, coverage = scale * pairs / (k * sizes[:, None]), scale * covered.shares(r.second)
+    return (
+        _half_split(density, s.name, len(samples), "the bias of density is not known"),
+        _half_split(coverage.swapaxes(0, 1), s.name, len(samples), "the bias of coverage is not known"),
+    )
+
+
+def halves_of_authenticity(
+    reference: NDArray[np.float32],
+    samples: NDArray[np.float32],
+    *,
+    classes: Labels | None = None,
+    reference_classes: Labels | None = None,
+    device: torch.device | None = None,
+) -> HalfSplit:
+    """How AuthPct deviates; arguments and errors as in :func:`halves_of_precision_recall`."""
+    sides = _Sides.of(reference, samples, 1, classes, reference_classes, device)
+    r, s = sides.reference, sides.samples
+    copies = np.zeros((2, 2, REPLICATES), np.int64)
+    with torch.inference_mode(), float32_arithmetic():
+        balls = _Balls.of(sides.x, r.second, 1)
+        for rows, distances in _distances(sides.y, sides.x):
+            near, images = distances.topk(min(_LONGEST, len(r.drawn)), dim=1, largest=False)
+            of_halves = _copies(balls, near.cpu().numpy(), images.cpu().numpy())
+            for i, own in enumerate((~s.second[rows], s.second[rows])):
+                copies[i] += [_counts(own & each) for each in of_halves]
+    sizes = np.stack([_counts(~s.second), _counts(s.second)])
+    authentic = np.sqrt(sides.share) * 100 * (1 - copies / sizes[:, None])
+    return _half_split(authentic, s.name, len(samples), "the bias of AuthPct is not known")
+
+
+def _copies(balls: _Balls, near: NDArray[np.float32], images: NDArray[np.int64]) -> Words:
+    """(2, points, w) replicates in which a point's nearest image in a half has no other nearer to it there.
+
+    Args:
+        balls: Of the images, with k = 1.
+        near: (points, c) squared distances to the nearest images of both halves, ascending.
+        images: (points, c) which they are.
+    """
+    left = np.full((2, len(near), balls.second.shape[1]), ~np.uint64(0))
+    copies = np.zeros_like(left)
+    for distance, image in zip(near.T, images.T, strict=True):
+        alone = balls.few[image, (balls.nearest[image] < distance[:, None]).sum(axis=1)]
+        half = np.stack([~balls.second[image], balls.second[image]])
+        copies |= left & half & alone
+        left &= ~half
+    return copies
+
+
+def halves_bytes(images: Sequence[int], width: int) -> int:
+    """Memory of the halves beyond the rows: float32 copies of the images that are halved."""
+    return 12 * width * sum(min(n, MOST_IMAGES) for n in images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """Both sides, ready to be halved.
+
+    Attributes:
+        reference: How the reference is halved; ``samples`` likewise.
+        share: Of the images of both, those that are halved.
+        x: (m, d) scaled features of the reference; ``y``, (n, d), of the samples.
+    """
+
+    reference: _Halves
+    samples: _Halves
+    share: float
+    x: Tensor
+    y: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        k: int,
+        classes: Labels | None,
+        reference_classes: Labels | None,
+        device: torch.device | None,
+    ) -> _Sides:
+        share = min(1.0, MOST_IMAGES / max(len(reference), len(samples)))
+        r = _Halves.of(len(reference), share, reference_classes, seed=1)
+        s = _Halves.of(len(samples), share, classes, seed=2)
+        for name, side in (("reference", r), ("samples", s)):
+            if len(side.drawn) < 2 * (k + 1):
+                raise UndefinedMetricError(
+                    f"halves of {len(side.drawn)} images ({name}) are too few for {k} neighbours; give at "
+                    f"least {2 * (k + 1)}"
+                )
+        x, y = _scaled(reference[r.drawn], samples[s.drawn], device or torch.device("cpu"))
+        return cls(r, s, share, x, y)
 
 
 def _half_split(shares: NDArray[np.float64], halves: str, images: int, no_bias: str) -> HalfSplit:
@@ -165,10 +284,10 @@ class _Balls:
 
 @dataclass(frozen=True, eq=False)
 class _Covered:
-    """Which points are inside a ball of a half of the other side.
+    """Which points are covered by a half of the other side.
 
     Attributes:
-        by_first: (m, w) replicates in which a ball of the first half covers the point.
+        by_first: (m, w) replicates in which the first half covers the point.
         by_second: (m, w) likewise.
     """
 
@@ -179,44 +298,52 @@ class _Covered:
     def none(cls, second: Words) -> _Covered:
         return cls(np.zeros_like(second), np.zeros_like(second))
 
-    def mark(self, balls: _Balls, points: slice, centres: slice, distances: Tensor) -> None:
-        """Add what the balls of these centres cover of these points.
+    def mark(self, point: NDArray[np.int64], inside: Words, second: Words) -> None:
+        """Add pairs of a point and what covers it.
 
         Args:
-            balls: Of the other side.
-            points: A range of points.
-            centres: A range of centres.
-            distances: (points, centres) squared distances.
+            point: (pairs,) indices of points.
+            inside: (pairs, w) replicates in which the point is covered.
+            second: (pairs, w) replicates in which what covers it is in the second half.
         """
-        reach = torch.from_numpy(balls.nearest[centres, -1]).to(distances.device)
-        point, centre = ((distances <= reach).nonzero()).T
-        near = distances[point, centre].cpu().numpy()
-        first_point, first_centre = (each.start or 0 for each in (points, centres))
-        point_of, centre_of = point.cpu().numpy() + first_point, centre.cpu().numpy() + first_centre
-        for start in range(0, len(near), _PAIRS):
-            pairs = slice(start, start + _PAIRS)
-            self._mark_pairs(balls, point_of[pairs], centre_of[pairs], near[pairs])
-
-    def _mark_pairs(
-        self, balls: _Balls, point: NDArray[np.int64], centre: NDArray[np.int64], near: NDArray[np.float32]
-    ) -> None:
-        nearest = balls.nearest[centre]
-        # A ball reaches up to the k-th neighbour of its half: at most k - 1 of those are strictly nearer.
-        inside = balls.few[centre, (nearest < near[:, None]).sum(axis=1)]
         order = np.argsort(point, kind="stable")
         points, starts = np.unique(point[order], return_index=True)
-        second = balls.second[centre]
         for covered, found in ((self.by_first, inside & ~second), (self.by_second, inside & second)):
             covered[points] |= np.bitwise_or.reduceat(found[order], starts, axis=0)
 
     def shares(self, second: Words) -> NDArray[np.float64]:
-        """(2, 2, replicates) the share of each half of the points that each half of the centres covers."""
+        """(2, 2, replicates) the share of each half of the points that each half of the other side covers."""
         found = np.empty((2, 2, REPLICATES))
         for half, points in enumerate((~second, second)):
             size = _counts(points)
             for other, covered in enumerate((self.by_first, self.by_second)):
                 found[half, other] = _counts(covered & points) / size
         return found
+
+
+def _inside(
+    balls: _Balls, points: slice, centres: slice, distances: Tensor, *, strictly: bool = False
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Words]]:
+    """Indices of points, of centres, and the replicates in which the ball of the centre's half has the point.
+
+    Args:
+        balls: Of the centres.
+        points: A range of points.
+        centres: A range of centres.
+        distances: (points, centres) squared distances.
+        strictly: Points on the sphere are outside.
+    """
+    reach = torch.from_numpy(balls.nearest[centres, -1]).to(distances.device)
+    point, centre = ((distances <= reach).nonzero()).T
+    near = distances[point, centre].cpu().numpy()
+    first_point, first_centre = (each.start or 0 for each in (points, centres))
+    point_of, centre_of = point.cpu().numpy() + first_point, centre.cpu().numpy() + first_centre
+    for start in range(0, len(near), _PAIRS):
+        pairs = slice(start, start + _PAIRS)
+        nearest, distance = balls.nearest[centre_of[pairs]], near[pairs, None]
+        # A ball reaches up to the k-th neighbour of its half: fewer than k are nearer, or strictly, as near.
+        nearer = (nearest <= distance) if strictly else (nearest < distance)
+        yield point_of[pairs], centre_of[pairs], balls.few[centre_of[pairs], nearer.sum(axis=1)]
 
 
 def _counts(words: Words) -> NDArray[np.int64]:

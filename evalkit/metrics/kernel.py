@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from evalkit.metrics.kept import Kept
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
-__all__ = ["KernelDistance", "KernelMeans", "kernel_means", "polynomial_mmd"]
+__all__ = ["Kernel", "KernelDistance", "KernelMeans", "Polynomial", "kernel_means", "polynomial_mmd"]
 
 # Rows of a block of the kernel matrix: 128 MiB at 8 bytes.
 _BLOCK = 4096
@@ -52,7 +52,36 @@ def polynomial_mmd(
         UndefinedMetricError: A side has fewer than two rows.
         FeatureError: Dimensions differ, or features are not (n, d) finite floats.
     """
-    return kernel_means(reference, samples, degree=degree, device=device, progress=progress).value
+    kernel = Polynomial(degree)
+    return kernel_means(reference, samples, kernel=kernel, device=device, progress=progress).value
+
+
+class Kernel(Protocol):
+    """How alike two images are."""
+
+    def __call__(self, a: Tensor, b: Tensor, /) -> Tensor:
+        """(n, m) of each row of ``a``, (n, d) float64, with each of ``b``, (m, d)."""
+
+    def diagonal(self, a: Tensor, /) -> Tensor:
+        """(n,) of each row with itself."""
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """``(a.b / d + 1) ** degree``."""
+
+    degree: int = 3
+
+    def __call__(self, a: Tensor, b: Tensor, /) -> Tensor:
+        """See :class:`Kernel`."""
+        return (a @ b.T).div_(a.shape[1]).add_(1).pow_(self.degree)
+
+    def diagonal(self, a: Tensor, /) -> Tensor:
+        """See :class:`Kernel`."""
+        return a.square().sum(dim=1).div_(a.shape[1]).add_(1).pow_(self.degree)
+
+
+_CUBIC = Polynomial()
 
 
 class KernelMeans(NamedTuple):
@@ -64,24 +93,27 @@ class KernelMeans(NamedTuple):
             samples.
         samples: (n,) likewise.
         excess: What the influence values count too much.
+        bias: What the value exceeds the unbiased one by.
     """
 
     value: float
     reference: NDArray[np.float64]
     samples: NDArray[np.float64]
     excess: Excess
+    bias: float = 0.0
 
     def influence(self) -> Influence:
         """``psi_j = 2 (mean_{i != j} k(y_j, y_i) - mean_i k(y_j, x_i))``, centred.
 
         The projection of the U-statistic: Hoeffding 1948, "A Class of Statistics with Asymptotically Normal
-        Distribution"; for kernel distances Bounliphone et al. 2016, arXiv:1511.04581. There is no bias.
+        Distribution"; for kernel distances Bounliphone et al. 2016, arXiv:1511.04581. Of the biased distance,
+        i = j counts as well.
         """
         return Influence(
             images=len(self.samples),
             samples=2 * (self.samples - self.samples.mean()),
             reference=2 * (self.reference - self.reference.mean()),
-            bias=0.0,
+            bias=self.bias,
             excess=self.excess,
         )
 
@@ -90,11 +122,21 @@ def kernel_means(
     reference: NDArray[np.floating],
     samples: NDArray[np.floating],
     *,
-    degree: int = 3,
+    kernel: Kernel = _CUBIC,
+    biased: bool = False,
     device: str = "cpu",
     progress: Callable[[int, int], object] | None = None,
 ) -> KernelMeans:
-    """What :func:`polynomial_mmd` computes, with the means over rows; arguments and errors are the same."""
+    """A kernel distance with the means over rows; errors are those of :func:`polynomial_mmd`.
+
+    Args:
+        reference: (m, d) float features.
+        samples: (n, d) float features.
+        kernel: Any kernel.
+        biased: Pairs of an image with itself count, too (the V-statistic).
+        device: torch device with float64; ``mps`` is replaced by the CPU.
+        progress: Called with the rows done and the rows in total.
+    """
     check_sides(reference, samples, "a kernel distance")
     target = torch.device("cpu" if device.startswith("mps") else device)
     x, y = (torch.from_numpy(np.ascontiguousarray(rows)).to(target) for rows in (reference, samples))
@@ -107,13 +149,13 @@ def kernel_means(
         for first in range(0, len(a), _BLOCK):
             block = a[first : first + _BLOCK].double()
             for start in range(0, len(b), _BLOCK):
-                kernel = _kernel(block, b[start : start + _BLOCK].double(), degree)
-                added += float(kernel.sum())
-                squares += float(kernel.flatten().dot(kernel.flatten()))
-                rows[first : first + _BLOCK] += kernel.sum(dim=1)
-                columns[start : start + _BLOCK] += kernel.sum(dim=0)
+                found = kernel(block, b[start : start + _BLOCK].double())
+                added += float(found.sum())
+                squares += float(found.flatten().dot(found.flatten()))
+                rows[first : first + _BLOCK] += found.sum(dim=1)
+                columns[start : start + _BLOCK] += found.sum(dim=0)
             if without_diagonal:
-                diagonal = _kernel_of_itself(block, degree)
+                diagonal = kernel.diagonal(block)
                 added -= float(diagonal.sum())
                 squares -= float(diagonal.square().sum())
                 rows[first : first + _BLOCK] -= diagonal
@@ -130,11 +172,19 @@ def kernel_means(
         in_x, in_y = (mean(each, each, without_diagonal=True) for each in (x, y))
         across = mean(x, y)
         m, n = len(x), len(y)
+        excess = Excess(2 * in_y.variance / n**2, 2 * in_x.variance / m**2, 4 * across.variance / (n * m))
+        bias = 0.0
+        if biased:
+            for side, within in ((x, in_x), (y, in_y)):
+                own = torch.cat([kernel.diagonal(block.double()) for block in torch.split(side, _BLOCK)])
+                bias += (float(own.mean()) - within.all) / len(side)
+                within.rows.add_((own - within.rows) / len(side))
         return KernelMeans(
-            value=in_x.all + in_y.all - 2 * across.all,
+            value=in_x.all + in_y.all - 2 * across.all + bias,
             reference=(in_x.rows - across.rows).cpu().numpy(),
             samples=(in_y.rows - across.columns).cpu().numpy(),
-            excess=Excess(2 * in_y.variance / n**2, 2 * in_x.variance / m**2, 4 * across.variance / (n * m)),
+            excess=excess,
+            bias=bias,
         )
 
 
@@ -151,16 +201,6 @@ class _Means(NamedTuple):
         """Mean square of the kernel without its means by row and by column."""
         by_rows, by_columns = (float(each.square().mean()) for each in (self.rows, self.columns))
         return self.square - by_rows - by_columns + self.all**2
-
-
-def _kernel(a: Tensor, b: Tensor, degree: int) -> Tensor:
-    """(n, m) ``(a.b / d + 1) ** degree``."""
-    return (a @ b.T).div_(a.shape[1]).add_(1).pow_(degree)
-
-
-def _kernel_of_itself(a: Tensor, degree: int) -> Tensor:
-    """(n,) the diagonal of the kernel matrix of ``a``."""
-    return a.square().sum(dim=1).div_(a.shape[1]).add_(1).pow_(degree)
 
 
 # By the samples and the metric; the call and the influence values both need it.
@@ -215,7 +255,7 @@ class KernelDistance:
             return kernel_means(
                 reference.rows(self.output),
                 samples.rows(self.output),
-                degree=self.degree,
+                kernel=Polynomial(self.degree),
                 device=run.device,
                 progress=run.report(self.scores[0].name),
             )

@@ -18,7 +18,7 @@ from evalkit.errors import InputError
 from evalkit.features.record import BatchFeatures
 from evalkit.metrics.base import Need, check_sides, parameters, with_classes
 from evalkit.metrics.kept import Kept
-from evalkit.metrics.kernel import kernel_means
+from evalkit.metrics.kernel import Polynomial, kernel_means
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
@@ -88,7 +88,9 @@ def subset_kernel_means(
     for index in range(subsets):
         chosen = random.choice(n, size, replace=False)
         chosen_reference = random.choice(m, size, replace=False)
-        found = kernel_means(reference[chosen_reference], samples[chosen], degree=degree, device=device)
+        found = kernel_means(
+            reference[chosen_reference], samples[chosen], kernel=Polynomial(degree), device=device
+        )
         values[index] = found.value
         influence = found.influence()
         assert influence.reference is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK_ENTRIES", "Exact", "Points", "block_rows", "decide"]
+__all__ = ["BLOCK_ENTRIES", "Exact", "Points", "block_rows", "decide", "exact_sides"]
 
 BLOCK_ENTRIES = 2**22
 """Numbers in a block of features that are converted at a time."""
@@ -44,6 +45,20 @@ class Exact:
         difference = self.x.index_select(0, i).double()
         difference -= other.x.index_select(0, j)
         return difference.square_().sum(dim=1)
+
+
+def exact_sides(r: Tensor, s: Tensor) -> tuple[Exact, Exact]:
+    """Both sides, scaled by one power of two so that float32 squares neither overflow nor vanish.
+
+    Args:
+        r: (m, d) float32.
+        s: (n, d) float32, on the same device.
+    """
+    largest = max(float(x.abs().max()) for x in (r, s))
+    if largest == 0 or 2.0**-20 < largest < 2.0**40:
+        return Exact(r), Exact(s)
+    scale = 2.0 ** -max(-126, min(126, math.frexp(largest)[1]))
+    return Exact(r * scale), Exact(s * scale)
 
 
 def decide(a: Points, i: Tensor, b: Points, j: Tensor) -> Tensor:

@@ -13,15 +13,13 @@ pairs within a set are computed, and the pairs between the sets once for both pr
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from evalkit.deviations import HalfSplit
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
@@ -29,10 +27,10 @@ from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures
 from evalkit.metrics.base import Need, classes_of, parameters
 from evalkit.metrics.float16 import Float16, brute_force, may_overflow
-from evalkit.metrics.halves import MOST_IMAGES, halves_of_precision_recall
-from evalkit.metrics.points import Exact, Points
+from evalkit.metrics.halves import halves_bytes, halves_of_precision_recall
+from evalkit.metrics.points import Points, exact_sides
 from evalkit.metrics.screening import Screening
-from evalkit.metrics.search import Covering, Neighbours, slices, smallest
+from evalkit.metrics.search import Covering, counted, each_stripe, radii
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.devices import float32_arithmetic, resolve_device
 from evalkit.system.run import Run
@@ -83,10 +81,7 @@ def precision_recall(
     # TF32 or bfloat16 products would break the margins of the screens.
     with torch.inference_mode(), float32_arithmetic():
         if arithmetic == "exact":
-            scale = _safe_scale(r, s)
-            if scale != 1:
-                r, s = r * scale, s * scale
-            return _screened(Exact(r), Exact(s), k, progress)
+            return _screened(*exact_sides(r, s), k, progress)
         half_r, half_s = Float16(r), Float16(s)
         if may_overflow(half_r, half_s):
             return brute_force(r, s, k)
@@ -163,8 +158,8 @@ class PrecisionRecall:
         return {spec.name: halves for spec, halves in zip(self.scores, found, strict=True)}
 
     def influence_bytes(self, images: Sequence[int], width: int) -> int:
-        """Memory of :meth:`influence` beyond the rows: float32 copies of the images that are halved."""
-        return 12 * width * sum(min(n, MOST_IMAGES) for n in images)
+        """Memory of :meth:`influence` beyond the rows."""
+        return halves_bytes(images, width)
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:
@@ -184,41 +179,15 @@ def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int)
         )
 
 
-def _safe_scale(r: Tensor, s: Tensor) -> float:
-    """A power of two that scales the features so that float32 squares neither overflow nor vanish."""
-    largest = max(float(x.abs().max()) for x in (r, s))
-    if largest == 0 or 2.0**-20 < largest < 2.0**40:
-        return 1.0
-    return 2.0 ** -max(-126, min(126, math.frexp(largest)[1]))
-
-
 def _screened(
     r: Points, s: Points, k: int, progress: Callable[[int, int], object] | None
 ) -> tuple[float, float]:
     """Precision and recall where the deciding arithmetic does not overflow."""
     screening = Screening(r)
-    done, total = 0, 2 * len(r.x) + len(s.x)
-
-    def each_stripe(points: Points, look: Callable[[slice], Tensor]) -> Iterator[Tensor]:
-        """What ``look`` finds in each stripe of rows of the matrix of distances from these points."""
-        nonlocal done
-        for rows in slices(0, len(points.x), screening.tile[0]):
-            screening.begin()
-            yield look(rows)
-            done += rows.stop - rows.start
-            if progress is not None:
-                progress(done, total)
-
-    def radii(points: Points) -> Tensor:
-        neighbours = Neighbours(points, k, screening)
-        nearest = neighbours.none()
-        for found in each_stripe(points, neighbours.look):
-            nearest = smallest(nearest, found)
-        return nearest[:, k]
-
-    radii_r, radii_s = radii(r), radii(s)
+    advance = counted(2 * len(r.x) + len(s.x), progress)
+    radii_r, radii_s = (radii(side, k, screening, advance) for side in (r, s))
     covering = Covering(r, radii_r, s, radii_s, screening)
     inside = covering.none()
-    for found in each_stripe(r, covering.look):
+    for found in each_stripe(r, screening, covering.look, advance):
         inside |= found
     return float(inside[: len(s.x)].double().mean()), float(inside[len(s.x) :].double().mean())

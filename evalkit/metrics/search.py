@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,19 @@ from torch import Tensor
 from evalkit.metrics.points import Points, decide
 from evalkit.metrics.screening import Screening
 
-__all__ = ["Covering", "Neighbours", "slices", "smallest"]
+__all__ = [
+    "Covering",
+    "Inside",
+    "Nearest",
+    "Neighbours",
+    "counted",
+    "each_stripe",
+    "radii",
+    "slices",
+    "smallest",
+]
+
+T = TypeVar("T")
 
 # The share of pairs that is worth deciding one by one; if a screen leaves more, the next finer one is used.
 _SURVIVORS = 0.01
@@ -24,6 +37,38 @@ def slices(start: int, stop: int, size: int) -> Iterator[slice]:
     """Consecutive slices of ``size`` entries; the last may be shorter."""
     for first in range(start, stop, size):
         yield slice(first, min(first + size, stop))
+
+
+def counted(total: int, progress: Callable[[int, int], object] | None) -> Callable[[int], None]:
+    """A function that is called with numbers of rows, and reports how many of ``total`` are done."""
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done, total)
+
+    return advance
+
+
+def each_stripe(
+    points: Points, screening: Screening, look: Callable[[slice], T], advance: Callable[[int], object]
+) -> Iterator[T]:
+    """What ``look`` finds in each stripe of rows of the matrix of distances from these points."""
+    for rows in slices(0, len(points.x), screening.tile[0]):
+        screening.begin()
+        yield look(rows)
+        advance(rows.stop - rows.start)
+
+
+def radii(points: Points, k: int, screening: Screening, advance: Callable[[int], object]) -> Tensor:
+    """(n,) squared distance of each point to its k-th nearest neighbour in its set."""
+    neighbours = Neighbours(points, k, screening)
+    nearest = neighbours.none()
+    for found in each_stripe(points, screening, neighbours.look, advance):
+        nearest = smallest(nearest, found)
+    return nearest[:, k]
 
 
 class Neighbours:
@@ -170,6 +215,91 @@ class Covering:
             return False
         inside[point[test(centre, point)]] = True
         return True
+
+
+class Inside:
+    """Finds all pairs of a centre and a point of the other side that is strictly inside its ball."""
+
+    def __init__(self, centres: Points, radii: Tensor, points: Points, screening: Screening) -> None:
+        self._centres, self._points = centres, points
+        self._radii = radii
+        self._screening = screening
+
+    def look(self, rows: slice) -> list[tuple[Tensor, Tensor]]:
+        """Examine the pairs of these centres with all points.
+
+        Returns:
+            Indices of centres and of points, (pairs,) each, in several pieces.
+        """
+        found = []
+        for columns in slices(0, len(self._points.x), self._screening.tile[1]):
+            pairs = None
+            while pairs is None:
+                pairs = self._pairs(rows, columns)
+            found.append(pairs)
+        return found
+
+    def _pairs(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor] | None:
+        """The pairs of one tile; None after refining the screen."""
+        screening, centres, points = self._screening, self._centres, self._points
+        seen = screening.seen(centres, rows, points, columns)
+        radii = self._radii[rows]
+        # Nothing is strictly inside a ball of radius 0.
+        limits = screening.limits(torch.where(radii > 0, radii, -1), centres, rows, points)
+        i, j = _not_above(seen, limits)
+        value, i, j = seen[i, j], i + rows.start, j + columns.start
+        near = screening.near_enough(value, self._radii[i], centres, i, points, j)
+        i, j = i[near], j[near]
+        if len(i) > _affordable(seen, 1) and screening.refine():
+            return None
+        inside = decide(centres, i, points, j) < self._radii[i]
+        return i[inside], j[inside]
+
+
+class Nearest:
+    """Finds the nearest point of the other side."""
+
+    def __init__(self, points: Points, others: Points, screening: Screening) -> None:
+        self._points, self._others = points, others
+        self._screening = screening
+
+    def look(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Examine the pairs of these points with all of the other side.
+
+        Returns:
+            (rows,) index of the nearest, of equally near ones the first, and (rows,) distance to it.
+        """
+        device = self._points.x.device
+        distance = torch.full((rows.stop - rows.start,), torch.inf, dtype=torch.float64, device=device)
+        index = torch.zeros_like(distance, dtype=torch.int64)
+        for columns in slices(0, len(self._others.x), self._screening.tile[1]):
+            pairs = None
+            while pairs is None:
+                pairs = self._pairs(rows, columns, distance)
+            i, j = pairs
+            found = decide(self._points, i + rows.start, self._others, j)
+            nearest = torch.full_like(distance, torch.inf).scatter_reduce_(0, i, found, "amin")
+            first = torch.full_like(index, len(self._others.x))
+            is_nearest = found == nearest[i]
+            first.scatter_reduce_(0, i[is_nearest], j[is_nearest], "amin")
+            index = torch.where(nearest < distance, first, index)
+            distance = torch.minimum(distance, nearest)
+        return index, distance
+
+    def _pairs(self, rows: slice, columns: slice, distance: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Pairs of one tile that may be nearer, (pairs,) of each side; None after refining the screen."""
+        screening, points, others = self._screening, self._points, self._others
+        seen = screening.seen(points, rows, others, columns)
+        own = torch.arange(rows.start, rows.stop, device=distance.device)
+        by_screen = decide(points, own, others, seen.argmin(dim=1) + columns.start)
+        bound = torch.minimum(distance, by_screen)
+        i, j = _not_above(seen, screening.limits(bound, points, rows, others))
+        value, j = seen[i, j], j + columns.start
+        near = screening.near_enough(value, bound[i], points, i + rows.start, others, j)
+        i, j = i[near], j[near]
+        if len(i) > _affordable(seen, 1) and screening.refine():
+            return None
+        return i, j
 
 
 def _not_above(seen: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:

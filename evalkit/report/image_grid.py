@@ -1,9 +1,11 @@
-"""A grid of images: many small ones on one picture, a frame around each."""
+"""Grids of images: many small ones on one picture, a frame around each; and sheets of several such blocks."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +15,17 @@ from evalkit.errors import OutputError
 from evalkit.system.files import check_writable, replace_atomically
 from evalkit.system.storage import Place
 
-__all__ = ["check_picture", "grid", "write_grid"]
+__all__ = ["Block", "check_picture", "grid", "write_grid", "write_sheet"]
 
 FRAME = 1
 GREY = 48
 # Images smaller than this are enlarged by a whole factor, so that their pixels can be seen.
 LEGIBLE_SIDE = 40
 FONT_SIZE = 16
+# Likewise where a caption stands below each image.
+CAPTIONED_SIDE = 64
+CAPTION_SIZE = 12
+CAPTION_HEIGHT = 16
 
 
 def grid(images: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
@@ -76,5 +82,65 @@ def write_grid(
                 (margin / 2, (index + 0.5) * row), name, fill="black", font=font, anchor="mm"
             )
         picture = framed
+    _save(path, picture)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Block:
+    """Images of one kind on a sheet.
+
+    Attributes:
+        heading: A line above them.
+        images: (n, height, width, 3) uint8.
+        captions: A word below each.
+    """
+
+    heading: str
+    images: NDArray[np.uint8]
+    captions: Sequence[str]
+
+
+def write_sheet(path: Place, blocks: Sequence[Block]) -> None:
+    """Write blocks of images below each other as a PNG, atomically.
+
+    Args:
+        path: The file.
+        blocks: At least one. Each is a :func:`grid` below its heading.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    grids = [Image.fromarray(grid(_captioned(block))) for block in blocks]
+    line = 2 * FONT_SIZE
+    lengths = [2 * FONT_SIZE + math.ceil(font.getlength(block.heading)) for block in blocks]
+    width = max(*lengths, *(picture.width for picture in grids))
+    sheet = Image.new("RGB", (width, sum(line + picture.height for picture in grids)), "white")
+    top = 0
+    for block, picture in zip(blocks, grids, strict=True):
+        ImageDraw.Draw(sheet).text(
+            (FONT_SIZE, top + line // 2), block.heading, fill="black", font=font, anchor="lm"
+        )
+        sheet.paste(picture, (0, top + line))
+        top += line + picture.height
+    _save(path, sheet)
+
+
+def _captioned(block: Block) -> NDArray[np.uint8]:
+    """(n, height', width', 3): the images, enlarged by a whole factor where small, on their captions."""
+    n, height, width, _ = block.images.shape
+    factor = math.ceil(CAPTIONED_SIDE / min(height, width, CAPTIONED_SIDE))
+    images = block.images.repeat(factor, axis=1).repeat(factor, axis=2)
+    font = ImageFont.load_default(CAPTION_SIZE)
+    strips = np.empty((n, CAPTION_HEIGHT, width * factor, 3), np.uint8)
+    for strip, caption in zip(strips, block.captions, strict=True):
+        drawn = Image.new("RGB", (width * factor, CAPTION_HEIGHT), "white")
+        middle = (width * factor / 2, CAPTION_HEIGHT / 2)
+        ImageDraw.Draw(drawn).text(middle, caption, fill="black", font=font, anchor="mm")
+        strip[:] = np.asarray(drawn)
+    return np.concatenate([images, strips], axis=1)
+
+
+def _save(path: Place, picture: Image.Image) -> None:
     with replace_atomically(path) as partial, partial.open("wb") as file:
         picture.save(file, format="PNG")

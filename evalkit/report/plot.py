@@ -29,12 +29,14 @@ STYLES = (
     ("#56B4E9", "P", (0, (1, 2))),
 )
 # Published models: open and black.
-PUBLISHED_MARKERS = "*XdpP<h>"
+PUBLISHED_MARKERS = "*XdpP<h>s^vDoH8"
 TRADE_OFFS = (("recall", "precision"), ("inception_score", "fid"))
 """What is drawn beside each score against the scale where both are there, (horizontal, vertical)."""
 
 # Published points further from the curves than this, in heights of the curves, would flatten them.
 REACH = 0.75
+# With more names than this, the legend is set smaller, so that it leaves room for the notes below it.
+MANY_NAMES = 10
 # Ticks closer than this share of the axis would run into one another.
 TICK_DISTANCE = 0.07
 
@@ -49,7 +51,8 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
     Args:
         path: Ends in one of ``FORMATS``.
         sweeps: One curve each; at most six.
-        published: Points of a paper, open and black; those far from the curves are left out, and counted.
+        published: Points of papers, open and black; those of one model are joined by a dotted line. Those
+            far from the curves are left out, and counted.
 
     Raises:
         InputError: Another suffix, no sweep or too many.
@@ -96,7 +99,8 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
     for axis in axes[len(panels) :]:
         axis.axis("off")
     legend = axes[len(panels)]
-    box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=9)
+    size = 9 if len(handles) <= MANY_NAMES else 7
+    box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=size)
     notes = [_why_missing(sweeps, spec) for spec in specs.values() if spec.name not in known]
     if len({point.comparison.reference.digest for sweep in sweeps for point in sweep.points}) > 1:
         notes.append("The curves were measured against different references.")
@@ -172,22 +176,26 @@ def _draw(
     low, high = axis.get_ylim()
     low, high = low - REACH * (high - low), high + REACH * (high - low)
     outside = 0
-    for row in rows:
-        scale = row.scale or 0.0
-        found = _points([scale if x == "scale" else row.scores.get(x)], [row.scores.get(y)], [scale])
-        for right, up, _ in found:
-            if not low <= up <= high:
-                outside += 1
-                continue
+    for model, same in _by_model(rows).items():
+        scales = [row.scale or 0.0 for row in same]
+        found = _points(
+            scales if x == "scale" else [row.scores.get(x) for row in same],
+            [row.scores.get(y) for row in same],
+            scales,
+        )
+        near = [point for point in found if low <= point[1] <= high]
+        outside += len(found) - len(near)
+        if near:
             axis.plot(
-                right,
-                up,
+                [point[0] for point in near],
+                [point[1] for point in near],
                 color="black",
-                marker=markers[row.model],
-                linestyle="none",
+                marker=markers[model],
+                linestyle=":",
+                linewidth=0.8,
                 fillstyle="none",
                 markersize=8,
-                label=f"{row.model} (published)",
+                label=_plain(f"{model} (published)"),
                 clip_on=False,
             )
     axis.grid(alpha=0.3)
@@ -196,6 +204,14 @@ def _draw(
         own = {point.scale for sweep in sweeps for point in sweep.points}
         _scale_axis(axis, sorted(own), sorted({row.scale or 0.0 for row in rows} - own))
     return outside
+
+
+def _by_model(rows: Sequence[PublishedRow]) -> dict[str, list[PublishedRow]]:
+    """The rows of each model, by ascending scale."""
+    models: dict[str, list[PublishedRow]] = {}
+    for row in sorted(rows, key=lambda row: row.scale or 0.0):
+        models.setdefault(row.model, []).append(row)
+    return models
 
 
 def _bars(sweep: Sweep, score: str, scales: Sequence[float]) -> list[float] | None:

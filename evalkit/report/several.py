@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from evalkit.pairs import LEVEL, Pair
+from evalkit.pairs import LEVEL, Pair, Runs
 from evalkit.report.text import (
+    MARKS,
     adm_lines,
     describe_batch,
     describe_extractors,
+    drawn,
     error_notes,
-    no_error_notes,
+    mark,
     remarks,
     shown_error,
 )
-from evalkit.results import Comparison, Comparisons, ScoreSpec
+from evalkit.results import Comparison, ScoreSpec
+from evalkit.several import Comparisons
 
 __all__ = ["FORMATS", "markdown", "table"]
 
 MOST_PAIRS = 3
 """Up to so many pairs in a score all are listed; of more, those with the best."""
 
-BEST, LIKE_BEST, NOT_TESTED = "*", "=", "?"
-MARKS = {BEST: "best", LIKE_BEST: "not shown to differ from the best", NOT_TESTED: "not tested against it"}
+LEAST_P = 1e-4
+"""Below, a p value is not spelled out."""
 
 
 def table(found: Comparisons) -> str:
@@ -45,8 +47,9 @@ def table(found: Comparisons) -> str:
 def markdown(found: Comparisons) -> str:
     """A Markdown table with the same content."""
     first = found.comparisons[0]
-    header, *rows = (f"| {' | '.join(row)} |" for row in _rows(found))
-    lines = [header, "|---" * (1 + len(_shown_specs(found)) + 1) + "|", *rows]
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in _rows(found)]
+    header, *others = (f"| {' | '.join(row)} |" for row in rows)
+    lines = [header, "|---" * len(rows[0]) + "|", *others]
     about = (
         f"Reference: {describe_batch(first.reference)}. "
         f"Protocol {first.protocol}; {describe_extractors(first)}."
@@ -56,29 +59,18 @@ def markdown(found: Comparisons) -> str:
 
 def adm(found: Comparisons) -> str:
     """The reference evaluator's five lines for each set, under its name."""
-    names = labels(found.comparisons)
-    blocks = zip(names, map(adm_lines, found.comparisons), strict=True)
+    blocks = zip(found.labels, map(adm_lines, found.comparisons), strict=True)
     return "\n\n".join(f"{name}\n{lines}" for name, lines in blocks)
 
 
-def labels(comparisons: Sequence[Comparison]) -> list[str]:
-    """What tells the sets apart: the last parts of their paths, as many as that takes."""
-    paths = [PurePosixPath(each.samples.name).parts or (each.samples.name,) for each in comparisons]
-    for depth in range(1, max(map(len, paths))):
-        names = ["/".join(parts[-depth:]) for parts in paths]
-        if len(set(names)) == len(names):
-            return names
-    names = [each.samples.name for each in comparisons]
-    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+# The table -------------------------------------------------------------------------------------------------
 
 
 def _members(found: Comparisons) -> list[str]:
-    """What is compared: each set, or each setting by its runs."""
-    names = labels(found.comparisons)
+    """What is compared: each set by its name, each setting by its number, from 1."""
     if not found.settings:
-        return names
-    listed = [[names[i] for i in setting.members] for setting in found.settings]
-    return [", ".join(each) if len(each) < 3 else f"{each[0]} ... {each[-1]}" for each in listed]
+        return found.labels
+    return [f"setting {number}" for number in range(1, len(found.settings) + 1)]
 
 
 def _shown_specs(found: Comparisons) -> list[ScoreSpec]:
@@ -87,116 +79,121 @@ def _shown_specs(found: Comparisons) -> list[ScoreSpec]:
     return [spec for spec in found.specs if spec.name in known]
 
 
+def _compares_unbiased(found: Comparisons, spec: ScoreSpec) -> bool:
+    """Whether values without bias were compared, which the table shows then."""
+    return any(pair.unbiased for pair in found.pairs if pair.score == spec.name)
+
+
 def _rows(found: Comparisons) -> Iterator[list[str]]:
-    specs = _shown_specs(found)
-    marks = {spec.name: _marks(found, spec) for spec in specs}
-    titles = [spec.title for spec in specs]
-    if found.settings:
-        yield ["mean of the runs of", "runs", *titles]
-    else:
-        yield ["samples", "images", *titles]
+    header = ["mean of the runs", "runs"] if found.settings else ["samples", "images"]
+    columns = []
+    for spec in _shown_specs(found):
+        header.append(spec.title)
+        columns.append(_column(found, spec, unbiased=False))
+        if _compares_unbiased(found, spec):
+            header.append("unbiased")
+            columns.append(_column(found, spec, unbiased=True))
+        # The marks are of the values that were compared.
+        columns[-1] = [f"{cell} {each}" for cell, each in zip(columns[-1], _marks(found, spec), strict=True)]
+        header[-1] += "  "
+    yield header
     for number, name in enumerate(_members(found)):
         if found.settings:
-            count = str(len(found.settings[number].members))
+            count = len(found.settings[number].members)
         else:
-            count = f"{found.comparisons[number].samples.images:,}"
-        cells = (f"{_cell(found, spec, number)} {marks[spec.name][number]}" for spec in specs)
-        yield [name, count, *cells]
+            count = found.comparisons[number].samples.images
+        yield [name, f"{count:,}" if count else "-", *(column[number] for column in columns)]
 
 
-def _cell(found: Comparisons, spec: ScoreSpec, number: int) -> str:
+def _column(found: Comparisons, spec: ScoreSpec, *, unbiased: bool) -> list[str]:
     if found.settings:
-        runs = found.settings[number].scores.get(spec.name)
-        return "-" if runs is None else f"{spec.format(runs.mean)} ± {spec.format(runs.stderr)}"
-    score = found.comparisons[number].score(spec.name)
-    if score is None:
-        return "-"
-    return " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
+        known = [setting.unbiased if unbiased else setting.scores for setting in found.settings]
+        return [_mean(spec, runs.get(spec.name)) for runs in known]
+    cells = []
+    for comparison in found.comparisons:
+        score = comparison.score(spec.name)
+        value = None if score is None else score.unbiased if unbiased else score.value
+        error = "" if score is None or unbiased else shown_error(spec, score)
+        cells.append("-" if value is None else " ".join(filter(None, (spec.format(value), error))))
+    return cells
 
 
-def _best(found: Comparisons, spec: ScoreSpec) -> int | None:
-    """The number of the best set or setting, by the values that were compared; None if not all have one."""
-    pairs = [pair for pair in found.pairs if pair.score == spec.name]
-    values: list[float | None] = []
-    if found.settings:
-        runs = [setting.scores.get(spec.name) for setting in found.settings]
-        values = [None if each is None else each.mean for each in runs]
-    else:
-        scores = [each.score(spec.name) for each in found.comparisons]
-        unbiased = bool(pairs) and all(pair.unbiased for pair in pairs)
-        values = [None if s is None else s.unbiased if unbiased else s.value for s in scores]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return values.index(max(known) if spec.higher_is_better else min(known))
+def _mean(spec: ScoreSpec, runs: Runs | None) -> str:
+    return "-" if runs is None else f"{spec.format(runs.mean)} ± {spec.format(runs.stderr)}"
 
 
 def _marks(found: Comparisons, spec: ScoreSpec) -> list[str]:
-    """Of each set or setting: whether it is the best, or not shown to differ from it."""
-    count = len(found.settings or found.comparisons)
-    marks = [" "] * count
-    best = _best(found, spec)
-    if best is None:
-        return marks
-    marks[best] = BEST
-    for pair in found.pairs:
-        if pair.score == spec.name and best in (pair.first, pair.second) and not pair.stands:
-            other = pair.second if pair.first == best else pair.first
-            marks[other] = NOT_TESTED if pair.difference is None else LIKE_BEST
-    return marks
+    """Of each set or setting: whether it is the best, or how it compares with that."""
+    from_best = found.from_best(spec)
+    members = range(len(found.settings or found.comparisons))
+    return [mark(from_best[number]) if number in from_best else " " for number in members]
+
+
+# Below it --------------------------------------------------------------------------------------------------
 
 
 def _below(found: Comparisons) -> list[str]:
     """Everything under the table, a line each."""
-    used = {mark for spec in _shown_specs(found) for mark in _marks(found, spec)}
-    legend = ", ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
-    lines = [f"Marks: {legend}.", *_spreads(found)] if legend else [*_spreads(found)]
+    lines = [*_legend(found), *_runs(found)]
+    untested: dict[str, list[str]] = {}
     for spec in _shown_specs(found):
-        lines += _differences(found, spec)
-    lines.append(_about_tests(found))
+        pairs = [pair for pair in found.pairs if pair.score == spec.name]
+        if any(pair.difference is not None for pair in pairs):
+            lines += _differences(found, spec, pairs)
+        else:
+            for why in dict.fromkeys(str(pair.why) for pair in pairs):
+                untested.setdefault(why, []).append(spec.title)
+    lines += [f"{', '.join(titles)}: not tested: {why}" for why, titles in untested.items()]
+    lines += _about_tests(found)
     if found.settings:
-        lines.append("±: standard error of the mean; of a single run, from the draw of its images alone.")
-        lines += no_error_notes(found.comparisons)
+        lines.append("±: standard error of the mean of the runs.")
     else:
-        lines += error_notes(found.comparisons)
-    lines += _missing(found)
-    return [*lines, *dict.fromkeys(text for each in found.comparisons for text in remarks(each))]
+        lines += error_notes([found.comparisons[0]])[:1]
+    lines += _by_set(found, ((_no_bar(each), each) for each in found.comparisons))
+    lines += _by_set(found, ((_missing(each), each) for each in found.comparisons))
+    lines += _by_set(found, ((_subsets(each), each) for each in found.comparisons))
+    return [*lines, *_by_set(found, ((remarks(each), each) for each in found.comparisons))]
 
 
-def _spreads(found: Comparisons) -> Iterator[str]:
-    """How much runs of one setting differ, beside the error of drawing samples."""
+def _legend(found: Comparisons) -> Iterator[str]:
+    marked = [(found.from_best(spec), _marks(found, spec)) for spec in _shown_specs(found)]
+    used = {each for from_best, marks in marked if from_best for each in marks}
+    meanings = [f"{each} {meaning}" for each, meaning in MARKS.items() if each in used]
+    if " " in used:
+        meanings.append("no mark: worse than the best")
+    if meanings:
+        yield f"Marks: {', '.join(meanings)}."
+
+
+def _runs(found: Comparisons) -> Iterator[str]:
+    """Which runs a setting has, and how much they differ, beside the error of drawing samples."""
     for name, setting in zip(_members(found), found.settings, strict=False):
         parts = []
         for spec in _shown_specs(found):
-            runs = setting.scores.get(spec.name)
+            runs = setting.unbiased.get(spec.name) or setting.scores.get(spec.name)
             if runs is not None and runs.between is not None and runs.sampling is not None:
                 parts.append(f"{spec.title} {spec.format(runs.between)} ({spec.format(runs.sampling)})")
-        if parts:
-            yield (
-                f"{name}: standard deviation between runs, and in brackets that of sampling: "
-                f"{', '.join(parts)}"
-            )
+        files = ", ".join(found.labels[i] for i in setting.members)
+        spread = "standard deviation between runs (of sampling): " + ", ".join(parts)
+        yield f"{name}: {files}{'; ' + spread if parts else ''}"
 
 
-def _differences(found: Comparisons, spec: ScoreSpec) -> list[str]:
-    pairs = [pair for pair in found.pairs if pair.score == spec.name]
-    best = _best(found, spec)
-    if len(pairs) > MOST_PAIRS and best is not None:
-        pairs = [pair for pair in pairs if best in (pair.first, pair.second)]
-    reasons = {pair.why for pair in pairs}
-    if len(reasons) == 1 and None not in reasons:
-        return [f"{spec.title}: not tested: {reasons.pop()}"]
+def _differences(found: Comparisons, spec: ScoreSpec, pairs: Sequence[Pair]) -> list[str]:
     names = _members(found)
-    return [_in_words(pair, spec, names) for pair in pairs]
+    if len(pairs) > MOST_PAIRS:
+        pairs = [pair for pair in found.from_best(spec).values() if pair is not None]
+    ratio = "t" if found.settings else "z"
+    return [_in_words(pair, spec, names, ratio) for pair in pairs]
 
 
-def _in_words(pair: Pair, spec: ScoreSpec, names: Sequence[str]) -> str:
+def _in_words(pair: Pair, spec: ScoreSpec, names: Sequence[str], ratio: str) -> str:
     a, b = names[pair.first], names[pair.second]
-    if pair.difference is None:
+    if pair.difference is None or pair.corrected is None:
         return f"{spec.title}: {a} and {b} not tested: {pair.why}"
     value, z = pair.difference.value, pair.difference.z
-    by = f"{spec.format(abs(value))} ± {spec.format(pair.difference.stderr)}, z = {abs(z):.1f}"
-    numbers = f"{by}, p = {pair.corrected:.2g}"
+    p = f"p = {pair.corrected:.2g}" if pair.corrected >= LEAST_P else f"p < {LEAST_P:.4f}"
+    by = f"{spec.format(abs(value))} ± {spec.format(pair.difference.stderr)}"
+    numbers = f"{by}, {ratio} = {abs(z):.1f}, {p}"
     if not pair.stands:
         return f"{spec.title}: no difference shown between {a} and {b}: {numbers}"
     if (value > 0) != spec.higher_is_better:
@@ -204,40 +201,73 @@ def _in_words(pair: Pair, spec: ScoreSpec, names: Sequence[str]) -> str:
     return f"{spec.title}: {a} is better than {b} by {numbers}"
 
 
-def _about_tests(found: Comparisons) -> str:
+def _about_tests(found: Comparisons) -> Iterator[str]:
     """How differences were tested."""
     tested = [pair for pair in found.pairs if pair.difference is not None]
     if not tested:
-        return "No difference was tested."
-    each = len(found.settings or found.comparisons)
-    count = each * (each - 1) // 2
-    parts = [f"Differences are tested at {LEVEL:.0%}"]
-    if count > 1:
-        parts.append(f"p is corrected for {count} pairs in each score (Holm)")
-    titles = {spec.name: spec.title for spec in found.specs}
-    unbiased = dict.fromkeys(titles[pair.score] for pair in tested if pair.unbiased)
-    if unbiased:
-        parts.append(f"of {', '.join(unbiased)} the values without bias are compared")
+        return
+    what = "Settings are tested" if found.settings else "Differences are tested"
+    how = " by how much their runs vary (Welch's t-test)" if found.settings else ""
+    parts = [f"{what} at {LEVEL * 100:.0f} %{how}"]
+    counts = [sum(pair.score == spec.name for pair in tested) for spec in _shown_specs(found)]
+    if max(counts) > 1:
+        many = str(max(counts)) if len(set(counts)) == 1 else f"up to {max(counts)}"
+        parts.append(f"p is corrected for the {many} pairs tested in each score (Holm)")
+    if any(pair.unbiased for pair in tested):
+        parts.append("where there is an unbiased value, it is the one compared")
     paired = {pair.difference.paired for pair in tested if pair.difference is not None}
-    if found.settings:
-        parts.append("by how much the runs of a setting vary (Welch)")
-    elif True in paired:
+    if True in paired:
         some = "" if len(paired) == 1 else " of some sets"
         parts.append(f"images{some} are paired by index, being of the same noise and class")
-    if count > MOST_PAIRS:
-        parts.append("those with the best are listed; JSON has all")
-    return "; ".join(parts) + "."
+    if len(found.pairs) > MOST_PAIRS * len(counts):
+        parts.append("differences from the best are listed, and JSON has all")
+    yield "; ".join(parts) + "."
 
 
-def _missing(found: Comparisons) -> Iterator[str]:
-    """Why scores were not computed, each reason once."""
-    titles = {spec.name: spec.title for spec in found.specs}
-    reasons: dict[str, dict[str, None]] = {}
-    for each in found.comparisons:
-        for name, why in each.missing.items():
-            reasons.setdefault(why, {})[titles[name]] = None
+def _no_bar(comparison: Comparison) -> Iterator[str]:
+    titles = {spec.name: spec.title for spec in comparison.specs}
+    reasons: dict[str, list[str]] = {}
+    for score in comparison.scores:
+        if score.no_stderr is not None:
+            reasons.setdefault(score.no_stderr, []).append(titles[score.name])
     for why, names in reasons.items():
-        yield f"{' and '.join(names)} not computed: {why}"
+        yield f"no error bar of {', '.join(names)}: {why}"
+
+
+def _missing(comparison: Comparison) -> Iterator[str]:
+    titles = {spec.name: spec.title for spec in comparison.specs}
+    reasons: dict[str, list[str]] = {}
+    for name, why in comparison.missing.items():
+        reasons.setdefault(why, []).append(titles[name])
+    for why, names in reasons.items():
+        yield f"{', '.join(names)} not computed: {why}"
+
+
+def _subsets(comparison: Comparison) -> Iterator[str]:
+    titles = {spec.name: spec.title for spec in comparison.specs}
+    for of in dict.fromkeys(filter(None, (drawn(score, comparison) for score in comparison.scores))):
+        names = [titles[score.name] for score in comparison.scores if drawn(score, comparison) == of]
+        yield f"{', '.join(names)}: {of.strip().strip('()')}"
+
+
+def _by_set(found: Comparisons, notes: Iterable[tuple[Iterable[str], Comparison]]) -> Iterator[str]:
+    """Each note once: as it is if it is of all sets, else with the sets that it is of."""
+    of: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for label, (texts, comparison) in zip(found.labels, notes, strict=True):
+        for text in texts:
+            # Notes on different sets that say the same are one.
+            key = text.replace(comparison.samples.name, "\0").replace(f"{comparison.samples.images:,}", "\1")
+            of.setdefault(key, []).append(label)
+            first.setdefault(key, text)
+    for key, labels in of.items():
+        if "\0" in key:
+            others = f" (likewise {', '.join(labels[1:])})" if len(labels) > 1 else ""
+            yield first[key] + others
+        elif len(labels) == len(found.comparisons):
+            yield first[key]
+        else:
+            yield f"{', '.join(labels)}: {first[key]}"
 
 
 FORMATS: dict[str, Callable[[Comparisons], str]] = {

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from evalkit.results import Batch, Comparison, Score, ScoreSpec, Sweep, specs_of
+from evalkit.pairs import LEVEL, Pair
+from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
 
 __all__ = [
     "FORMATS",
+    "MARKS",
     "adm_lines",
     "describe_batch",
     "describe_extractors",
+    "drawn",
     "error_notes",
+    "mark",
     "markdown",
-    "no_error_notes",
     "remarks",
     "shown_error",
     "sweep_table",
     "table",
 ]
+
+BEST, LIKE_BEST, NOT_TESTED = "*", "=", "?"
+MARKS = {
+    BEST: "best",
+    LIKE_BEST: "not shown to differ from the best",
+    NOT_TESTED: "not tested against the best",
+}
 
 # The five lines of the reference evaluator, in its order and words.
 ADM_LINES = {
@@ -54,12 +64,11 @@ def table(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
-            decimals = max(2, spec.decimals - 2)
-            std = "" if score.std is None else f"   (± {score.std:.{decimals}f} over splits)"
+            std = "" if score.std is None else f"   (± {spec.format(score.std)} over splits)"
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
-            lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{_drawn(score, comparison)}")
+            lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{drawn(score, comparison)}")
     lines += error_notes([comparison])
     if comparison.published:
         cells = _beside_published(comparison)
@@ -84,7 +93,7 @@ def markdown(comparison: Comparison) -> str:
         else:
             value = " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
             more = f" {_unbiased(spec, score)} |" if with_bars else ""
-            lines.append(f"| {spec.title} | {value}{_drawn(score, comparison)} |{more} {spec.better} |")
+            lines.append(f"| {spec.title} | {value}{drawn(score, comparison)} |{more} {spec.better} |")
     lines += [text for line in error_notes([comparison]) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)
@@ -102,50 +111,126 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _beside_published(comparison: Comparison) -> list[list[str]]:
-    """A heading, the measured scores and the published ones: model, scores, table of the paper."""
+    """A heading, the measured scores and the published ones: model, scores, source."""
     measured = {score.name: score.value for score in comparison.scores}
     rows: list[tuple[str, Mapping[str, float], str]] = [("these samples", measured, "")]
-    for row in comparison.published:
-        scale = "" if row.scale is None else f", scale {row.scale:g}"
-        rows.append((f"{row.model}{scale}", row.scores, str(row.table)))
+    rows += [(_model(row), row.scores, row.source) for row in comparison.published]
     printed = {name for row in comparison.published for name in row.scores}
     specs = [spec for spec in comparison.specs if spec.name in printed]
     return [
-        ["model", *(spec.title for spec in specs), "table"],
+        ["model", *(spec.title for spec in specs), "source"],
         *(
-            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), table]
-            for model, scores, table in rows
+            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), source]
+            for model, scores, source in rows
         ),
     ]
 
 
+def _model(row: PublishedRow) -> str:
+    """Model and guidance, such as ``DiT-XL/2, cfg scale 1.5``."""
+    if (row.guidance or "").startswith("none"):
+        return row.model
+    scale = None if row.scale is None else f"scale {row.scale:g}"
+    return ", ".join(filter(None, (row.model, " ".join(filter(None, (row.guidance, scale))))))
+
+
 def _citation(comparison: Comparison) -> str:
-    """What the published rows are, and where the measured one is not like them."""
+    """What the published rows are, how many more there are, and where the measured one is not like them."""
     row, here = comparison.published[0], []
     if comparison.samples.images != row.images:
         count = comparison.samples.images
         here.append(f"{count:,} samples" if count else "statistics alone")
-    if comparison.protocol.partition(",")[0] != "adm":  # the scores of the first are those shown
+    if comparison.protocol.partition(",")[0] != row.evaluator:  # the scores shown are those of the first
         here.append(f"protocol {comparison.protocol}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
-    return f"{row.dataset} as published, {row.images:,} samples each: {row.paper}.{unlike}"
+    shown, count, all_of = len(comparison.published), comparison.published_rows, ""
+    if count > shown:
+        command = f"evalkit published {row.dataset} --evaluator {row.evaluator}"
+        all_of = f" The nearest {shown} of {count}; all: {command}."
+    others = dict.fromkeys(row.reference for row in comparison.published if row.reference)
+    against = "" if {*others} <= {row.dataset} else f", against {' or '.join(others)}"
+    kind = f"{row.images:,} samples each, evaluator {row.evaluator}{against}"
+    return f"{row.dataset} as published, {kind}.{all_of}{unlike}"
 
 
 def sweep_table(sweep: Sweep) -> str:
-    """The scores at every scale; below, why one was not computed, and the warnings of the first scale."""
+    """The scores at every scale, with marks; below, what these are, why a score is missing, warnings.
+
+    Warnings are those of the first scale: the others say the same of other files.
+    """
     specs = [spec for spec in sweep.specs if any(value is not None for value in sweep.values(spec.name))]
-    rows = [["scale", *(spec.title for spec in specs)]]
-    for point in sweep.points:
-        scores = ((spec, point.comparison.score(spec.name)) for spec in specs)
-        cells = ("-" if score is None else spec.format(score.value) for spec, score in scores)
-        rows.append([f"{point.scale:g}", *cells])
-    widths = [max(8, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    columns = [["scale", *(f"{point.scale:g}" for point in sweep.points)]]
+    columns += [_sweep_column(sweep, spec) for spec in specs]
+    widths = [max(8, *map(len, column)) for column in columns]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    lines += [*_about_marks(sweep), *_not_compared(sweep)]
     missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
     titles = {spec.name: spec.title for spec in sweep.specs}
     lines += [f"{titles[name]} was not computed: {why}" for name, why in missing.items()]
-    # Those of the other scales say the same of other files.
     return "\n".join([*lines, *(f"warning: {text}" for text in sweep.points[0].comparison.warnings)])
+
+
+def _sweep_column(sweep: Sweep, spec: ScoreSpec) -> list[str]:
+    """The title of a score, and at each scale its value, with the bar and the mark where it has them."""
+    scores = [point.comparison.score(spec.name) for point in sweep.points]
+    bars = ["" if score is None else shown_error(spec, score) for score in scores]
+    width = max(map(len, bars))
+    marks = {number: mark(pair) for number, pair in sweep.from_best(spec).items()}
+    cells = [spec.title + ("  " if marks else "")]
+    for number, (score, bar) in enumerate(zip(scores, bars, strict=True)):
+        cell = "-" if score is None else spec.format(score.value)
+        cell += f" {bar:<{width}}" if width else ""
+        cells.append(f"{cell} {marks.get(number, ' ')}" if marks else cell)
+    return cells
+
+
+def mark(from_best: Pair | None) -> str:
+    """How one of several compares with the best, by its pair with that; None for the best itself."""
+    if from_best is None:
+        return BEST
+    if from_best.difference is None:
+        return NOT_TESTED
+    return " " if from_best.stands else LIKE_BEST
+
+
+def _about_marks(sweep: Sweep) -> Iterator[str]:
+    """What bars and marks of a sweep mean, in one line."""
+    parts = []
+    if any(error is not None for spec in sweep.specs for error in sweep.stderrs(spec.name)):
+        parts.append("±: standard error from the draw of the images")
+    tested = [(pair, pair.difference) for pair in sweep.pairs if pair.difference is not None]
+    if tested:
+        parts.append(
+            f"{BEST} {MARKS[BEST]}, {LIKE_BEST} {MARKS[LIKE_BEST]}: tested at {LEVEL:.0%}, corrected "
+            "for all pairs of scales in each score (Holm)"
+        )
+        if any(NOT_TESTED in map(mark, sweep.from_best(spec).values()) for spec in sweep.specs):
+            parts.append(f"{NOT_TESTED} {MARKS[NOT_TESTED]}")
+        paired = {found.paired for _, found in tested}
+        same = "images of the same noise and class are paired"
+        some = f"{same}, where two scales have such"
+        parts.append(some if len(paired) == 2 else same if True in paired else "images are not paired")
+        compared = {pair.score for pair, _ in tested if pair.unbiased}
+        if unbiased := [spec.title for spec in sweep.specs if spec.name in compared]:
+            parts.append(f"of {' and '.join(unbiased)} the values without bias are compared")
+    if parts:
+        yield "; ".join(parts) + "."
+
+
+def _not_compared(sweep: Sweep) -> Iterator[str]:
+    """Why scores were not compared between scales that have them; a line for each reason."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for spec in sweep.specs:
+        known = [value is not None for value in sweep.values(spec.name)]
+        pairs = [p for p in sweep.pairs if p.score == spec.name and known[p.first] and known[p.second]]
+        untested = [pair.why for pair in pairs if pair.why is not None]
+        if untested:
+            reasons.setdefault((untested[0], len(untested) < len(pairs)), []).append(spec.title)
+    for (why, partly), titles in reasons.items():
+        yield f"{' and '.join(titles)}: {'some ' if partly else ''}scales were not compared: {why}"
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str]]:
@@ -179,20 +264,15 @@ def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
         )
         of = f"; the reference's part: {parts}" if parts else ""
         lines.append(f"±: standard error from the draw of the images{of}. Training again varies more.")
-    return [*lines, *no_error_notes(comparisons)]
-
-
-def no_error_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Why scores have no standard errors; a line for each reason."""
-    titles = {spec.name: spec.title for spec in specs_of(comparisons)}
     reasons: dict[str, dict[str, None]] = {}
     for score in (score for comparison in comparisons for score in comparison.scores):
         if score.no_stderr is not None:
-            reasons.setdefault(score.no_stderr, {})[titles[score.name]] = None
-    return [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
+            reasons.setdefault(score.no_stderr, {})[titles[score.name].title] = None
+    lines += [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
+    return lines
 
 
-def _drawn(score: Score, comparison: Comparison) -> str:
+def drawn(score: Score, comparison: Comparison) -> str:
     """Of which images a score is, where not of all."""
     if "subset" not in score.parameters:
         return ""

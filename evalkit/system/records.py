@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
@@ -122,7 +122,7 @@ def _in_words(kind: Any) -> str:
         return " or ".join(map(str, arguments))
     if origin is tuple:
         return f"a list, each item {_in_words(arguments[0])}"
-    if NoneType in arguments:
+    if origin is UnionType:
         return " or ".join(map(_in_words, arguments))
     return _KINDS.get(kind, "a table")
 
@@ -142,9 +142,20 @@ def _tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     return tuple(_CONVERTER.structure(value, items))
 
 
+def _one_of(value: Any, kind: Any) -> Any:
+    if type(value) not in get_args(kind):
+        raise TypeError
+    return value
+
+
 def _dataclass(cls: Any) -> Callable[[Any, Any], Any]:
     of_table: Callable[[Any, Any], Any] = make_dict_structure_fn(cls, _CONVERTER)
     return lambda value, _: value if isinstance(value, cls) else of_table(value, cls)
+
+
+def _is_choice(kind: Any) -> bool:
+    """Unions of scalars, such as ``int | str``; what may be None is cattrs' own."""
+    return get_origin(kind) is UnionType and set(get_args(kind)) <= {bool, int, str}
 
 
 def _is_list(kind: Any) -> bool:
@@ -163,4 +174,5 @@ _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 for _kind in (bool, float, int, str):
     _CONVERTER.register_structure_hook(_kind, _scalar)
 _CONVERTER.register_structure_hook_func(_is_list, _tuple)
+_CONVERTER.register_structure_hook_func(_is_choice, _one_of)
 _CONVERTER.register_structure_hook_factory(is_dataclass, _dataclass)

@@ -101,6 +101,7 @@ def files(images: NDArray[np.uint8], tmp_path: Path) -> list[Path]:
 COMMANDS = {
     "compare": ("compare", "{0}", "{1}", "--metrics", "fid,recall"),
     "features": ("features", "{0}", "-o", "out.h5"),
+    "plan": ("plan", "{0}", "{1}", "--detect", "0.1", "--metrics", "kid"),
     "stats": ("stats", "{0}", "-o", "out.npz"),
 }
 

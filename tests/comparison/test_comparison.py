@@ -508,16 +508,16 @@ def test_published_rows_are_shown_and_kept(batches: tuple[Path, Path]) -> None:
     assert Comparison.from_json(comparison.to_json()) == comparison
     measured = [f"{comparison[name]:.2f}" for name in ("fid", "inception_score", "recall")]
     shown = [
-        ["model", "FID", "Inception", "Score", "Recall", "table"],  # what a published row has
+        ["model", "FID", "Inception", "Score", "Recall", "source"],  # what a published row has
         ["these", "samples", *measured],
-        ["GAN", "6.95", "-", "0.28", "5"],
-        ["ADM-G,", "scale", "1", "-", "186.70", "-", "6"],
+        ["GAN", "6.95", "-", "0.28", "arXiv:0000.00000,", "table", "5"],
+        ["ADM-G,", "scale", "1", "-", "186.70", "-", "arXiv:0000.00000,", "table", "6"],
     ]
     lines = [line.split() for line in table(comparison).splitlines()]
     first = lines.index(shown[0])
     assert lines[first : first + 4] == shown
     block = table(comparison).splitlines()[first - 1 : first + 4]
-    assert block[0] == "digits as published, 30 samples each: A paper, arXiv:0000.00000."
+    assert block[0] == "digits as published, 30 samples each, evaluator adm."
     assert len({len(line) for line in block[1:2] + block[3:]}) == 1  # columns line up
     rows = [line.replace("|", " ").split() for line in markdown(comparison).splitlines()]
     assert [row for row in shown if row in rows] == shown
@@ -529,18 +529,51 @@ def test_published_rows_that_are_not_like_for_like(batches: tuple[Path, Path]) -
     comparison = compare(*batches, protocol="exact", extractor=Pixels(), run=NO_STORE)
     for format_ in (table, markdown):
         text = format_(replace(comparison, published=published_rows()))
-        assert "arXiv:0000.00000. Not like for like, here: protocol exact." in text
+        assert "evaluator adm. Not like for like, here: protocol exact." in text
     rows = tuple(replace(row, images=50_000) for row in published_rows())
     text = table(replace(comparison, protocol="adm", published=rows))
     assert "digits as published, 50,000 samples each" in text
-    assert "arXiv:0000.00000. Not like for like, here: 30 samples." in text
+    assert "evaluator adm. Not like for like, here: 30 samples." in text
+    text = table(replace(comparison, protocol="adm", published=rows, published_rows=9))
+    other = tuple(replace(row, reference="img512.pkl") for row in rows)
+    assert "evaluator adm, against img512.pkl. Not" in table(replace(comparison, published=other))
+    assert "The nearest 2 of 9; all: evalkit published digits --evaluator adm. Not like" in text
 
 
 def test_a_comparison_from_before_published_rows_is_read(batches: tuple[Path, Path]) -> None:
     comparison = compare(*batches, extractor=Pixels(), run=NO_STORE)
     values = json.loads(comparison.to_json())
     assert values.pop("published") == []
+    assert values.pop("published_rows") == 0
     assert Comparison.from_json(json.dumps(values)) == comparison
+
+
+def test_published_rows_from_before_they_had_an_evaluator_are_read(batches: tuple[Path, Path]) -> None:
+    comparison = compare(*batches, extractor=Pixels(), run=NO_STORE)
+    row = {"dataset": "d", "model": "m", "scores": {"fid": 1.5}, "images": 9, "paper": "p", "table": 5}
+    values = json.loads(comparison.to_json()) | {"published": [row | {"scale": 1.0}]}
+    del values["published_rows"]
+    (found,) = Comparison.from_json(json.dumps(values)).published
+    assert found == PublishedRow(**row, scale=1.0, evaluator="adm")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "scale", "shown"),
+    [
+        (None, None, "M"),
+        (None, 1.5, "M, scale 1.5"),
+        ("none", 1.0, "M"),
+        ("cfg", 1.5, "M, cfg scale 1.5"),
+        ("cfg interval", None, "M, cfg interval"),
+    ],
+)
+def test_guidance_of_published_rows(
+    batches: tuple[Path, Path], guidance: str | None, scale: float | None, shown: str
+) -> None:
+    comparison = compare(*batches, metrics=["fid"], extractor=Pixels(), run=NO_STORE)
+    row = replace(published_rows()[0], model="M", guidance=guidance, scale=scale, table="README")
+    lines = markdown(replace(comparison, published=(row,))).splitlines()
+    assert f"| {shown} | 6.95 | 0.28 | arXiv:0000.00000, README |" in lines
 
 
 # Some metrics, some images, files in parts ------------------------------------------------------------

@@ -19,7 +19,8 @@ from evalkit.comparison.pairs import are_paired
 from evalkit.errors import InputError
 from evalkit.images import open_images
 from evalkit.report import several
-from evalkit.results import Comparison, Comparisons
+from evalkit.results import Comparison
+from evalkit.several import Comparisons
 from evalkit.uncertainty import holm
 
 Invoke = Callable[..., Result]
@@ -96,11 +97,17 @@ def test_a_difference_is_asked_for_by_number_or_name_and_in_either_order(tmp_pat
     assert forth.difference.value == -back.difference.value < 0
     assert forth.difference.z == -back.difference.z
     assert forth.corrected == back.corrected
-    for wrong in (("fid", 0, 0), ("fid", 0, 2), ("kid", 0, 1)):
-        with pytest.raises(InputError, match="There is no difference"):
-            found.difference(*wrong)
-    with pytest.raises(InputError, match="not the name of one set"):
-        found.difference("fid", "a", 1)
+    assert found.difference("fid", paths[0], "b.npz") == forth
+    for wrong, said in (
+        (("fid", 0, 0), "0 and 0 are the same"),
+        (("fid", 0, 2), "2 is none of the 2 sets of samples; give a number from 0 to 1, or the path"),
+        (("fid", -1, 0), "-1 is none"),
+        (("fid", SAMPLES, 0), "is none of the 2"),
+        (("fid", "a", 1), "'a' is none"),
+        (("kid", 0, 1), "no score 'kid' here; give one of fid, precision"),
+    ):
+        with pytest.raises(InputError, match=said):
+            found.difference(*wrong)  # type: ignore[arg-type]
 
 
 def test_sets_of_different_numbers_are_compared_where_the_bias_is_known() -> None:
@@ -111,16 +118,31 @@ def test_sets_of_different_numbers_are_compared_where_the_bias_is_known() -> Non
     assert precision.corrected is None
     assert "160 and 120 images" in str(precision.why)
     text = several.table(found)
-    assert "Precision: not tested: they are of 160 and 120 images" in text
-    assert "?" in next(line for line in text.splitlines() if line.startswith("<array> (2)"))
+    assert "Precision, Recall: not tested: they are of 160 and 120 images" in text
+    three = several.table(compare(REFERENCE, SAMPLES, images(2, 120), images(3), metrics="recall", **HOW))
+    marks = [line.split()[-1] for line in three.splitlines() if line.startswith("<array> (")]
+    # The set of another size is not tested, and cannot be the best.
+    assert sorted(marks) == ["*", "=", "?"]
+    assert marks[1] == "?"
+    assert "? not tested against the best" in three
+    assert "p is corrected" not in three  # a single pair was tested
 
 
 def test_without_error_bars_nothing_is_tested() -> None:
     found = compare(REFERENCE, SAMPLES, DARKER, error_bars=False, **HOW)
     assert {pair.why for pair in found.pairs} == {"error bars were not requested"}
-    assert "No difference was tested." in several.table(found)
-    sums = compare(REFERENCE, SAMPLES, DARKER, metrics="fid", **HOW)
-    assert all("only sums" in str(pair.why) for pair in sums.pairs)
+    text = several.table(found)
+    assert text.count("not tested") == 1
+    assert "tested at" not in text
+    sums = compare(REFERENCE, SAMPLES, DARKER, metrics="fid", subset=60, **HOW)
+    assert all("has no error bar" in str(pair.why) for pair in sums.pairs)
+
+
+def test_fid_alone_is_tested_too() -> None:
+    """Of a single set it needs sums alone; for a difference the features of every image are kept."""
+    found = compare(REFERENCE, SAMPLES, DARKER, metrics="fid", **HOW)
+    assert found.difference("fid", 0, 1).stands
+    assert found.difference("fid", 0, 1) == compare(REFERENCE, SAMPLES, DARKER, **HOW).difference("fid", 0, 1)
 
 
 # Pairs of images -------------------------------------------------------------------------------------------
@@ -168,9 +190,12 @@ def test_pairs_have_smaller_errors_and_can_be_said_or_denied(tmp_path: Path) -> 
     assert "paired by index" not in several.table(found[False])
 
 
-def test_sets_of_different_numbers_cannot_be_paired() -> None:
+def test_sets_of_different_numbers_or_classes_cannot_be_paired(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="160 in <array>, 150 in <array>"):
         compare(REFERENCE, SAMPLES, images(2, 150), paired=True, **HOW)
+    paths = [sampled(tmp_path / "a.npz", SAMPLES), sampled(tmp_path / "b.npz", DARKER, classes=5)]
+    with pytest.raises(InputError, match="have the same classes"):
+        compare(REFERENCE, *paths, paired=True, **HOW)
 
 
 # Runs of settings ------------------------------------------------------------------------------------------
@@ -183,9 +208,10 @@ def test_settings_are_compared_by_how_much_their_runs_vary() -> None:
     values = np.array([each["fid"] for each in found.comparisons])
     first = found.settings[0].scores["fid"]
     assert first.mean == pytest.approx(values[:3].mean())
-    assert first.stderr == pytest.approx(values[:3].std(ddof=1) / np.sqrt(3))
     sampling = [each.score("fid").stderr_sampling for each in found.comparisons[:3]]  # type: ignore[union-attr]
     assert first.sampling == pytest.approx(np.sqrt(np.mean(np.square(sampling))))
+    # The mean is no better known than sampling allows, though runs happen to be near each other.
+    assert first.stderr == pytest.approx(max(values[:3].std(ddof=1), first.sampling) / np.sqrt(3))
     (pair,) = (pair for pair in found.pairs if pair.score == "fid")
     unbiased = np.array([each.score("fid").unbiased for each in found.comparisons])  # type: ignore[union-attr]
     assert pair.unbiased
@@ -193,15 +219,34 @@ def test_settings_are_compared_by_how_much_their_runs_vary() -> None:
     assert pair.difference.value == pytest.approx(unbiased[:3].mean() - unbiased[3:].mean())
     assert Comparisons.from_json(found.to_json()) == found
     text = several.table(found)
-    assert "mean of the runs of" in text
-    assert "standard deviation between runs" in text
-    assert "(Welch)" in text
+    assert "mean of the runs" in text
+    assert "setting 2: <array> (4), <array> (5); standard deviation between runs" in text
+    assert "Settings are tested at 5 % by how much their runs vary (Welch's t-test)" in text
+    assert ", t = " in text
+
+
+def test_runs_of_different_sizes_have_a_mean_without_bias_alone() -> None:
+    """Their spread would be that of the bias."""
+    runs = [[SAMPLES, images(2, 120)], [images(3), images(4)]]
+    found = compare(REFERENCE, runs=runs, metrics="fid,precision", **HOW)
+    assert "fid" not in found.settings[0].scores
+    assert found.settings[0].unbiased["fid"].runs == 2
+    assert "precision" not in found.settings[0].scores
+    text = several.table(found)
+    row = next(line for line in text.splitlines() if line.startswith("setting 1  "))
+    assert row.split()[3] == "-"
+    (pair,) = (pair for pair in found.pairs if pair.score == "fid")
+    means = [setting.unbiased["fid"].mean for setting in found.settings]
+    assert pair.difference is not None
+    assert pair.difference.value == pytest.approx(means[0] - means[1])
 
 
 def test_one_run_of_a_setting_is_not_enough_to_tell() -> None:
-    found = compare(REFERENCE, runs=[[SAMPLES], [DARKER, images(2)]], metrics="fid,precision", **HOW)
-    assert {pair.difference for pair in found.pairs} == {None}
-    assert all("1 and 2 runs" in str(pair.why) for pair in found.pairs)
+    runs = [[SAMPLES], [DARKER, images(2)], [images(3), images(4)]]
+    found = compare(REFERENCE, runs=runs, metrics="fid,precision", **HOW)
+    untested = [pair for pair in found.pairs if pair.difference is None]
+    assert {(pair.first, pair.second) for pair in untested} == {(0, 1), (0, 2)}
+    assert all("1 and 2 runs" in str(pair.why) for pair in untested)
     assert found.settings[0].scores["fid"].between is None
 
 
@@ -219,7 +264,8 @@ def test_runs_need_no_error_bars() -> None:
     [
         ((), [], "no samples to compare"),
         ((SAMPLES,), [[SAMPLES], [DARKER]], "not both"),
-        ((), [[SAMPLES, DARKER]], "1 settings with 2 runs"),
+        ((), [[SAMPLES, DARKER]], "1 setting with 2 runs"),
+        ((), [[SAMPLES], [DARKER]], "2 settings with 1 and 1 runs"),
         ((), [[SAMPLES], []], "2 settings with 1 and 0 runs"),
         ((), "a.npz", "Give runs as lists"),
         ((), ["a.npz", "b.npz"], "Give runs as lists"),
@@ -239,17 +285,18 @@ def test_the_table_names_the_best_and_what_stands() -> None:
     rows = [line for line in lines if line.startswith("<array> (")]
     fid = [each.score("fid") for each in found.comparisons]
     assert [f"{score.value:.4f} ± {score.stderr:.4f}" in row for score, row in zip(fid, rows, strict=True)]  # type: ignore[union-attr]
-    assert rows[0].split()[6] == "*"
+    # Values without bias are compared, so they have the mark.
+    assert rows[0].split()[6:8] == [f"{fid[0].unbiased:.4f}", "*"]  # type: ignore[union-attr]
     (verdict,) = (line for line in lines if line.startswith("FID: "))
     assert verdict.startswith("FID: <array> (1) is better than <array> (2) by ")
     (other,) = (line for line in lines if line.startswith("Precision: "))
     assert other.startswith("Precision: no difference shown between ")
-    assert "Marks: * best, = not shown to differ from the best." in lines
+    assert "Marks: * best, = not shown to differ from the best, no mark: worse than the best." in lines
     in_markdown = several.markdown(found)
     for line in (verdict, other):
         assert line in in_markdown
     header, rule, *_ = in_markdown.splitlines()
-    assert header.count("|") == rule.count("|") == 6
+    assert header.count("|") == rule.count("|") == 7
 
 
 def test_of_many_pairs_those_with_the_best_are_listed() -> None:
@@ -279,7 +326,7 @@ def test_labels_are_as_short_as_tells_them_apart(names: list[str], shown: list[s
     for name in names:
         record["samples"]["name"] = name
         each.append(Comparison.from_json(json.dumps(record)))
-    assert several.labels(each) == shown
+    assert Comparisons(comparisons=tuple(each)).labels == shown
 
 
 # Command ---------------------------------------------------------------------------------------------------
@@ -313,8 +360,8 @@ def test_command_with_runs(run: Invoke, files: dict[str, Path], tmp_path: Path) 
         "compare", files["ref"], "--metrics", "fid,recall",
         "--runs", files["a"], files["c"], "--runs", files["b"], files["d"], "--seed", "1",
     ).out  # fmt: skip
-    assert "a.npz, c.npz" in text
-    assert "b.npz, d.npz" in text
+    assert "setting 1: a.npz, c.npz" in text
+    assert "setting 2: b.npz, d.npz" in text
     for folder, names in (("first", "ac"), ("second", "bd")):
         (tmp_path / folder / "run").mkdir(parents=True)
         files[names[0]].rename(tmp_path / folder / f"{names[0]}.npz")
@@ -323,10 +370,18 @@ def test_command_with_runs(run: Invoke, files: dict[str, Path], tmp_path: Path) 
         "compare", files["ref"], "--metrics", "fid,recall",
         "--runs", tmp_path / "first", "--runs", tmp_path / "second",
     ).out  # fmt: skip
-    scores = [
-        [line.split("±")[1:] for line in each.splitlines() if "2  " in line] for each in (text, folders)
-    ]
-    assert scores[0] == scores[1]
+
+    def rows(each: str) -> list[str]:
+        return [line for line in each.splitlines() if line.startswith("setting ") and "±" in line]
+
+    assert rows(text) == rows(folders)
+    assert len(rows(text)) == 2
+    (tmp_path / "second" / "run").rename(tmp_path / "alone")
+    mixed = run(
+        "compare", files["ref"], "--metrics", "fid,recall",
+        "--runs", tmp_path / "first", "--runs", tmp_path / "second" / "b.npz", tmp_path / "alone",
+    ).out  # fmt: skip
+    assert rows(mixed) == rows(text)
 
 
 @pytest.mark.usefixtures("pixels")
@@ -335,7 +390,10 @@ def test_command_with_runs(run: Invoke, files: dict[str, Path], tmp_path: Path) 
     [
         (["{ref}"], "There are no samples to compare"),
         (["{ref}", "{a}", "--runs", "{b}", "{c}"], "not both"),
-        (["{ref}", "--runs", "{a}", "{c}"], "1 settings with 2 runs"),
+        (["{ref}", "--runs", "{a}", "{c}"], "1 setting with 2 runs"),
+        (["--runs", "{a}", "{c}", "{ref}"], "put REFERENCE before it"),
+        (["{ref}", "{a}", "--unpaired"], "with one set"),
+        (["{ref}", "--runs", "{a}", "{c}", "--runs", "{b}", "{c}", "--paired"], "with runs of settings"),
         (["{ref}", "--runs", "--runs", "{a}"], "--runs is followed by no run"),
         (["{ref}", "--runs", "{a}", "--runs", "{empty}"], "no npz or h5 file of samples"),
         (["{ref}", "--runs", "{a}", "", "--runs", "{b}"], "it is empty"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small_transformers import shrink
 
 from evalkit.errors import UndefinedMetricError, WeightsError
 from evalkit.extractors import EXTRACTORS, extractor_class, make_extractor
 from evalkit.extractors.base import Extractor
+from evalkit.extractors.vision_transformer import VisionTransformer
 from evalkit.verify import pictures
 
 
@@ -21,13 +24,17 @@ def row(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def extractor(row: str) -> Extractor:
+def extractor(row: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Extractor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVALKIT_OFFLINE", "1")
+        cls = extractor_class(row)
+        if issubclass(cls, VisionTransformer):  # whose weights cannot be had everywhere
+            shrink(cls, tmp_path_factory.mktemp(row), patch)
         try:
-            return make_extractor(row, device="cpu", batch_size=3)
+            made = make_extractor(row, device="cpu", batch_size=3)
         except WeightsError as error:
             pytest.skip(f"needs the weights of {row}: {error}")
+        yield made
 
 
 @pytest.fixture(scope="module")

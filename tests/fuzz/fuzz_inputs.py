@@ -253,6 +253,20 @@ def statistics(folder: Path, variant: int) -> tuple[Path, Path]:
     return one(path)
 
 
+def statistics_of_edm2(folder: Path, variant: int) -> tuple[Path, Path]:
+    path = folder / "damaged.pkl"
+    fid = {"mu": np.full(2048, variant, np.float32), "sigma": np.eye(2048, dtype=np.float16)}
+    path.write_bytes(pickle.dumps({"num_images": 50_000, "fid": fid}, protocol=2 + 2 * variant))
+    return one(path)
+
+
+def features_of_clean_fid(folder: Path, variant: int) -> tuple[Path, Path]:
+    path = folder / "damaged.npz"
+    rows = np.random.default_rng(variant).random((COUNT, 2048)).astype(np.float32)
+    np.savez_compressed(path, feats=rows)
+    return one(path)
+
+
 # ----------------------------------------------------------------------------------- independent readers
 
 
@@ -552,6 +566,19 @@ KINDS = (
         statistics,
         ("reference show {in} --check",),
         ("features {in} -o {out}/x.h5", "stats {in} -o {out}/x.npz", "reference convert {in} {out}/x.npz"),
+        (zip_repaired,),
+    ),
+    Kind(
+        "statistics of EDM2",
+        statistics_of_edm2,
+        ("reference show {in} --check",),
+        ("stats {in} -o {out}/x.npz --as jit", "reference convert {in} {out}/x.npz --as jit"),
+    ),
+    Kind(
+        "features of clean-fid",
+        features_of_clean_fid,
+        ("stats {in} -o {out}/x.npz --as clean-fid",),
+        ("features {in} -o {out}/x.h5", "reference show {in} --check"),
         (zip_repaired,),
     ),
     Kind("results.json", results, ("curves {in} -o {out}/x.svg",), (), (json_value,)),

@@ -397,6 +397,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "reference show {ref}": {"--images": whole},
     "curves {sweep} -o {out}/x.svg": {"--published": texts},
+    "published imagenet64": {"--evaluator": texts, "--model": texts, "--sort": texts},
 }
 
 

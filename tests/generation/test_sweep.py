@@ -23,11 +23,15 @@ from PIL import Image
 from stand_ins import InceptionPixels as Pixels
 
 from evalkit.cli.options import ExtractorSetup
-from evalkit.comparison import compare
+from evalkit.comparison import Measured, compare
+from evalkit.comparison.pairs import pairs_of_sets
+from evalkit.comparison.saved import load_deviations
 from evalkit.errors import InputError, OutputError
 from evalkit.images import open_images
 from evalkit.results import Sweep
+from evalkit.several import Comparisons
 from evalkit.system.locks import exclusive_lock
+from generation import sweep as sweep_module
 from generation import work
 from generation.batch import Networks
 from generation.checkpoints import load_network
@@ -93,6 +97,49 @@ def test_every_scale_is_sampled_and_compared(networks: Networks, reference: Path
     assert (tmp_path / "s" / "results.csv").read_text() == result.to_csv()
 
 
+def test_scales_are_compared_with_each_other(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    result = swept(networks, reference, tmp_path / "s", protocol="exact")
+    files = [samples(tmp_path / "s", scale) for scale in sorted(SCALES)]
+    several = compare(reference, *files, protocol="exact", extractor=Pixels())
+    assert isinstance(several, Comparisons)
+    assert result.pairs == several.pairs
+    found = {(pair.score, pair.first, pair.second): pair for pair in result.pairs}
+    assert found.keys() == {
+        (score.name, *pair) for score in several.comparisons[0].scores for pair in ((0, 1), (0, 2), (1, 2))
+    }
+    for (score, _, _), pair in found.items():
+        if score in ("fid", "sfid"):  # of 48 features, and 20 images a scale
+            assert pair.why == several.comparisons[0].score(score).no_stderr  # type: ignore[union-attr]
+        else:
+            assert pair.difference is not None, pair.why
+            assert pair.difference.paired
+
+
+def test_the_same_noise_gives_smaller_errors(networks: Networks, reference: Path, tmp_path: Path) -> None:
+    settings = Settings(count=60, respacing="3", shard_size=60)
+    scales = (0.0, 0.5)
+    np.savez(reference, np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8))
+    result = swept(networks, reference, tmp_path / "s", settings=settings, scales=scales)
+    folders = [tmp_path / "s" / f"scale-{scale!r}" for scale in scales]
+    measured = []
+    for folder, point in zip(folders, result.points, strict=True):
+        deviations = load_deviations(folder / "deviations.npz", (folder / "comparison.json").read_bytes())
+        assert deviations is not None
+        measured.append(Measured(comparison=point.comparison, deviations=deviations))
+    images = [open_images(folder / "samples_60x8x8x3.npz") for folder in folders]
+    assert pairs_of_sets(measured, images) == result.pairs
+    apart = pairs_of_sets(measured, images, paired=False)
+    compared = 0
+    for pair, other in zip(result.pairs, apart, strict=True):
+        if pair.score in ("fid", "sfid", "inception_score"):
+            assert pair.difference is not None, pair.why
+            assert other.difference is not None
+            assert pair.difference.value == other.difference.value
+            assert pair.difference.stderr < other.difference.stderr / 2
+            compared += 1
+    assert compared == 3
+
+
 def test_noise_and_classes_are_paired(networks: Networks, reference: Path, tmp_path: Path) -> None:
     swept(networks, reference, tmp_path / "s", scales=(0.0, 1e-6, 4.0))
     plain, barely, much = (open_images(samples(tmp_path / "s", scale)) for scale in (0.0, 1e-6, 4.0))
@@ -152,6 +199,95 @@ def test_a_damaged_record_is_made_again(networks: Networks, reference: Path, tmp
     first = swept(networks, reference, tmp_path / "s")
     (tmp_path / "s" / "scale-4.0" / "comparison.json").write_text("{")
     assert swept(networks, reference, tmp_path / "s").to_csv() == first.to_csv()
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "of another scale", "earlier version"])
+def test_without_its_deviations_a_scale_is_compared_again(
+    networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    first = swept(networks, reference, tmp_path / "s")
+    assert any(pair.difference for pair in first.pairs)
+    compared, made = [], []
+    measure = sweep_module.measure
+    monkeypatch.setattr(
+        sweep_module,
+        "measure",
+        lambda sources, *a, **k: compared.append(sources[1]) or measure(sources, *a, **k),
+    )
+    monkeypatch.setattr(work._Maker, "__call__", lambda *_: made.append(None))
+    monkeypatch.setattr(Pixels, "__call__", lambda *_: made.append(None))
+    assert swept(networks, reference, tmp_path / "s") == first
+    assert not compared
+    file = tmp_path / "s" / "scale-4.0" / "deviations.npz"
+    whole = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(whole[:-100])
+    elif damage == "of another scale":
+        file.write_bytes((tmp_path / "s" / "scale-0.0" / "deviations.npz").read_bytes())
+    else:
+        file.unlink()
+    if damage == "earlier version":
+        results = tmp_path / "s" / "results.json"
+        record = json.loads(results.read_text()) | {"format": "evalkit sweep 3"}
+        del record["pairs"]
+        results.write_text(json.dumps(record))
+    again = swept(networks, reference, tmp_path / "s")
+    assert [each.name for each in compared] == [str(samples(tmp_path / "s", 4.0))]
+    assert not made  # neither samples nor features
+    assert (again.to_csv(), again.pairs) == (first.to_csv(), first.pairs)
+    assert Sweep.from_json((tmp_path / "s" / "results.json").read_text()) == again
+    assert swept(networks, reference, tmp_path / "s") == again
+    assert len(compared) == 1
+
+
+def test_killed_between_deviations_and_record(
+    networks: Networks, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deviations against one reference are never taken for those against another."""
+    other = tmp_path / "other.npz"
+    np.savez(other, np.random.default_rng(1).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8))
+    first = swept(networks, reference, tmp_path / "s")
+    expected = swept(networks, other, tmp_path / "t")
+    assert first.to_csv() != expected.to_csv()
+    record = tmp_path / "s" / "scale-0.0" / "comparison.json"
+    before = record.read_bytes(), record.with_name("deviations.npz").read_bytes()
+
+    def killed(path: Path) -> None:
+        assert path == record
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_module, "replace_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            swept(networks, other, tmp_path / "s")
+    assert record.read_bytes() == before[0]
+    assert record.with_name("deviations.npz").read_bytes() != before[1]
+    again = swept(networks, reference, tmp_path / "s")
+    assert (again.to_csv(), again.pairs) == (first.to_csv(), first.pairs)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_module, "replace_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            swept(networks, other, tmp_path / "s")
+    found = swept(networks, other, tmp_path / "s")
+    assert (found.to_csv(), found.pairs) == (expected.to_csv(), expected.pairs)
+
+
+def test_an_unconditional_scale_0_is_not_paired(
+    unconditional: dict[str, Path], reference: Path, tmp_path: Path
+) -> None:
+    networks = Networks.prepare(
+        *(load_network(path) for path in unconditional.values()),
+        precision="reference",
+        device=torch.device("cpu"),
+    )
+    settings = Settings(count=20, respacing="3", shard_size=8, classes="balanced")
+    result = swept(networks, reference, tmp_path / "s", settings=settings)
+    paired = {
+        (pair.first, pair.second): pair.difference.paired
+        for pair in result.pairs
+        if pair.score == "inception_score" and pair.difference is not None
+    }
+    assert paired == {(0, 1): False, (0, 2): False, (1, 2): True}
 
 
 def test_what_is_replaced_or_left_out_is_told(
@@ -311,7 +447,8 @@ def test_command_killed_and_repeated(
         for text in (result.out, once.out)
     ]
     assert tables[0][0] == ["scale", "FID", "sFID", "Inception", "Score", "Precision", "Recall"]
-    assert [row[0] for row in tables[0][1:]] == ["0", "30"]
+    # FID has no error bars, because 24 images have a singular covariance.
+    assert [row[0] for row in tables[0][1:]] == ["0", "30", "±:", "FID:"]
     assert tables[0] == tables[1]
     assert "warning: " in result.out  # 24 images are few
     assert json.loads((tmp_path / "s" / "results.json").read_text())["name"] == "small"

@@ -4,6 +4,8 @@ Each format brings a maker beside its own tests: ``make_<row>(path, images, labe
 ``tests/images/test_<module>.py``. It writes uint8 images ``(n, height, width, 3)`` to ``path`` without loss,
 their labels ``(n,)``, and, if ``unused`` is given, a part that evalkit does not read, with this word in its
 name. A format without a place for labels, or for such a part, leaves out the parameter.
+
+A format of statistics alone says ``holds_images = False``; its own tests have to show what it promises.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import pickle
+import pkgutil
 import shutil
 import sys
 from collections.abc import Callable
@@ -70,7 +73,10 @@ class Case:
         return self.folder / name
 
 
-@pytest.fixture(params=FORMATS)
+OF_IMAGES = [row for row in FORMATS if getattr(pkgutil.resolve_name(FORMATS[row]), "holds_images", True)]
+
+
+@pytest.fixture(params=OF_IMAGES)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     return Case(request.param, tmp_path)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from halved import check_halves, in_second
 from stand_ins import batch
 
 from evalkit.errors import UndefinedMetricError
@@ -15,30 +16,8 @@ def rows(n, seed, d=6, scale=1.0, offset=0.0):
     return (scale * np.random.default_rng(seed).normal(size=(n, d)) + offset).astype(np.float32)
 
 
-def in_second(n, seed, share=1.0, classes=None):
-    """Drawn rows, and (drawn, replicates) whether each is in the second half."""
-    made = halves._Halves.of(n, share, classes, seed)
-    return made.drawn, np.unpackbits(made.second.view(np.uint8), axis=1).astype(bool)
-
-
 def check_replicates(r, s, found, replicates, k=3, share=1.0):
-    (of_r, r_second), (of_s, s_second) = in_second(len(r), 1, share), in_second(len(s), 2, share)
-    for b in replicates:
-        scores = np.array(
-            [
-                [
-                    precision_recall(r[of_r][r_second[:, b] == j], s[of_s][s_second[:, b] == i], k=k)
-                    for j in (0, 1)
-                ]
-                for i in (0, 1)
-            ]
-        )
-        for score, each in enumerate(found):
-            t = np.sqrt(share) * scores[:, :, score]
-            pairs = [b, b + REPLICATES]
-            np.testing.assert_allclose(each.samples[pairs], t[0] - t[1], atol=1e-12)
-            np.testing.assert_allclose(each.reference[pairs], t[:, 0] - t[:, 1], atol=1e-12)
-            np.testing.assert_allclose(each.both[pairs], [t[0, 0] - t[1, 1], t[0, 1] - t[1, 0]], atol=1e-12)
+    check_halves(found, lambda r, s: precision_recall(r, s, k=k), r, s, replicates, share)
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(301, 240, 3), (120, 121, 1), (90, 200, 5)])

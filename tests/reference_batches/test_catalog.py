@@ -1,4 +1,4 @@
-"""The catalog against the table it was written from, and `evalkit reference list`."""
+"""The catalog against the list it was written from, and `evalkit reference list`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ import pytest
 from invoked import Result
 
 from evalkit.errors import InputError
-from reference_batches.catalog import closest, entries, find, published_rows
+from reference_batches.catalog import closest, entries, find
 from reference_batches.fetch import cache_path
+from reference_batches.published import published_rows
+from reference_batches.statistics import statistics_files
 
 Invoke = Callable[..., Result]
 
@@ -23,28 +25,6 @@ GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "adm_published.json").read_text(encoding="utf-8")
 )
 DATASETS = list(dict.fromkeys(row["dataset"] for row in GOLDEN["rows"]))
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_rows_are_the_papers(dataset: str) -> None:
-    def key(row: dict[str, Any]) -> tuple[str, float]:
-        return row["model"], row["scale"] or 0
-
-    expected = [
-        {name: row[name] for name in ("model", "scale", "fid", "sfid", "is", "precision", "recall")}
-        for row in GOLDEN["rows"]
-        if row["dataset"] == dataset
-    ]
-    found = [
-        {"model": row.model, "scale": row.scale}
-        | {
-            name: row.scores.get("inception_score" if name == "is" else name)
-            for name in ("fid", "sfid", "is", "precision", "recall")
-        }
-        for row in published_rows(dataset)
-    ]
-    assert sorted(found, key=key) == sorted(expected, key=key)
-    assert all("2105.05233" in row.paper and row.images == 50_000 for row in published_rows(dataset))
 
 
 def test_batches_are_those_published() -> None:
@@ -126,7 +106,7 @@ def test_unknown_names() -> None:
     with pytest.raises(InputError, match=r"no published batch 'imagnet256'.*such as imagenet256"):
         find("imagnet256")
     with pytest.raises(InputError, match="'cifar10'; expected imagenet64, imagenet128"):
-        published_rows("cifar10")
+        entries("cifar10")
     assert closest("VIRTUAL_imagenet256_labelled.npz")[0] == "imagenet256"
     assert closest("refs/admnet_imagenet64.np")[0] == "admnet_imagenet64"
     assert closest("samples_50000x256x256x3.npz") == []
@@ -138,8 +118,11 @@ def test_entries_are_frozen() -> None:
 
 
 def test_list(run: Invoke) -> None:
-    result = run("reference", "list")
-    lines = {line.split()[0]: line for line in result.out.splitlines()}
+    batches, others = run("reference", "list").out.split("\n\n")
+    title, *rows = others.splitlines()
+    assert title == "Statistics of other tools:"
+    assert [row.split()[0] for row in rows] == ["name", *statistics_files()]
+    lines = {line.split()[0]: line for line in batches.splitlines()}
     assert list(lines) == ["name", *entries()]
     assert len({len(line) for line in lines.values()}) <= 3  # "here" and its yes or no: aligned
     assert "3.94   6.14  215.84   0.83   0.53 no" in lines["admnet_guided_upsampled_imagenet256"]
@@ -151,12 +134,14 @@ def test_list(run: Invoke) -> None:
     }
     assert list(lines) == ["name", "lsun_cat", "admnet_dropout_lsun_cat", "stylegan2_lsun_cat"]
     assert [line.split()[-1] for line in lines.values()] == ["here", "yes", "no", "no"]
-    assert run("reference", "list", "--dataset", "cifar10").code == 2
+    assert run("reference", "list", "--dataset", "cifar100").code == 2
+    of_cifar10 = run("reference", "list", "--dataset", "cifar10").out.splitlines()
+    assert [line.split()[0] for line in of_cifar10[2:]] == [*statistics_files("cifar10")]
 
 
 def test_list_as_json(run: Invoke) -> None:
     content = json.loads(run("reference", "list", "--json").out)
-    assert [batch["name"] for batch in content] == list(entries())
+    assert [batch["name"] for batch in content] == [*entries(), *statistics_files()]
     batch = next(batch for batch in content if batch["name"] == "admnet_guided_imagenet128")
     assert batch.pop("here") is False
     assert batch == dataclasses.asdict(find("admnet_guided_imagenet128"))

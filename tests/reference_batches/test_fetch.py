@@ -26,13 +26,12 @@ import evalkit.images.npz
 import evalkit.system.download
 from evalkit.errors import DownloadError, InputError
 from evalkit.results import Comparison
-from reference_batches import catalog
+from reference_batches import catalog, published
 from reference_batches.fetch import cache_path, fetch, named
 
 Invoke = Callable[..., Result]
 
 CATALOG = """
-paper = "A paper, arXiv:0000.00000"
 folder = "ref_batches"
 reference_images = 20
 sample_images = 12
@@ -43,12 +42,21 @@ labels = true
 folder = "small/tiny"
 reference = "VIRTUAL_tiny_labeled.npz"
 samples = ["model_tiny.npz"]
-rows = [
-  { table = 5, model = "MODEL", fid = 2.5, sfid = 4.25, precision = 0.75, batch = "model_tiny" },
-  { table = 6, model = "MODEL-G", scale = 1.5, fid = 1.5, sfid = 3.25, inception_score = 99.5 },
-]
 
 [exact]
+"""
+PUBLISHED = """
+images = 12
+[[papers]]
+title = "A paper"
+arxiv = "0000.00000"
+dataset = "tiny"
+evaluator = "adm"
+rows = '''
+model | scale | fid | sfid | inception_score | precision | table | batch
+MODEL | | 2.5 | 4.25 | | 0.75 | 5 | model_tiny
+MODEL-G | 1.5 | 1.5 | 3.25 | 99.5 | | 6
+'''
 """
 
 
@@ -57,6 +65,9 @@ def small_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     file = tmp_path / "catalog.toml"
     file.write_text(CATALOG)
     monkeypatch.setattr(catalog, "FILE", file)
+    rows = tmp_path / "published.toml"
+    rows.write_text(PUBLISHED)
+    monkeypatch.setattr(published, "FILE", rows)
     monkeypatch.delenv("EVALKIT_OFFLINE")
     monkeypatch.delenv("EVALKIT_MIRROR", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -328,13 +339,14 @@ def test_compare_with_a_published_reference(
     assert result.code == 0, result.err
     assert "tiny: about" in result.err
     comparison = Comparison.from_json(Path("out.json").read_text())
-    assert comparison.published == catalog.published_rows("tiny")
+    assert comparison.published == tuple(reversed(published.published_rows("tiny")))  # the better FID first
+    assert comparison.published_rows == 2
     assert comparison.reference.name.endswith("VIRTUAL_tiny_labeled.npz")
     assert comparison.reference.statistics == "file"
-    assert "tiny as published, 12 samples each: A paper, arXiv:0000.00000." in result.out
+    assert "tiny as published, 12 samples each, evaluator adm.\n" in result.out
     assert "Not like for like" not in result.out  # the small catalog's numbers are of 12 samples
     table = {line.split("  ")[0]: line.split() for line in result.out.splitlines()}
-    assert table["MODEL-G, scale 1.5"][-5:] == ["1.50", "3.25", "99.50", "-", "6"]
+    assert table["MODEL-G, scale 1.5"][-7:-2] == ["1.50", "3.25", "99.50", "-", "arXiv:0000.00000,"]
     assert table["these samples"][2:4] == [f"{comparison['fid']:.2f}", f"{comparison['sfid']:.2f}"]
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from evalkit.errors import InputError
 from evalkit.protocols import protocol_named
 from evalkit.report import plot
-from evalkit.results import Batch, Comparison, Point, Score, Sweep
-from reference_batches.catalog import published_rows
+from evalkit.results import Batch, Comparison, Point, PublishedRow, Score, Sweep
+from reference_batches.published import curves
 
 Invoke = Callable[..., Result]
 BATCH = Batch(
@@ -195,13 +195,34 @@ def test_any_name_is_shown_as_it_is(headless: Sweep, tmp_path: Path, name: str, 
 
 @pytest.mark.usefixtures("text_in_svg")
 def test_published_points_have_names_and_are_counted_where_left_out(scored: Sweep, tmp_path: Path) -> None:
-    rows = published_rows("imagenet256")
-    write_curves(tmp_path / "a.svg", [scored], rows)
+    write_curves(tmp_path / "a.svg", [scored], curves("imagenet256"))
     found = texts(tmp_path / "a.svg")
     assert found.count("guidance scale") == 5
-    assert "ADM-G (published)" in found
-    assert "ADM-U (published)" in found
+    for name in ("ADM-G", "ADM-U", "DiT-XL/2", "LDM-4, evaluator unstated"):
+        assert f"{name} (published)" in found
     assert "published points lie outside" in " ".join(found)
+
+
+@pytest.mark.usefixtures("text_in_svg")
+def test_points_of_one_model_are_joined(scored: Sweep, tmp_path: Path) -> None:
+    rows = [
+        PublishedRow(
+            dataset="d",
+            model="M",
+            scores={"fid": 5.0 + scale, "inception_score": 100.0 + 50 * scale},
+            images=50_000,
+            paper="p",
+            table=1,
+            scale=scale,
+        )
+        for scale in (1.0, 0.5)
+    ]
+    dotted = []
+    for drawn in (rows[:1], rows):
+        write_curves(tmp_path / "a.svg", [scored], drawn)
+        paths = [node.attrib for node in ElementTree.parse(tmp_path / "a.svg").iter() if "d" in node.attrib]
+        dotted.append(sum("dasharray" in path.get("style", "") and "L" in path["d"] for path in paths))
+    assert dotted == [1, 4]  # in the legend; and in the panels of FID, of the Inception Score, and of both
 
 
 @pytest.mark.usefixtures("text_in_svg")
@@ -264,6 +285,7 @@ def test_command(headless: Sweep, scored: Sweep, tmp_path: Path, run: Invoke) ->
         (["{tmp}/bytes.json", "-o", "{tmp}/c.png"], "Not a sweep"),
         (["{tmp}/a.json", "-o", "{tmp}/c.jpg"], "a figure ends in .pdf, .png, .svg"),
         (["{tmp}/a.json", "-o", "{tmp}/c.png", "--published", "mnist"], "mnist"),
+        (["{tmp}/a.json", "-o", "{tmp}/c.png", "--published", "cifar10"], "at several guidance scales"),
         (["{tmp}/a.json", "-o", "{tmp}/no/c.png"], "there is no folder"),
     ],
 )

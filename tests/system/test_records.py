@@ -33,6 +33,7 @@ class Outer:
     parts: tuple[Inner, ...] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     flip: bool = False
+    place: int | str = 1
 
 
 GOOD: dict[str, Any] = {"count": 1, "inner": {"x": 2}}
@@ -45,6 +46,8 @@ def test_values_that_fit() -> None:
     assert found == Outer(1, Inner(2), 3.0, sizes=(1, 2), parts=(Inner(4),))
     assert isinstance(found.share, float)
     assert isinstance(found.sizes, tuple)
+    for place in (3, "3"):
+        assert structure({**GOOD, "place": place}, Outer, "table").place == place
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,8 @@ def test_values_that_fit() -> None:
         ({"count": "1"}, "table.count is '1'; expected a whole number."),
         ({"share": True}, "table.share is True; expected a finite number."),
         ({"share": math.inf}, "table.share is inf; expected a finite number."),
+        ({"place": True}, "table.place is True; expected a whole number or a text."),
+        ({"place": None}, "table.place is None; expected a whole number or a text."),
         ({"flip": 1}, "table.flip is 1; expected true or false."),
         ({"mode": ["fast"]}, "table.mode is ['fast']; expected fast or exact."),
         ({"sizes": "12"}, "table.sizes is '12'; expected a list, each item a whole number."),

@@ -1,0 +1,131 @@
+"""Which images cost most: the samples that raise FID most, and the reference images covered least."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.comparison.pairs import Measured
+from evalkit.comparison.plan import Choice, Subset
+from evalkit.comparison.sources import Opened
+from evalkit.deviations import Influence
+from evalkit.errors import InputError, UndefinedMetricError, brief
+from evalkit.images import ImageSource
+from evalkit.images.chosen import chosen_images
+from evalkit.report.image_grid import Block, write_sheet
+from evalkit.system.storage import Place
+
+__all__ = ["check_worst", "write_worst"]
+
+SCORE = "fid"
+
+
+def check_worst(
+    count: int, samples: Opened, choice: Choice, *, subset: Subset | None = None, error_bars: bool = True
+) -> None:
+    """Cheap check before the long work that there will be something to show.
+
+    Args:
+        count: Of :func:`write_worst`; the others are those of :func:`evalkit.comparison.measure`.
+        samples: Likewise.
+        choice: Likewise.
+        subset: Likewise.
+        error_bars: Likewise.
+
+    Raises:
+        InputError: There will be nothing, or nothing is asked for.
+    """
+    if count < 1:
+        raise InputError(f"The {count} images that cost most: expected at least 1, such as 64.")
+    if why := _no_images(samples):
+        raise InputError(f"Which images cost most cannot be shown: {why}. Give the images as samples.")
+    if all(spec.name != SCORE for metric in choice.metrics for spec in metric.scores):
+        raise InputError("Which images cost most is told from FID; add fid to the metrics.")
+    if subset is not None:
+        raise InputError(
+            "Which images cost most is told from the features of all images, and with a subset FID is summed "
+            "up in constant memory; leave out the subset."
+        )
+    if not error_bars:
+        raise InputError("Which images cost most comes with the error bars; do not leave them out.")
+
+
+def write_worst(path: Place, count: int, reference: Opened, samples: Opened, measured: Measured) -> list[str]:
+    """Write a PNG of the images that cost most in FID, the worst first, each above its index.
+
+    Above, the samples of the largest positive influence on FID: with less weight on one of them, FID falls.
+    Below, the images of the reference of the largest one: the samples cover them least. Those that lower FID
+    are left out. Influence values are first derivatives: they do not say what leaving out many would do.
+
+    Args:
+        path: The file; see :func:`evalkit.report.image_grid.check_picture`.
+        count: How many of each side, at most.
+        reference: Where its images cannot be shown, they are left out.
+        samples: Images.
+        measured: Of these two, with FID, on all images and with their features kept
+            (:func:`evalkit.comparison.measure` with ``keep_rows``, without a subset).
+
+    Returns:
+        What is left out and why, a sentence each.
+
+    Raises:
+        InputError: The samples are features or statistics alone, or have changed since.
+        UndefinedMetricError: FID has no influence values; the message says why.
+        OutputError: The file cannot be written.
+    """
+    if why := _no_images(samples):
+        raise InputError(f"Which images cost most cannot be shown: {why}. Give the images as samples.")
+    influence = _influence(measured)
+    indices = influence.costliest(count, higher_is_better=False)
+    what = "samples in {name} that raise FID most, the worst first"
+    blocks = [_block(samples, influence.samples, indices, what)]
+    left_out = []
+    if why := influence.no_reference if influence.reference is None else _no_images(reference):
+        left_out.append(f"The images of the reference that are covered least are not shown: {why}.")
+    else:
+        indices = influence.costliest(count, higher_is_better=False, of_reference=True)
+        what = "images in {name} that the samples cover least, the worst first"
+        blocks.append(_block(reference, influence.reference, indices, what))
+    write_sheet(path, blocks)
+    return left_out
+
+
+def _no_images(source: Opened) -> str:
+    """Why the images of a source cannot be shown; empty if they can."""
+    if not isinstance(source, ImageSource):
+        return f"{source.name} holds features and no images"
+    return "" if len(source) else f"{source.name} holds statistics and no images"
+
+
+def _influence(measured: Measured) -> Influence:
+    score = measured.comparison.score(SCORE)
+    if score is None:
+        why = f"FID was not computed: {measured.comparison.missing.get(SCORE, 'not requested')}"
+    elif isinstance(found := measured.deviations.get(SCORE), Influence):
+        return found
+    else:
+        why = f"FID has no error bar: {score.no_stderr or 'error bars were not requested'}"
+    raise UndefinedMetricError(f"Which images cost most is not known. {why}.")
+
+
+def _block(
+    images: Opened, values: NDArray[np.float64] | None, indices: NDArray[np.int64], what: str
+) -> Block:
+    assert isinstance(images, ImageSource)
+    assert values is not None
+    if len(values) != len(images):
+        raise InputError(
+            f"FID is of {len(values):,} images, and {images.name} holds {len(images):,}; give all of them."
+        )
+    indices = indices[values[indices] > 0]  # the others lower FID
+    if not len(indices):
+        raise UndefinedMetricError(
+            f"No image of {images.name} raises FID: all have the same influence on it."
+        )
+    pixels = np.rint(chosen_images(images, indices.tolist())).astype(np.uint8)
+    images.check_unchanged(every_file=True)
+    return Block(
+        heading=f"{len(indices):,} of {len(images):,} {what.format(name=brief(images.name))}",
+        images=pixels,
+        captions=[str(index) for index in indices],
+    )

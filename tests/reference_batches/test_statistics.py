@@ -1,0 +1,232 @@
+"""Statistics of other tools by name: listed, downloaded where their digest is known, or got by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from file_server import Server, serving
+from invoked import Result
+
+from evalkit.errors import DownloadError, InputError
+from reference_batches import statistics
+from reference_batches.catalog import closest, entries
+from reference_batches.fetch import cache_path, fetch, named
+from reference_batches.statistics import statistics_files, statistics_table
+
+Invoke = Callable[..., Result]
+
+
+def npz(value: float = 0.0, **more: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, mu=np.full(2048, value), sigma=np.eye(2048), **more)
+    return file.getvalue()
+
+
+CONTENT = npz()
+
+
+def git_blob(content: bytes) -> str:
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def toml(url: str, blob: str) -> str:
+    common = 'keys = "mu sigma", users = "someone/tool"'
+    known = f'url = "{url}/a/near.npz", git_blob = "{blob}"'
+    return f"""files = [
+  {{ name = "near", file = "near.npz", dataset = "tiny", at = "x", {known}, {common} }},
+  {{ name = "far", file = "far.npz", at = "https://tool.example, fid_stats/", {common} }},
+  {{ name = "net", file = "net.pt", kind = "network", at = "https://tool.example/net.pt", {common} }},
+]
+"""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """Has the file of `near`; the small catalogue knows git's digest of it."""
+    with serving(CONTENT) as (server, url):
+        file = tmp_path / "statistics.toml"
+        file.write_text(toml(url, git_blob(CONTENT)))
+        monkeypatch.setattr(statistics, "FILE", file)
+        monkeypatch.delenv("EVALKIT_OFFLINE")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.chdir(tmp_path)
+        yield server
+
+
+# The real catalogue ------------------------------------------------------------------------------------
+
+
+def test_all_files_in_use_are_there() -> None:
+    """What the field measures with, by the names of the files."""
+    files = {row.file for row in statistics_files().values()} | {entry.file for entry in entries().values()}
+    expected = [
+        "VIRTUAL_imagenet64_labeled.npz",
+        "VIRTUAL_imagenet128_labeled.npz",
+        "VIRTUAL_imagenet256_labeled.npz",
+        "VIRTUAL_imagenet512.npz",
+        "admnet_guided_upsampled_imagenet256.npz",
+        "admnet_imagenet256.npz",
+        "admnet_guided_imagenet256.npz",
+        "admnet_guided_25step_imagenet256.npz",
+        "admnet_upsampled_imagenet256.npz",
+        "biggan_deep_trunc1_imagenet256.npz",
+        "admnet_imagenet512.npz",
+        "admnet_guided_imagenet512.npz",
+        "admnet_guided_upsampled_imagenet512.npz",
+        "biggan_deep_trunc1_imagenet512.npz",
+        "admnet_imagenet64.npz",
+        "iddpm_imagenet64.npz",
+        "biggan_deep_imagenet64.npz",
+        "classify_image_graph_def.pb",
+        "adm_in256_stats.npz",
+        "adm_in64_stats.npz",
+        "adm_stats_512.npz",
+        "train_imagenet256_stats.npz",
+        "ffhq_stats.npz",
+        "cifar10-32x32.npz",
+        "imagenet-64x64.npz",
+        "imagenet-64x64-baseline.npz",
+        "ffhq-64x64.npz",
+        "afhqv2-64x64.npz",
+        "img512.pkl",
+        "img64.pkl",
+        "imagenet_256_fid_stats.npz",
+        "imagenet_256_fid_stats_torch.npz",
+        "fid_stats_cifar10_train_pytorch.npz",
+        "fid_stats_imagenet64_guided_diffusion.npz",
+        "fid_stats_imagenet256_guided_diffusion.npz",
+        "fid_stats_imagenet512_guided_diffusion.npz",
+        "cifar10_stats.npz",
+        "gan-metrics.zip",
+        "cifar10_MODE_SPLIT_32.npz",
+        "inception-2015-12-05.pkl",
+        "inception-2015-12-05.pt",
+        "jit_in256_stats.npz",
+        "jit_in512_stats.npz",
+    ]
+    assert len(expected) == 43  # JiT's two are one of the 42
+    assert set(expected) <= files
+
+
+def test_every_row_is_sound() -> None:
+    rows = statistics_files()
+    assert not rows.keys() & entries().keys()
+    assert len({row.file for row in rows.values()}) == len(rows)
+    for name, row in rows.items():
+        assert name == row.name
+        assert re.fullmatch(r"[a-z0-9-]+", name)
+        assert row.users
+        assert row.at.startswith("https://")
+        assert bool(row.url) == bool(row.git_blob)
+        assert not row.url or (row.url.endswith(row.file) and re.fullmatch("[0-9a-f]{40}", row.git_blob))
+        assert bool(row.keys) == (row.kind == "statistics")
+    assert "facebookresearch/DiT" in entries()["imagenet256"].users
+
+
+def test_the_table_stays_readable() -> None:
+    lines = statistics_table(statistics_files().values(), {"jit-in256"}).splitlines()
+    assert max(map(len, lines)) <= 165
+    columns = {line.index(word) for line, word in zip(lines[:2], ("used by", "LTH14/JiT"), strict=True)}
+    assert len(columns) == 1
+    assert " yes  LTH14/JiT" in lines[1]
+    assert "edm2-img512" in closest("img512.pkl")
+    assert "adm-in256" in closest("fid_stats/adm_in256_stats.npz")
+    assert named("jit-in256") == statistics_files()["jit-in256"]
+
+
+def test_jits_is_got_by_hand(run: Invoke, tmp_path: Path, own_cache: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((9, 8, 8, 3), np.uint8))
+    result = run("compare", "jit-in256", tmp_path / "x.npz")
+    place = own_cache / "reference_batches" / "jit_in256_stats.npz"
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "Error: jit-in256: jit_in256_stats.npz is not on this machine. It is not downloaded, because no "
+        "digest of it is known that a download could be checked with. Get it from https://github.com/LTH14/JiT"
+        f", fid_stats/. Then give its path in place of the name, or save it as {place}.\n"
+    )
+
+
+# Fetching ----------------------------------------------------------------------------------------------
+
+
+def test_fetched_once_and_recorded(server: Server) -> None:
+    path = fetch("near")
+    assert path == cache_path(statistics_files()["near"])
+    assert path.read_bytes() == CONTENT
+    assert server.paths == ["/a/near.npz"]
+    assert fetch("near") == path
+    assert len(server.paths) == 1
+    path.write_bytes(npz(1.0))
+    assert fetch("near").read_bytes() == CONTENT
+    assert len(server.paths) == 2
+
+
+def test_another_content_gets_no_name(server: Server) -> None:
+    server.content = npz(2.0)
+    with pytest.raises(DownloadError, match=f"git's digest of it is .*, expected {git_blob(CONTENT)}"):
+        fetch("near")
+    path = cache_path(statistics_files()["near"])
+    assert list(path.parent.iterdir()) == []
+    path.write_bytes(server.content)  # and put there by hand it is refused, and stays
+    with pytest.raises(InputError, match=r"is not near\.npz as someone/tool has it"):
+        fetch("near")
+    assert path.read_bytes() == server.content
+
+
+def test_by_hand(server: Server) -> None:
+    with pytest.raises(DownloadError, match="no digest of it is known"):
+        fetch("far")
+    path = cache_path(statistics_files()["far"])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(npz(3.0))
+    assert fetch("far") == path
+    path.write_bytes(npz(4.0))
+    with pytest.raises(InputError, match=r"is not the file that was first used.*remove far\.npz\.json"):
+        fetch("far")
+    path.with_name("far.npz.json").unlink()
+    assert fetch("far") == path
+    path.with_name("far.npz.json").unlink()
+    file = io.BytesIO()
+    np.savez(file, np.zeros((3, 8, 8, 3), np.uint8))
+    path.write_bytes(file.getvalue())
+    with pytest.raises(InputError, match=r"holds no statistics; expected far\.npz, with mu sigma"):
+        fetch("far")
+    assert server.paths == []
+
+
+@pytest.mark.usefixtures("server")
+def test_a_network_is_no_reference(run: Invoke) -> None:
+    for command in (("compare", "net", "near"), ("reference", "fetch", "net")):
+        result = run(*command)
+        assert (result.code, result.out) == (2, "")
+        assert "net names a file of the kind network, with which nothing can be compared" in result.err
+
+
+@pytest.mark.usefixtures("server", "pixels")
+def test_compare_by_name(
+    run: Invoke, monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
+) -> None:
+    shapes = {"mu": (48,), "sigma": (48, 48), "mu_s": (12,), "sigma_s": (12, 12)}
+    monkeypatch.setattr("evalkit.images.npz.STATISTICS", shapes)
+    file = io.BytesIO()
+    np.savez(file, mu=np.zeros(48, np.float32), sigma=np.eye(48))
+    server.content = file.getvalue()
+    Path("statistics.toml").write_text(
+        Path("statistics.toml").read_text().replace(git_blob(CONTENT), git_blob(server.content))
+    )
+    statistics._read.cache_clear()
+    np.savez("mine.npz", np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8))
+    result = run("compare", "near", "mine.npz")
+    assert result.code == 0, result.err
+    assert "FID" in result.out
+    assert "there is no mu_s for sFID" in result.out
+    assert "as published" not in result.out
+    listed = run("reference", "list", "--dataset", "tiny").out.splitlines()
+    assert listed[2].split()[:6] == ["near", "near.npz", "mu", "sigma", "fetch", "yes"]
