@@ -1,39 +1,30 @@
-"""The reference evaluator's own numbers on CIFAR-10, from the genuine convolutions and a stand-in head."""
+"""The reference evaluator's own numbers on CIFAR-10, from the genuine convolutions and a stand-in head.
+
+And torch-fidelity's, which come from the same features.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from cifar10 import cifar10
 from inception_graphdef import standin_head
-from numpy.typing import NDArray
-from PIL import Image
+from peers import PEERS
 
 from evalkit.comparison import compare
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.weights import InceptionWeights
 from evalkit.metrics.kernel_subsets import SubsetKernelDistance
+from evalkit.protocols import protocol_named
 from evalkit.results import Comparison
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "evaluator_cifar10.json").read_text())
 CASES = {case["images_each"]: case for case in GOLDEN["cases"]}
-PEERS = json.loads((Path(__file__).parent / "golden" / "peers_cifar10.json").read_text())
-
-
-def cifar10(folder: Path, split: str, count: int) -> NDArray[np.uint8]:
-    """The first ``count`` images after the permutation of the golden values, (count, 32, 32, 3)."""
-    with np.load(folder / "data" / "cifar10_jpeg.npz", allow_pickle=False) as data:
-        indices = np.flatnonzero(data["is_test"] == (split == "test"))
-        chosen = indices[np.random.RandomState(0).permutation(len(indices))[:count]]
-        jpeg, offsets = data["jpeg"], data["offsets"]
-    return np.stack(
-        [np.asarray(Image.open(io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes()))) for i in chosen]
-    )
+PEER = PEERS["torch-fidelity"]
 
 
 def evaluate(folder: Path, weights: InceptionWeights, count: int) -> dict[str, Comparison]:
@@ -42,8 +33,12 @@ def evaluate(folder: Path, weights: InceptionWeights, count: int) -> dict[str, C
     found = {
         protocol: compare(*batches, protocol=protocol, extractor=network) for protocol in ("adm", "exact")
     }
-    kid = SubsetKernelDistance(subset_size=PEERS["torch-fidelity"]["kid_subset_size"])
-    return found | {"kid": compare(*batches, metrics=kid, extractor=network)}
+    fid, inception_score, kid = protocol_named("torch-fidelity").metrics
+    assert isinstance(kid, SubsetKernelDistance)
+    kid = dataclasses.replace(kid, subset_size=PEER["kid_subset_size"])
+    metrics = [fid, inception_score, kid]
+    found["torch-fidelity"] = compare(*batches, protocol="torch-fidelity", metrics=metrics, extractor=network)
+    return found
 
 
 def check(found: dict[str, Comparison], case: dict[str, Any]) -> None:
@@ -65,10 +60,13 @@ def check(found: dict[str, Comparison], case: dict[str, Any]) -> None:
 def test_300_images(big_data: Path, inception_weights: InceptionWeights) -> None:
     found = evaluate(big_data, inception_weights, 300)
     check(found, CASES[300])
-    kid, expected = found["kid"].score("kid_subsets"), PEERS["torch-fidelity"]
-    assert kid is not None
-    assert kid.value == pytest.approx(expected["kernel_inception_distance_mean"], abs=1e-6)
-    assert kid.std == pytest.approx(expected["kernel_inception_distance_std"], abs=1e-6)
+    fid, inception, kid = found["torch-fidelity"].scores
+    assert (fid.name, inception.name, kid.name) == ("fid", "inception_score", "kid")
+    assert fid.value == pytest.approx(PEER["frechet_inception_distance"], rel=1e-4)
+    assert inception.value == pytest.approx(PEER["inception_score_mean"], rel=1e-4)
+    assert inception.std == pytest.approx(PEER["inception_score_std"], rel=1e-4)
+    assert kid.value == pytest.approx(PEER["kernel_inception_distance_mean"], abs=1e-6)
+    assert kid.std == pytest.approx(PEER["kernel_inception_distance_std"], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar10 import cifar10
 from results import CUDA, guarded, relative, report, seconds_of
-from test_golden import CASES, cifar10
+from test_golden import CASES
 from test_networks import GOLDENS, golden
 from torch import Tensor
 

@@ -18,7 +18,7 @@ from evalkit.cli.options import (
     open_batches,
     value_range_option,
 )
-from evalkit.cli.parameters import WithRuns, file, members_of, output
+from evalkit.cli.parameters import WithRuns, file, members_of, output, text
 from evalkit.errors import EvalkitError, InputError, OutputError
 from evalkit.layouts import LAYOUTS
 from evalkit.protocols import PROTOCOLS
@@ -48,10 +48,13 @@ __all__ = ["compare", "curves", "features", "stats"]
 )
 @click.option(
     "--protocol",
-    type=click.Choice(list(PROTOCOLS)),
+    type=text,
+    metavar="LIST",
     default="adm",
     show_default=True,
-    help="adm: the reference evaluator's arithmetic, float16 distances included; exact: no rounding.",
+    help=f"{', '.join(PROTOCOLS)}; or several with commas between, in one pass over the images. adm: the "
+    "reference evaluator's arithmetic, float16 distances included; exact: no rounding; others: see "
+    "docs/protocols.md.",
 )
 @click.option(
     "--format",
@@ -144,7 +147,8 @@ def compare(
     from evalkit.comparison.pairs import sets_of
     from evalkit.comparison.plan import choose_metrics
     from evalkit.comparison.worst import check_worst, write_worst
-    from evalkit.report import several, text
+    from evalkit.report import several
+    from evalkit.report import text as single
     from evalkit.report.image_grid import check_picture
     from evalkit.results import Comparison
     from evalkit.several import Comparisons
@@ -193,11 +197,11 @@ def compare(
             )
         if isinstance(found, Comparison):
             found = beside(found, published)
-            shown_text = text.FORMATS[format_](found)
-            notes = [*text.remarks(found)]
+            shown_text = single.FORMATS[format_](found)
+            notes = [*single.remarks(found)]
         else:
             shown_text = several.FORMATS[format_](found)
-            notes = [*dict.fromkeys(note for each in found.comparisons for note in text.remarks(each))]
+            notes = [*dict.fromkeys(note for each in found.comparisons for note in single.remarks(each))]
         failure: EvalkitError | None = None
         try:  # before printing, which may fail
             if json_file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +17,7 @@ from evalkit.errors import InputError
 if TYPE_CHECKING:
     from evalkit.comparison.sources import Opened, Source
     from evalkit.extractors.base import Extractor
+    from evalkit.extractors.weights import InceptionWeights
     from evalkit.results import PublishedRow
     from evalkit.system.run import Run
 
@@ -116,27 +118,35 @@ class ExtractorSetup:
 
     def extractor(self, network: str = "inception") -> Extractor:
         """A network, its weights loaded. The options of weights, precision and backend are Inception's."""
-        if network != "inception":
-            from evalkit.extractors import make_extractor
+        from evalkit.extractors import extractor_class, make_extractor
+        from evalkit.extractors.inception import Inception
 
+        row = extractor_class(network)
+        if not issubclass(row, Inception):
             return make_extractor(network, device=self.device, batch_size=self.batch_size)
         if self.graph is not None:
             from evalkit.extractors.inception_graph import InceptionGraph
 
+            if row is not Inception:
+                raise InputError(
+                    f"{network}: the graph resizes images itself. Leave out --backend and --graph."
+                )
             if self.precision != "float32" or self.weights or self.device not in ("auto", "cpu"):
                 raise InputError(
                     "--backend tensorflow runs the graph as it is: no --precision, --weights or --device."
                 )
             return InceptionGraph(self.graph, batch_size=self.batch_size or 64)
-        from evalkit.extractors.inception import Inception
+        made: Extractor = row(
+            self._loaded_weights, device=self.device, precision=self.precision, batch_size=self.batch_size
+        )
+        return made
+
+    @cached_property
+    def _loaded_weights(self) -> InceptionWeights:
+        """Read once for all networks that have them."""
         from evalkit.extractors.weights import load_weights
 
-        return Inception(
-            load_weights(self.weights, progress=progress_bars(in_bytes=True)),
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.batch_size,
-        )
+        return load_weights(self.weights, progress=progress_bars(in_bytes=True))
 
     @contextmanager
     def run(self) -> Iterator[Run]:

@@ -27,7 +27,7 @@ from evalkit.comparison.sources import (
     Source,
     check_fingerprints,
     check_networks,
-    file_outputs,
+    has_statistics,
     make_extractors,
     open_source,
     open_sources,
@@ -113,7 +113,8 @@ def compare(
         runs: In place of ``samples``: several settings, each with its runs (trainings, seeds or checkpoints).
             Then settings are compared, by how much their runs vary.
         protocol: A row of :data:`evalkit.protocols.PROTOCOLS`. ``adm`` is the ADM reference evaluator's
-            arithmetic, float16 distances included; ``exact`` the same metrics in exact arithmetic.
+            arithmetic, float16 distances included; ``exact`` the same metrics in exact arithmetic. Several
+            with commas between, such as ``adm,clean-fid``, share one pass over the images.
         metrics: What to compute: names of scores, rows of :data:`evalkit.metrics.METRICS`, ``row@network``,
             or metrics themselves; names also separated by commas. None for all of the protocol. Precision and
             recall come together.
@@ -298,8 +299,8 @@ def _has_full_rank(
 ) -> bool:
     """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
     known = widths_of(sources, extractors)
-    widths = [known[output] for output in outputs if output in known]
-    return any(file_outputs(source) or len(source) > min(widths, default=0) for source in sources)
+    least = min((known[output] for output in outputs if output in known), default=0)
+    return any(has_statistics(source, outputs) or len(source) > least for source in sources)
 
 
 def _compute(
@@ -341,8 +342,7 @@ def _compute(
                 if score.stderr is not None and not isinstance(bar := bars[score.name], str)
             }
         if plan.subset and "rows" in metric.needs.values():
-            drawn = {"subset": plan.subset.images, "seed": plan.subset.seed}
-            found = tuple(replace(score, parameters={**score.parameters, **drawn}) for score in found)
+            found = tuple(replace(score, parameters=plan.subset.noted(score.parameters)) for score in found)
         scores += found
     return scores, missing, deviations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evalkit.comparison.plan import Choice, Plan
-from evalkit.comparison.sources import Opened, Side, file_outputs, widths_of
+from evalkit.comparison.sources import Opened, Side, file_networks, file_outputs, widths_of
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.adm_npz import NETWORK, written_record
 from evalkit.features.record import BatchFeatures, Features
@@ -101,6 +101,12 @@ def warnings_of(
             yield (
                 f"The statistics in {side.name} are of another extractor than the one in use (weights, "
                 "precision or backend differ): FID and sFID mix the two."
+            )
+        there = file_networks(source)
+        if there and there.isdisjoint(choice.networks):
+            yield (
+                f"The statistics in {side.name} are of the network {' and '.join(sorted(there))}, which no "
+                "metric here looks at: they are not used."
             )
         yield from _label_warning(next(iter(side.networks.values())))
     for source in sources:

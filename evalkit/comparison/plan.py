@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,11 @@ class Subset:
             raise InputError(f"A subset of {self.images} images: expected at least 1, better 10,000.")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"Seed {self.seed}: expected 0 to {2**32 - 1}.")
+
+    def noted(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a score of a subset. Its seed has another name beside a seed of the metric."""
+        seed = "subset_seed" if "seed" in parameters else "seed"
+        return {**parameters, "subset": self.images, seed: self.seed}
 
     def rows(self, n: int) -> NDArray[np.int64]:
         """(images,) indices of those drawn among ``n``, ascending."""
@@ -93,9 +99,10 @@ def choose_metrics(protocol: str, metrics: Collection[str | Metric] | str | Metr
     """The metrics of a protocol, or those of them that are requested, and any others.
 
     Args:
-        protocol: A row of :data:`evalkit.protocols.PROTOCOLS`.
+        protocol: A row of :data:`evalkit.protocols.PROTOCOLS`, or several with commas between.
         metrics: Names of scores and metrics themselves, in a collection; names also separated by commas. None
-            for all of the protocol. Precision and recall come together.
+            for all of the protocol. Precision and recall come together, and a score of several protocols
+            is that of each.
 
     Raises:
         InputError: An unknown protocol or metric.
@@ -131,8 +138,14 @@ def _resolved(protocol: Protocol, metrics: Collection[str | Metric] | str | Metr
         raise InputError(
             f'metrics={metrics!r}: expected names or metrics, such as ["fid", "recall"] or "fid,recall".'
         )
-    found = [named(item, protocol.metrics) if isinstance(item, str) else item for item in items]
-    return list(dict.fromkeys(found))
+    found = [_named(item, protocol) if isinstance(item, str) else [item] for item in items]
+    return list(dict.fromkeys(metric for metrics in found for metric in metrics))
+
+
+def _named(name: str, protocol: Protocol) -> list[Metric]:
+    names = {name, *(f"{name}@{each}" for each in protocol.name.split(","))}
+    of_protocol = [metric for metric in protocol.metrics if names & {spec.name for spec in metric.scores}]
+    return of_protocol or [named(name, protocol.metrics)]
 
 
 def _specs(metrics: Sequence[Metric]) -> tuple[ScoreSpec, ...]:

@@ -47,7 +47,9 @@ __all__ = [
     "Source",
     "check_fingerprints",
     "check_networks",
+    "file_networks",
     "file_outputs",
+    "has_statistics",
     "make_extractors",
     "open_source",
     "open_sources",
@@ -111,6 +113,16 @@ def file_outputs(source: Opened) -> set[str]:
         return {f"{source.network}:{output}" for output in source.gaussians}
     found = source.statistics or {}
     return {output for suffix, output in OUTPUTS_IN_FILES.items() if f"mu{suffix}" in found}
+
+
+def file_networks(source: Opened) -> set[str]:
+    """The networks of whose outputs a file carries mean and covariance."""
+    return {split_output(output)[0] for output in file_outputs(source)}
+
+
+def has_statistics(source: Opened, outputs: Iterable[str]) -> bool:
+    """Whether a file carries mean and covariance of the network of one of these outputs."""
+    return not file_networks(source).isdisjoint(split_output(output)[0] for output in outputs)
 
 
 def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None:
@@ -235,7 +247,8 @@ class Side:
         """The record of this side."""
         images = len(self.source) if self.is_needed else 0
         first = next(iter(features.networks.values()))
-        of_file = bool(file_outputs(self.source))
+        needed = {output for metric in self.plan.metrics for output in metric.needs}
+        of_file = has_statistics(self.source, needed)
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin

@@ -19,6 +19,9 @@ __all__ = ["EXTRACTORS", "extractor_class", "make_extractor"]
 # Network: "module:Class", loaded when it is first used.
 EXTRACTORS: dict[str, str] = {
     "inception": "evalkit.extractors.inception:Inception",
+    "inception_pytorch_fid": "evalkit.extractors.inception_resizes:PytorchFid",
+    "inception_clean_fid": "evalkit.extractors.inception_resizes:CleanFid",
+    "inception_clean_fid_legacy_pytorch": "evalkit.extractors.inception_resizes:CleanFidLegacyPytorch",
     "dinov2_vitb14": "evalkit.extractors.dinov2:DINOv2ViTB14",
     "dinov2_vitl14": "evalkit.extractors.dinov2:DINOv2ViTL14",
     "dinov2_vitl14_dgm_eval": "evalkit.extractors.dinov2:DINOv2ViTL14DgmEval",

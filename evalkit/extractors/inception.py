@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -95,12 +96,12 @@ class Inception(Travels):
 
     def at_precision(self, precision: str) -> Inception:
         """The same network on the same device at another precision."""
-        return Inception(self.weights, device=self.device, precision=precision, batch_size=self.batch_size)
+        return type(self)(self.weights, device=self.device, precision=precision, batch_size=self.batch_size)
 
     @cached_property
     def _layers(self) -> Network:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision, torch.float32)
-        return self._keep(lambda: Network(self.weights.convolutions, self._device, dtype))
+        return self._keep(lambda: _layers_of(self.weights, self._device, dtype))
 
     @cached_property
     def _upload(self) -> Upload:
@@ -150,7 +151,20 @@ class Inception(Travels):
     def _network(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with float32_arithmetic(tf32=self.precision == "tf32"):
             layers = self._layers
-            return layers(scaled_input(images, INPUT_SIZE, layers.dtype))
+            return layers(self.prepared(images, layers.dtype))
+
+    @staticmethod
+    def prepared(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What the network sees of images: :attr:`preprocess`.
+
+        Args:
+            images: (n, h, w, 3), uint8 or float32, values in [0, 255].
+            dtype: Of the result. It is computed in float32.
+
+        Returns:
+            (n, 3, 299, 299), about [-1, 1].
+        """
+        return scaled_input(images, INPUT_SIZE, dtype)
 
     @torch.inference_mode()
     def derive(self, output: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,6 +190,17 @@ class Inception(Travels):
                 for block in np.array_split(rows, len(rows) // 8192 + 1)
             ]
             return torch.cat(blocks).cpu().numpy()
+
+
+# Those in use, by weights, device and type: extractors that differ in the resize alone share them.
+_LAYERS: WeakValueDictionary[tuple[str, torch.device, torch.dtype], Network] = WeakValueDictionary()
+
+
+def _layers_of(weights: InceptionWeights, device: torch.device, dtype: torch.dtype) -> Network:
+    key = (weights.digest, device, dtype)
+    if (layers := _LAYERS.get(key)) is None:
+        _LAYERS[key] = layers = Network(weights.convolutions, device, dtype)
+    return layers
 
 
 def weights_record(weights: InceptionWeights) -> dict[str, Any]:

@@ -89,9 +89,6 @@ def on_network(metric: Any, network: str) -> Metric:
         names = " and ".join(spec.name for spec in metric.scores)
         raise InputError(f"{names} needs {', '.join(metric.needs)}, which {network} does not have.")
     output = next(iter(extractor_class(network).outputs))
-    scores = tuple(
-        replace(spec, name=f"{spec.name}@{network}", title=f"{spec.title} ({network})")
-        for spec in metric.scores
-    )
+    scores = pkgutil.resolve_name("evalkit.metrics.base:scores_at")(metric.scores, network)
     moved: Metric = replace(metric, output=f"{network}:{output}", scores=scores)
     return moved

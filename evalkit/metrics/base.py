@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -25,6 +25,7 @@ __all__ = [
     "classes_of",
     "influence_of",
     "parameters",
+    "scores_at",
     "with_classes",
     "with_error_bars",
 ]
@@ -39,7 +40,8 @@ class Metric(Protocol):
     """A frozen dataclass whose fields are its parameters; calling it yields one score for each of `scores`.
 
     A metric that works on any network's rows has the fields ``output`` and ``scores``; then ``kid@dinov2`` is
-    the same metric on the first output of that network (:func:`evalkit.metrics.named`).
+    the same metric on the first output of that network (:func:`evalkit.metrics.named`). Metrics of protocols
+    have the field ``scores``.
 
     Attributes:
         scores: What it yields, in order.
@@ -53,7 +55,7 @@ class Metric(Protocol):
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
     Their memory beyond the rows is said by a method ``influence_bytes(images, width)``, with the number of
-    images of each side.
+    images of each side. ``depends_on_order = True`` says that images are drawn by index.
     """
 
     @property
@@ -75,6 +77,13 @@ class Metric(Protocol):
 def parameters(metric: Any) -> dict[str, Any]:
     """The fields of a metric, for the record; its ``scores`` are recorded elsewhere."""
     return {field.name: getattr(metric, field.name) for field in fields(metric) if field.name != "scores"}
+
+
+def scores_at(scores: Sequence[ScoreSpec], where: str) -> tuple[ScoreSpec, ...]:
+    """The scores of a metric at another network or of another protocol: ``fid@where``."""
+    return tuple(
+        replace(spec, name=f"{spec.name}@{where}", title=f"{spec.title} ({where})") for spec in scores
+    )
 
 
 def check_sides(

@@ -5,8 +5,9 @@ Salimans et al. 2016, "Improved Techniques for Training GANs", section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +21,13 @@ from evalkit.metrics.base import Need, classes_of, parameters
 from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
-__all__ = ["InceptionScore", "SplitScores", "inception_influence", "inception_score"]
+__all__ = [
+    "InceptionScore",
+    "ShuffledInceptionScore",
+    "SplitScores",
+    "inception_influence",
+    "inception_score",
+]
 
 # Beyond this share of the score, the formula of the bias leaves too much over.
 _MOST_BIAS = 0.2
@@ -58,19 +65,7 @@ def inception_score(
         FeatureError: The logits are not a finite two-dimensional array.
         InputError: `split_size` is not positive.
     """
-    if split_size < 1:
-        raise InputError(f"split_size is {split_size}; expected at least 1 image in a split")
-    if not len(logits):
-        raise UndefinedMetricError("the Inception Score of no images is undefined; give at least one image")
-    check_rows(logits, "logits")
-    splits = np.array(
-        [
-            _split_score(logits[start : start + split_size].astype(dtype, copy=False))
-            for start in range(0, len(logits), split_size)
-        ]
-    )
-    std = float(splits.std()) if len(splits) > 1 else None
-    return SplitScores(float(splits.mean()), std, splits)
+    return _score(logits, _parts_of_size(len(logits), split_size), dtype)
 
 
 def inception_influence(
@@ -93,24 +88,44 @@ def inception_influence(
         FeatureError: The logits are not a finite two-dimensional array.
         InputError: `split_size` is not positive.
     """
-    value = inception_score(logits, split_size, dtype="float64").mean
+    return _influence(logits, _parts_of_size(len(logits), split_size), classes)
+
+
+def _parts_of_size(n: int, split_size: int) -> list[slice]:
+    """Consecutive splits of so many images; the last may be shorter."""
+    if split_size < 1:
+        raise InputError(f"split_size is {split_size}; expected at least 1 image in a split")
+    if not n:
+        raise UndefinedMetricError("the Inception Score of no images is undefined; give at least one image")
+    return [slice(start, min(start + split_size, n)) for start in range(0, n, split_size)]
+
+
+def _score(logits: NDArray[np.floating], parts: Sequence[slice], dtype: str) -> SplitScores:
+    check_rows(logits, "logits")
+    splits = np.array([_split_score(logits[part].astype(dtype, copy=False)) for part in parts])
+    std = float(splits.std()) if len(splits) > 1 else None
+    return SplitScores(float(splits.mean()), std, splits)
+
+
+def _influence(
+    logits: NDArray[np.floating], parts: Sequence[slice], classes: NDArray[np.int64] | None
+) -> Influence:
+    value = _score(logits, parts, "float64").mean
     n = len(logits)
-    starts = range(0, n, split_size)
-    if min(split_size, n - starts[-1]) < 2:
+    if min(part.stop - part.start for part in parts) < 2:
         raise UndefinedMetricError(
-            f"a split of one image ({n:,} images in splits of {split_size:,}) has no standard error; leave "
-            "out the last image, or give more"
+            f"a split of one image ({n:,} images in {len(parts):,} splits) has no standard error; give "
+            "images that fill the splits"
         )
     psi = np.empty(n)
     sums = np.zeros((2, logits.shape[1]))
     negative_entropy = 0.0
-    for start in starts:
-        split = slice(start, start + split_size)
-        p = _softmax(logits[split].astype(np.float64, copy=False))
+    for part in parts:
+        p = _softmax(logits[part].astype(np.float64, copy=False))
         information = (p * _log(p)).sum(axis=1)
         divergence = information - p @ _log(p.mean(axis=0))
         deviation = divergence - divergence.mean()
-        psi[split] = n / (len(starts) * len(p)) * np.exp(divergence.mean()) * deviation
+        psi[part] = n / (len(parts) * len(p)) * np.exp(divergence.mean()) * deviation
         sums += p.sum(axis=0), np.square(p).sum(axis=0)
         negative_entropy += information.sum()
     bias, why = _bias(value, negative_entropy / n, sums / n, float(psi.var()) / value**2, n)
@@ -170,16 +185,17 @@ class InceptionScore:
     Attributes:
         split_size: Images in a split.
         dtype: Arithmetic; the reference evaluator's is float32.
+        scores: Its name.
     """
 
-    scores: ClassVar[tuple[ScoreSpec, ...]] = (
-        ScoreSpec(name="inception_score", title="Inception Score", higher_is_better=True),
-    )
     needs: ClassVar[Mapping[str, Need]] = {"inception:logits": "rows"}
     uses_reference: ClassVar[bool] = False
 
     split_size: int = 5000
     dtype: Literal["float32", "float64"] = "float32"
+    scores: tuple[ScoreSpec, ...] = (
+        ScoreSpec(name="inception_score", title="Inception Score", higher_is_better=True),
+    )
 
     def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
         """One score, with the standard deviation over its splits.
@@ -205,3 +221,69 @@ class InceptionScore:
         logits = samples.rows("inception:logits")
         classes = classes_of(samples, "inception:logits", len(logits))
         return {self.scores[0].name: inception_influence(logits, self.split_size, classes=classes)}
+
+
+@dataclass(frozen=True)
+class ShuffledInceptionScore:
+    """The Inception Score as torch-fidelity computes it: in float64, of shuffled images in equal splits.
+
+    ``RandomState(seed)`` shuffles the images, so the score depends on their order a little.
+
+    Attributes:
+        splits: How many splits. They differ by one image at most.
+        seed: Of the shuffle.
+        scores: Its name.
+    """
+
+    needs: ClassVar[Mapping[str, Need]] = InceptionScore.needs
+    uses_reference: ClassVar[bool] = False
+    depends_on_order: ClassVar[bool] = True
+
+    splits: int = 10
+    seed: int = 2020
+    scores: tuple[ScoreSpec, ...] = InceptionScore.scores
+
+    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
+        """One score, with the standard deviation over its splits.
+
+        Raises:
+            UndefinedMetricError: The samples have no logits, or there are fewer images than splits.
+            InputError: There are no splits.
+        """
+        del reference, run
+        logits = samples.rows("inception:logits")
+        order, parts = self._drawn(len(logits))
+        result = _score(logits[order], parts, "float64")
+        name = self.scores[0].name
+        return (Score(name=name, value=result.mean, std=result.std, parameters=parameters(self)),)
+
+    def influence(
+        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
+    ) -> Mapping[str, Influence]:
+        """Influence values of the score; see :func:`inception_influence`.
+
+        Raises:
+            UndefinedMetricError: The samples have no logits, or a split has fewer than two images.
+            InputError: There are no splits.
+        """
+        del reference, run
+        logits = samples.rows("inception:logits")
+        order, parts = self._drawn(len(logits))
+        found = _influence(logits[order], parts, None)
+        psi = np.empty_like(found.samples)
+        psi[order] = found.samples
+        classes = classes_of(samples, "inception:logits", len(logits))
+        return {self.scores[0].name: replace(found, samples=psi, classes=classes)}
+
+    def _drawn(self, n: int) -> tuple[NDArray[np.int64], list[slice]]:
+        """The order of the images, and the splits of them in this order."""
+        if self.splits < 1:
+            raise InputError(f"{self.splits} splits; expected at least 1, such as 10")
+        if n < self.splits:
+            raise UndefinedMetricError(
+                f"the Inception Score of {n} image{'' if n == 1 else 's'} in {self.splits} splits is "
+                f"undefined; give at least {self.splits} images, better 50,000"
+            )
+        bounds = [index * n // self.splits for index in range(self.splits + 1)]
+        parts = [slice(*each) for each in pairwise(bounds)]
+        return np.random.RandomState(self.seed).permutation(n).astype(np.int64), parts

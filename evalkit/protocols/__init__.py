@@ -20,16 +20,30 @@ __all__ = ["PROTOCOLS", "protocol_named"]
 PROTOCOLS: dict[str, str] = {
     "adm": "evalkit.protocols.adm:ADM",
     "exact": "evalkit.protocols.exact:EXACT",
+    "torch-fidelity": "evalkit.protocols.torch_fidelity:TORCH_FIDELITY",
+    "pytorch-fid": "evalkit.protocols.pytorch_fid:PYTORCH_FID",
+    "clean-fid": "evalkit.protocols.clean_fid:CLEAN_FID",
+    "clean-fid-legacy-pytorch": "evalkit.protocols.clean_fid:LEGACY_PYTORCH",
 }
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of a row.
+    """The protocol of a row, or several with commas between: :func:`evalkit.protocols.base.side_by_side`.
 
     Raises:
-        InputError: There is no such row.
+        InputError: There is no such row, or one is named twice.
     """
-    if not isinstance(name, str) or name not in PROTOCOLS:
-        raise InputError(f"Unknown protocol {name!r}. Give one of {', '.join(PROTOCOLS)}.")
-    found: Protocol = pkgutil.resolve_name(PROTOCOLS[name])
-    return found
+    names = [each.strip() for each in name.split(",")] if isinstance(name, str) else [name]
+    for each in names:
+        if not isinstance(each, str) or each not in PROTOCOLS:
+            raise InputError(
+                f"Unknown protocol {each!r}. Give one of {', '.join(PROTOCOLS)}, or several with commas "
+                "between."
+            )
+        if names.count(each) > 1:
+            raise InputError(f"The protocol {each} is named twice. Name each once.")
+    found: list[Protocol] = [pkgutil.resolve_name(PROTOCOLS[each]) for each in names]
+    if len(found) == 1:
+        return found[0]
+    together: Protocol = pkgutil.resolve_name("evalkit.protocols.base:side_by_side")(found)
+    return together

@@ -140,7 +140,7 @@ def _citation(comparison: Comparison) -> str:
     if comparison.samples.images != row.images:
         count = comparison.samples.images
         here.append(f"{count:,} samples" if count else "statistics alone")
-    if comparison.protocol != row.evaluator:
+    if comparison.protocol.partition(",")[0] != row.evaluator:  # the scores shown are those of the first
         here.append(f"protocol {comparison.protocol}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
     shown, count, all_of = len(comparison.published), comparison.published_rows, ""
@@ -279,7 +279,8 @@ def drawn(score: Score, comparison: Comparison) -> str:
     subset = score.parameters["subset"]
     counts = [min(subset, batch.images) for batch in (comparison.reference, comparison.samples)]
     of = f"{subset:,} images a side" if counts == [subset] * 2 else f"{counts[0]:,} and {counts[1]:,} images"
-    return f"   (of {of}, seed {score.parameters['seed']})"
+    seed = score.parameters.get("subset_seed", score.parameters["seed"])
+    return f"   (of {of}, seed {seed})"
 
 
 def describe_batch(batch: Batch) -> str:

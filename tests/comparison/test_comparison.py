@@ -29,6 +29,7 @@ from stand_ins import InceptionPixels as Pixels
 import evalkit.features.store
 from evalkit.cli.options import ExtractorSetup
 from evalkit.comparison import Subset, compare, features_of
+from evalkit.comparison.plan import choose_metrics
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import HEAD_MISSING, Inception
 from evalkit.extractors.weights import InceptionWeights, describe_weights
@@ -210,7 +211,8 @@ def test_undefined_is_an_error(images: NDArray[np.uint8]) -> None:
 
 def test_protocols_report_their_parameters(batches: tuple[Path, Path]) -> None:
     for protocol in PROTOCOLS:
-        comparison = compare(*batches, protocol=protocol, extractor=Pixels(), run=NO_STORE)
+        networks = [stand_in(network) for network in choose_metrics(protocol).networks]
+        comparison = compare(*batches, protocol=protocol, extractor=networks, run=NO_STORE)
         assert all(score.parameters for score in comparison.scores)
         assert comparison.protocol == protocol
 

@@ -1,10 +1,17 @@
 import numpy as np
 import pytest
+import torch
+from optional import optional
 from scipy.special import log_softmax
 from stand_ins import NO_STORE, batch
 
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
-from evalkit.metrics.inception_score import InceptionScore, inception_score
+from evalkit.metrics.inception_score import (
+    InceptionScore,
+    ShuffledInceptionScore,
+    inception_influence,
+    inception_score,
+)
 
 
 def logits(n, classes=20, seed=0, scale=3.0):
@@ -79,3 +86,33 @@ def test_metric_looks_at_the_samples_only():
     assert score.parameters == {"split_size": 40, "dtype": "float32"}
     with pytest.raises(UndefinedMetricError, match="has no logits features"):
         metric(batch(logits=logits(100)), batch(), NO_STORE)
+
+
+@pytest.mark.usefixtures("torchvision_stand_in")
+@pytest.mark.parametrize(("n", "splits"), [(200, 10), (203, 10), (50, 1)])
+def test_shuffled_it_is_torch_fidelitys(n, splits):
+    metric_isc = optional("torch_fidelity.metric_isc", "crosscheck")
+    x = logits(n)
+    expected = metric_isc.isc_features_to_metric(
+        torch.from_numpy(x), splits=splits, shuffle=True, rng_seed=2020
+    )
+    (score,) = ShuffledInceptionScore(splits=splits)(batch(), batch(logits=x), NO_STORE)
+    assert score.value == pytest.approx(expected["inception_score_mean"], rel=1e-12)
+    assert (score.std or 0.0) == pytest.approx(expected["inception_score_std"], rel=1e-9)
+    assert score.parameters == {"splits": splits, "seed": 2020}
+
+
+def test_shuffled_influence_values_are_those_of_the_images():
+    x = logits(120)
+    order = np.random.RandomState(7).permutation(120)
+    found = ShuffledInceptionScore(splits=4, seed=7).influence(batch(), batch(logits=x), NO_STORE)
+    expected = inception_influence(x[order], 30)
+    np.testing.assert_allclose(found["inception_score"].samples[order], expected.samples, rtol=1e-12)
+    assert found["inception_score"].bias == pytest.approx(expected.bias, rel=1e-12)
+
+
+def test_shuffled_it_needs_an_image_for_each_split():
+    with pytest.raises(UndefinedMetricError, match="of 9 images in 10 splits is undefined"):
+        ShuffledInceptionScore()(batch(), batch(logits=logits(9)), NO_STORE)
+    with pytest.raises(InputError, match="0 splits"):
+        ShuffledInceptionScore(splits=0)(batch(), batch(logits=logits(9)), NO_STORE)

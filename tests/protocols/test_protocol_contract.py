@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from evalkit.comparison import compare
 from evalkit.comparison.plan import choose_metrics
 from evalkit.errors import InputError
 from evalkit.extractors import EXTRACTORS
+from evalkit.images import ImageSource
 from evalkit.metrics import METRICS
 from evalkit.metrics.base import Metric
 from evalkit.protocols import PROTOCOLS, protocol_named
@@ -58,6 +61,57 @@ def test_a_part_of_it_and_other_metrics_beside_it(row: str) -> None:
     assert more.metrics[: len(protocol_named(row).metrics)] == protocol_named(row).metrics
     assert {spec.name for spec in more.specs} >= {*names, "fd", "fd@pixels"}
     assert more.missing == {}
+
+
+def test_several_are_measured_in_one_pass(images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each score is what its protocol gives alone; the images are read once."""
+    together = ",".join(PROTOCOLS)
+    choice = choose_metrics(together)
+    networks = {network: stand_in(network) for network in choice.networks}
+    sides = images[::2], images[1::2]
+    read = []
+    batches = ImageSource.batches
+
+    def counted(self: ImageSource, *arguments: Any) -> Any:
+        read.append(self.name)
+        return batches(self, *arguments)
+
+    monkeypatch.setattr(ImageSource, "batches", counted)
+    found = compare(*sides, protocol=together, extractor=[*networks.values()], run=NO_STORE)
+    assert len(read) == 2  # the reference and the samples
+    assert found.protocol == together
+    assert found.missing == {}
+    assert [score.name for score in found.scores] == [spec.name for spec in choice.specs]
+    for row in PROTOCOLS:
+        needed = [networks[network] for network in choose_metrics(row).networks]
+        alone = compare(*sides, protocol=row, extractor=needed, run=NO_STORE)
+        suffix = "" if row == next(iter(PROTOCOLS)) else f"@{row}"
+        for score in alone.scores:
+            again = found.score(f"{score.name}{suffix}")
+            assert again is not None
+            # A Fréchet distance alone is of sums, which round in another order.
+            assert again.value == pytest.approx(score.value, rel=1e-9)
+            assert (again.parameters, again.std) == (score.parameters, score.std)
+            assert score.stderr in (again.stderr, None)
+    assert Comparison.from_json(found.to_json()) == found
+    assert "FID (clean-fid)" in FORMATS["table"](found)
+
+
+def test_a_score_of_several_protocols_is_that_of_each() -> None:
+    choice = choose_metrics("adm,clean-fid,pytorch-fid", "fid")
+    assert [metric.scores[0].name for metric in choice.metrics] == ["fid", "fid@clean-fid", "fid@pytorch-fid"]
+    assert [metric.scores[0].name for metric in choose_metrics("adm,clean-fid", "kid").metrics] == [
+        "kid@clean-fid"
+    ]
+    (one,) = choose_metrics("adm, clean-fid", "fid@clean-fid").metrics
+    assert one.needs == {"inception_clean_fid:pool": "gaussian"}
+
+
+def test_a_protocol_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="adm is named twice"):
+        protocol_named("adm,exact,adm")
+    with pytest.raises(InputError, match="Unknown protocol ''"):
+        protocol_named("adm,")
 
 
 def test_an_unknown_protocol_is_refused() -> None:
