@@ -322,6 +322,19 @@ def test_command_refuses_before_the_work(
 
 
 @pytest.mark.usefixtures("pixels")
+def test_too_few_images_are_refused_before_the_work(
+    run: Callable[..., Result], photos: Pictures, tmp_path: Path
+) -> None:
+    sides = tmp_path / "ref.npz", tmp_path / "few.npz"
+    for side, images in zip(sides, (photos[:60], photos[60:70]), strict=True):
+        np.savez(side, images)
+    failed = run("compare", *sides, "--worst", "6", tmp_path / "worst.png")
+    assert failed.code == 2
+    assert failed.out == ""
+    assert "holds 10 images, and each has 48" in failed.err
+
+
+@pytest.mark.usefixtures("pixels")
 def test_scores_are_printed_although_the_sheet_has_none_to_show(
     run: Callable[..., Result], photos: Pictures, tmp_path: Path
 ) -> None:
