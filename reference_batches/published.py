@@ -73,12 +73,14 @@ def published_rows(
     found = [row for row in all_rows() if row.dataset == dataset]
     if not found:
         known = ", ".join(dict.fromkeys(row.dataset for row in all_rows()))
-        raise InputError(f"Nothing is published here on a dataset {brief(repr(dataset))}; expected {known}.")
+        raise InputError(
+            f"There are no published rows on a dataset {brief(repr(dataset))}; expected {known}."
+        )
     rows = tuple(row for row in found if evaluator in (None, row.evaluator))
     if not rows:
         known = ", ".join(dict.fromkeys(row.evaluator for row in found))
         raise InputError(
-            f"No row on {dataset} is of an evaluator {brief(repr(evaluator))}; expected {known}."
+            f"No row on {dataset} comes from an evaluator {brief(repr(evaluator))}; expected {known}."
         )
     named = tuple(row for row in rows if model is None or model.lower() in row.model.lower())
     if not named:

@@ -37,14 +37,14 @@ __all__ = ["compare", "curves", "features", "stats"]
     "--runs",
     multiple=True,
     metavar="RUN...",
-    help="In place of SAMPLES, once for each setting: its runs (trainings, seeds or checkpoints), or a "
-    "folder with a file for each. Settings are compared by how much their runs vary.",
+    help="Instead of SAMPLES, once for each setting: its runs (trainings, seeds or checkpoints), or a folder "
+    "with a file for each run. Settings are compared by how much their runs vary.",
 )
 @click.option(
     "--paired/--unpaired",
     default=None,
-    help="Whether images of the same index in two SAMPLES are of the same noise and class, which makes "
-    "differences more certain. By default as the files of `evalkit sample` say.",
+    help="Whether images with the same index in two SAMPLES come from the same noise and class, which makes "
+    "differences more certain. Default: what the files of `evalkit sample` say.",
 )
 @click.option(
     "--protocol",
@@ -52,7 +52,7 @@ __all__ = ["compare", "curves", "features", "stats"]
     metavar="LIST",
     default="adm",
     show_default=True,
-    help=f"{', '.join(PROTOCOLS)}; or several with commas between, in one pass over the images. adm: the "
+    help=f"{', '.join(PROTOCOLS)}; or several, separated by commas, in one pass over the images. adm: the "
     "reference evaluator's arithmetic, float16 distances included; exact: no rounding; others: see "
     "docs/protocols.md.",
 )
@@ -91,7 +91,7 @@ __all__ = ["compare", "curves", "features", "stats"]
     nargs=2,
     type=(int, output),
     metavar="N PNG",
-    help="Draw the N samples that raise FID most, and the N images of REFERENCE that they cover least.",
+    help="Draw the N samples that raise FID most, and the N images of REFERENCE that SAMPLES cover least.",
 )
 @click.option(
     "--no-error-bars",
@@ -120,7 +120,7 @@ def compare(
 ) -> None:
     """FID, sFID, Inception Score, precision and recall of SAMPLES against REFERENCE.
 
-    Several SAMPLES are also compared with each other: which is the best, and which differences stand.
+    Several SAMPLES are also compared with each other: which is best, and which differences are significant.
 
     Each may be an npz (arr_0, and mu, sigma, mu_s, sigma_s where it has them), a folder, zip or tar of
     images, an HDF5 file, several of these by a quoted pattern, features kept by `evalkit features`, any of
@@ -161,9 +161,7 @@ def compare(
     error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)
     if worst:
         if len(every) > 1:
-            raise InputError(
-                f"--worst is of one set of samples, and there are {len(every)}. Give one of them."
-            )
+            raise InputError(f"--worst shows one set of samples, and {len(every)} were given. Give only one.")
         check_picture(worst[1], reference, *samples)
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
@@ -264,8 +262,8 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
     type=click.Choice(list(LAYOUTS)),
     default="adm",
     show_default=True,
-    help="The tool that reads the file; jit is also for MAR and fractal. A warning says where it resizes "
-    "images in another way, so that its FID would be wrong.",
+    help="The tool that will read the file; jit is also for MAR and fractal. A warning follows if that tool "
+    "resizes images in another way, because its FID would be wrong.",
 )
 @value_range_option
 @extractor_options
@@ -274,7 +272,7 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
 def stats(images: str, out: Place, tool: str, value_range: str | None, **options: Any) -> None:
     """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
 
-    With --as, as another tool reads them. Memory does not grow with the number of images.
+    With --as, in the layout of another tool. Memory does not grow with the number of images.
 
     \b
     Example:
@@ -334,7 +332,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
 @click.option(
     "--published",
     metavar="DATASET",
-    help="Overlay what papers report on this, such as imagenet256: see evalkit published.",
+    help="Overlay what papers report on this dataset, such as imagenet256; see `evalkit published`.",
 )
 def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:
     """Draw SWEEPS, one curve each: every metric against the guidance scale, and fidelity against diversity.

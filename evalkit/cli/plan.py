@@ -31,20 +31,20 @@ __all__ = ["plan"]
     required=True,
     metavar="DIFFERENCE",
     type=float,
-    help="The difference between two scores that is to be shown, such as 0.1.",
+    help="The difference between two scores that you want to show, such as 0.1.",
 )
 @click.option(
     "--metrics",
     default="fid",
     show_default=True,
     metavar="LIST",
-    help="For which metrics, separated by commas, as `compare` takes them.",
+    help="Metrics to plan for, separated by commas, as in `compare`.",
 )
 @click.option(
     "--paired/--unpaired",
     default=None,
-    help="Whether images of the same index in SAMPLES and OTHER are of the same noise and class, which takes "
-    "fewer images. By default as the files of `evalkit sample` say.",
+    help="Whether images with the same index in SAMPLES and OTHER come from the same noise and class, so "
+    "that fewer images are needed. Default: what the files of `evalkit sample` say.",
 )
 @click.option(
     "--format",
@@ -69,9 +69,9 @@ def plan(
     value_range: str | None,
     **options: Any,
 ) -> None:
-    """How many samples a difference takes, from how the score of SAMPLES against REFERENCE varies.
+    """How many samples it takes to show a difference, from the error bar of SAMPLES against REFERENCE.
 
-    With OTHER: what these two sets of samples can tell, and how many each would need.
+    With OTHER: how small a difference these two sets can show, and how many images each needs.
 
     \b
     Example:
@@ -147,27 +147,27 @@ def _assumed(found: SamplePlan) -> Iterator[str]:
     """What the numbers mean, and what they rest on; a line each."""
     yield (
         "smallest shown: the difference that is found in 80 % of draws, tested at the 5 % level. n for "
-        f"{found.detect:g}: how many images each set needs for {found.detect:g} to be found as often."
+        f"{found.detect:g}: how many images each set needs to find a difference of {found.detect:g} as often."
     )
     if len(found.comparisons) == 1:
         yield (
-            "Assumed: two independent sets that vary like this one, against this same reference, so that its "
-            "own error cancels. Sets of the same noise and classes can need far fewer: give two of them."
+            "Assumed: two independent sets that vary like this one, against the same reference, so that its "
+            "own error cancels. Sets with the same noise and classes can need far fewer: give two such sets."
         )
     else:
         differences = [size.difference for size in found.sizes if size.difference is not None]
         if differences[0].paired:
-            yield "The sets are paired: images of the same index are of the same noise and class."
+            yield "The sets are paired: images with the same index come from the same noise and class."
         else:
-            yield "The sets are taken to be independent of each other; --paired says that they are not."
+            yield "The sets are taken to be independent of each other; if they are paired, give --paired."
         if any(size.unbiased for size in found.sizes):
             titles = " and ".join(size.spec.title for size in found.sizes if size.unbiased)
-            yield f"The difference in {titles} is that of the values without bias."
+            yield f"The difference in {titles} is that of the unbiased values."
         yield (
-            "n as measured: for a true difference as large as the measured one, which is itself no more "
-            "certain than its ± says. What the reference causes in the difference stays as it is."
+            "n as measured: for a true difference as large as the measured one, which is itself only as "
+            "certain as its ± says. The reference's part of the error stays, whatever n is."
         )
     yield (
-        "The variance from the draw of the samples is taken to fall with 1/n. Training again varies more, "
-        "whatever n is."
+        "The variance from the draw of the samples is taken to fall as 1/n. Training again changes a score "
+        "more, whatever n is."
     )

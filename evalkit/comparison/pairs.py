@@ -66,15 +66,15 @@ def check_paired(samples: Sequence[Opened]) -> None:
     if len({len(source) for source in samples}) > 1:
         listed = ", ".join(f"{len(source):,} in {source.name}" for source in samples[:4])
         raise InputError(
-            f"Paired sets have the same number of images; there are {listed}. "
-            "Leave out --paired (paired=True), or give sets of the same noise and classes."
+            f"Paired sets must have the same number of images, but there are {listed}. "
+            "Leave out --paired (paired=True), or give sets with the same noise and classes."
         )
     labels = [source.labels for source in samples if source.labels is not None]
     for source in samples:
         if source.labels is not None and not np.array_equal(source.labels, labels[0]):
             raise InputError(
-                f"Paired sets have the same classes, image by image, and those of {source.name} are others. "
-                "Leave out --paired (paired=True), or give sets of the same noise and classes."
+                f"Paired sets must have the same classes, image by image, but those of {source.name} differ. "
+                "Leave out --paired (paired=True), or give sets with the same noise and classes."
             )
 
 
@@ -98,8 +98,8 @@ def sets_of(
         counts = " and ".join(str(len(members)) for members in runs)
         raise InputError(
             f"{len(runs)} setting{'s' * (len(runs) != 1)} with {counts} runs. Settings are compared by how "
-            "much their runs vary: give at least two settings with two runs. Single runs are compared as "
-            "samples, without --runs (runs=)."
+            "much their runs vary: give at least two settings with two or more runs each. To compare single "
+            "runs, give them as samples, without --runs (runs=)."
         )
     numbers = iter(range(sum(map(len, runs))))
     return [each for members in runs for each in members], [[next(numbers) for _ in each] for each in runs]
@@ -207,7 +207,7 @@ def _scores(comparisons: Sequence[Comparison], name: str) -> list[Score]:
         score = comparison.score(name)
         if score is None:
             why = comparison.missing.get(name, "it was not computed")
-            raise UndefinedMetricError(f"{comparison.samples.name} has none: {why}")
+            raise UndefinedMetricError(f"{comparison.samples.name} has no such score: {why}")
         # Scores without an error bar do not say of how many images they are.
         scores.append(replace(score, n=score.n or comparison.samples.images or None))
     return scores
@@ -227,8 +227,8 @@ def _values(scores: Sequence[Score]) -> tuple[list[float], bool]:
         named = (f"{score.n:,}" if score.n else "an unknown number of" for score in scores)
         listed = " and ".join(dict.fromkeys(named))
         raise UndefinedMetricError(
-            f"they are of {listed} images, and how much the score depends on their number is not known; give "
-            "as many of each"
+            f"they are of {listed} images, and how much the score depends on that number is not known; give "
+            "sets of the same size"
         )
     return [score.value for score in scores], False
 

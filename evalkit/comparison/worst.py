@@ -55,26 +55,27 @@ def check_worst(
         raise InputError(f"Which images cost most cannot be shown: {why}. Give the images as samples.")
     metrics = [metric for metric in choice.metrics if SCORE in (spec.name for spec in metric.scores)]
     if not metrics:
-        raise InputError("Which images cost most is told from FID; add fid to the metrics.")
+        raise InputError("Which images cost most is computed from FID; add fid to the metrics.")
     if subset is not None:
         raise InputError(
-            "Which images cost most is told from the features of all images, and with a subset FID is summed "
-            "up in constant memory; leave out the subset."
+            "Which images cost most is computed from the features of all images, but with a subset FID is "
+            "summed up in constant memory; leave out the subset."
         )
     if not error_bars:
-        raise InputError("Which images cost most comes with the error bars; do not leave them out.")
+        raise InputError("Which images cost most is computed with the error bars; do not leave them out.")
     outputs = {output for metric in metrics for output in metric.needs}
     if outputs & file_outputs(samples):
         raise InputError(
-            f"Which images cost most is told from the features of all images, and {brief(samples.name, 200)} "
-            "carries mean and covariance, which FID uses instead. Give the images without statistics."
+            "Which images cost most is computed from the features of all images, but "
+            f"{brief(samples.name, 200)} carries mean and covariance, which FID uses instead. "
+            "Give the images without statistics."
         )
     widths = {f"{each.network}:{key}": width for each in extractors for key, width in each.outputs.items()}
     for source in (samples,) if reference is None else (reference, samples):
         for output in outputs - file_outputs(source):
             if output in widths and is_rank_deficient(len(source), widths[output]):
                 raise InputError(
-                    "Which images cost most is told from covariances that are not singular. "
+                    "Which images cost most can only be computed if no covariance is singular. "
                     f"{brief(source.name, 200)} holds {len(source):,} images, and each has "
                     f"{widths[output]:,} features: give more images than features."
                 )

@@ -217,7 +217,7 @@ def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) ->
     raise WeightsError(
         f"No weights of {published.name} found; {failure}. Download {published.url} and save it as {own}, "
         f"or set {published.variable} to the path of a copy. The caches of torch.hub and of the Hugging Face "
-        f"hub ({' and '.join(published.repositories)}) were looked into."
+        f"hub ({' and '.join(published.repositories)}) were searched."
     )
 
 
@@ -245,7 +245,9 @@ def read_weights(file: Path, published: Published, shapes: Mapping[str, tuple[in
         WeightsError: There is no such file, or it holds something else.
     """
     names = " or ".join(layout.name for layout in published.layouts)
-    expected = f"Expected the weights of {published.name} as {names} names them, such as {published.url}."
+    expected = (
+        f"Expected the weights of {published.name} with the tensor names of {names}, such as {published.url}."
+    )
     try:
         content = read_tensors(file, f"{published.url} is one").content
     except InputError as error:

@@ -37,7 +37,7 @@ def check_name(out: Place, tool: str) -> None:
     suffix = layout_named(tool).suffix
     if tool != "adm" and out.suffix.lower() != suffix:
         raise InputError(
-            f"{out}: statistics for {LAYOUTS[tool].tools} have to be in a {suffix} file; name it so."
+            f"{out}: statistics for {LAYOUTS[tool].tools} have to be in a {suffix} file; change its suffix."
         )
 
 
@@ -109,7 +109,7 @@ def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
     if preprocess is None:
         return (
             f"{name} does not say how its images were resized. The resize of {layout.tools} is "
-            f"{layout.resize}; with statistics of another one, a FID there is wrong."
+            f"{layout.resize}; if another was used, a FID there is wrong."
         )
     if layout.resize in preprocess:
         return None

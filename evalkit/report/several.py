@@ -212,15 +212,15 @@ def _about_tests(found: Comparisons) -> Iterator[str]:
     counts = [sum(pair.score == spec.name for pair in tested) for spec in _shown_specs(found)]
     if max(counts) > 1:
         many = str(max(counts)) if len(set(counts)) == 1 else f"up to {max(counts)}"
-        parts.append(f"p is corrected for the {many} pairs tested in each score (Holm)")
+        parts.append(f"p is corrected for the {many} pairs tested for each score (Holm)")
     if any(pair.unbiased for pair in tested):
-        parts.append("where there is an unbiased value, it is the one compared")
+        parts.append("unbiased values are compared where there are any")
     paired = {pair.difference.paired for pair in tested if pair.difference is not None}
     if True in paired:
         some = "" if len(paired) == 1 else " of some sets"
-        parts.append(f"images{some} are paired by index, being of the same noise and class")
+        parts.append(f"images{some} are paired by index, as they come from the same noise and class")
     if len(found.pairs) > MOST_PAIRS * len(counts):
-        parts.append("differences from the best are listed, and JSON has all")
+        parts.append("only differences from the best are listed here, and JSON has all")
     yield "; ".join(parts) + "."
 
 
@@ -262,7 +262,7 @@ def _by_set(found: Comparisons, notes: Iterable[tuple[Iterable[str], Comparison]
             first.setdefault(key, text)
     for key, labels in of.items():
         if "\0" in key:
-            others = f" (likewise {', '.join(labels[1:])})" if len(labels) > 1 else ""
+            others = f" (likewise for {', '.join(labels[1:])})" if len(labels) > 1 else ""
             yield first[key] + others
         elif len(labels) == len(found.comparisons):
             yield first[key]

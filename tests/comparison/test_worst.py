@@ -300,7 +300,7 @@ def test_command(run: Callable[..., Result], photos: Pictures, tmp_path: Path) -
         (("--worst", "6", "worst.png", "--no-error-bars"), "error bars"),
         (("--worst", "6", "worst.png", "--subset", "50"), "leave out the subset"),
         (("--worst", "6", "worst.png", "--metrics", "recall"), "add fid"),
-        (("samples.npz", "--worst", "6", "worst.png"), "of one set of samples, and there are 2"),
+        (("samples.npz", "--worst", "6", "worst.png"), "shows one set of samples, and 2 were given"),
     ],
 )
 def test_command_refuses_before_the_work(
