@@ -61,6 +61,8 @@ ANIMALS = (2, 3, 4, 5, 6, 7)
 BLURRED = 0.01
 IMAGES_PER_SECOND = 30
 FULL = 2048
+FIGURE = (2_500, 5_000, 10_000, 25_000)
+"""Images in the sets of the figure."""
 WIDTHS = 2048 + 2023
 
 
@@ -354,22 +356,23 @@ def draw(path: Path, rows: Mapping[str, Rows], sizes: Sizes) -> None:
     truth = frechet(reference, train, drawn=False)["FD"].unbiased
     assert truth is not None
     by_size.axhline(truth, color="0.6", label=f"without bias, of all {len(train):,}")
-    for size in sizes.sets:
-        (sets,) = divided(len(train), size, 1)
+    for size in FIGURE:
+        (sets,) = divided(len(train), min(size, len(train)), 1)
         found = [frechet(reference, train[chosen], drawn=False)["FD"] for chosen in sets[:4]]
         for shift, name, colour in ((-0.06, "value", "#D55E00"), (0.06, "unbiased", "#0072B2")):
+            known = [(i, each) for i, each in enumerate(found) if getattr(each, name) is not None]
             by_size.errorbar(
-                [size * (1 + shift + 0.02 * i) for i in range(len(found))],
-                [getattr(each, name) for each in found],
-                yerr=[2 * each.stderr for each in found],
+                [size * (1 + shift + 0.02 * i) for i, _ in known],
+                [getattr(each, name) for _, each in known],
+                yerr=[2 * each.stderr for _, each in known],
                 fmt="o",
                 color=colour,
                 capsize=2,
                 markersize=3,
-                label={"value": "FID", "unbiased": "without bias"}[name] if size == sizes.sets[0] else None,
+                label={"value": "FID", "unbiased": "without bias"}[name] if size == FIGURE[-1] else None,
             )
     by_size.set_xscale("log")
-    by_size.set_xticks(sizes.sets, [f"{size:,}" for size in sizes.sets])
+    by_size.set_xticks(FIGURE, [f"{size:,}" for size in FIGURE])
     by_size.minorticks_off()
     by_size.set_xlabel("images")
     by_size.set_ylabel(f"FID against {len(reference):,} test images")

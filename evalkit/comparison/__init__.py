@@ -27,11 +27,10 @@ from evalkit.comparison.sources import (
     Source,
     check_fingerprints,
     check_networks,
-    has_statistics,
+    has_full_rank,
     make_extractors,
     open_source,
     open_sources,
-    widths_of,
 )
 from evalkit.deviations import Deviations
 from evalkit.errors import InputError, UndefinedMetricError, brief
@@ -201,7 +200,7 @@ def measure(
     plan = make_plan(
         choice.metrics,
         subset=subset,
-        is_streaming_better=lambda outputs: not keep_rows and _has_full_rank(sources, extractors, outputs),
+        is_streaming_better=lambda outputs: not keep_rows and has_full_rank(sources, extractors, outputs),
     )
     reference, *others = [Side(source, plan, extractors, run) for source in sources]
     largest = max(others, key=lambda side: side.kept)
@@ -292,15 +291,6 @@ def features_of(
     extractors = make_extractors([network], extractor, [opened], run)
     check_fingerprints([opened], extractors)
     return Side(opened, plan, extractors, run).features().networks[network]
-
-
-def _has_full_rank(
-    sources: Sequence[Opened], extractors: Mapping[str, Extractor], outputs: Collection[str]
-) -> bool:
-    """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
-    known = widths_of(sources, extractors)
-    least = min((known[output] for output in outputs if output in known), default=0)
-    return any(has_statistics(source, outputs) or len(source) > least for source in sources)
 
 
 def _compute(

@@ -49,6 +49,7 @@ __all__ = [
     "check_networks",
     "file_networks",
     "file_outputs",
+    "has_full_rank",
     "has_statistics",
     "make_extractors",
     "open_source",
@@ -199,6 +200,15 @@ def widths_of(sources: Iterable[Opened], extractors: Mapping[str, Extractor]) ->
         if isinstance(source, Features):
             found |= {f"{source.network}:{key}": rows.shape[1] for key, rows in source.arrays.items()}
     return found
+
+
+def has_full_rank(
+    sources: Sequence[Opened], extractors: Mapping[str, Extractor], outputs: Collection[str]
+) -> bool:
+    """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
+    known = widths_of(sources, extractors)
+    least = min((known[output] for output in outputs if output in known), default=0)
+    return any(has_statistics(source, outputs) or len(source) > least for source in sources)
 
 
 @dataclass(eq=False)
