@@ -121,10 +121,7 @@ def pairs_of_sets(
         deviations = []
         for k, score in zip((i, j), scores, strict=True):
             if name not in measured[k].deviations:
-                name_of = measured[k].comparison.samples.name
-                raise UndefinedMetricError(
-                    f"{name_of} has no error bar" if score.no_stderr else "error bars were not requested"
-                )
+                raise UndefinedMetricError(score.no_stderr or "error bars were not requested")
             deviations.append(measured[k].deviations[name])
         (a, b), unbiased = _values(scores)
         together = are_paired(sources[i], sources[j]) if paired is None else paired

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from evalkit.pairs import LEVEL, Pair, Runs
 from evalkit.report.text import (
@@ -148,8 +148,9 @@ def _below(found: Comparisons) -> list[str]:
     if found.settings:
         lines.append("±: standard error of the mean of the runs.")
     else:
-        lines += error_notes([found.comparisons[0]])[:1]
-    lines += _by_set(found, ((_no_bar(each), each) for each in found.comparisons))
+        # Reasons why there is none follow, with the sets that they are of.
+        lines += [note for note in error_notes(found.comparisons) if note.startswith("±")]
+    lines += _by_set(found, ((_no_bar(each, said=untested), each) for each in found.comparisons))
     lines += _by_set(found, ((_missing(each), each) for each in found.comparisons))
     lines += _by_set(found, ((_subsets(each), each) for each in found.comparisons))
     return [*lines, *_by_set(found, ((remarks(each), each) for each in found.comparisons))]
@@ -224,11 +225,12 @@ def _about_tests(found: Comparisons) -> Iterator[str]:
     yield "; ".join(parts) + "."
 
 
-def _no_bar(comparison: Comparison) -> Iterator[str]:
+def _no_bar(comparison: Comparison, said: Collection[str]) -> Iterator[str]:
+    """Why scores have no standard errors, but for the reasons that are said already."""
     titles = {spec.name: spec.title for spec in comparison.specs}
     reasons: dict[str, list[str]] = {}
     for score in comparison.scores:
-        if score.no_stderr is not None:
+        if score.no_stderr is not None and score.no_stderr not in said:
             reasons.setdefault(score.no_stderr, []).append(titles[score.name])
     for why, names in reasons.items():
         yield f"no error bar of {', '.join(names)}: {why}"

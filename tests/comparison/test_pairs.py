@@ -142,7 +142,8 @@ def test_without_error_bars_nothing_is_tested() -> None:
     assert text.count("not tested") == 1
     assert "tested at" not in text
     sums = compare(REFERENCE, SAMPLES, DARKER, metrics="fid", subset=60, **HOW)
-    assert all("has no error bar" in str(pair.why) for pair in sums.pairs)
+    assert all("only sums" in str(pair.why) for pair in sums.pairs if pair.score == "fid")
+    assert several.table(sums).count("only sums") == 1
 
 
 def test_fid_alone_is_tested_too() -> None:
