@@ -6,7 +6,7 @@ Generative Models", section 5. The reference has to be the training images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,15 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from evalkit.deviations import HalfSplit
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_sides, classes_of, parameters
-from evalkit.metrics.halves import halves_bytes, halves_of_authenticity
-from evalkit.metrics.points import exact_sides
+from evalkit.metrics.base import check_sides
+from evalkit.metrics.halves import halves_of_authenticity
+from evalkit.metrics.on_rows import ByHalves
+from evalkit.metrics.points import exact_sides, on_device
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Nearest, counted, each_stripe, radii
-from evalkit.results import Score, ScoreSpec
-from evalkit.system.devices import float32_arithmetic, resolve_device
-from evalkit.system.run import Run
+from evalkit.results import ScoreSpec
+from evalkit.system.devices import float32_arithmetic
 
 __all__ = ["AuthPct", "authenticity"]
 
@@ -57,12 +56,9 @@ def authenticity(
         FeatureError: Dimensions differ, or features are not (n, d) finite floats.
     """
     check_sides(reference, samples, "AuthPct")
-    target = torch.device("cpu" if device.startswith("mps") else device)
     # TF32 or bfloat16 products would break the margins of the screens.
     with torch.inference_mode(), float32_arithmetic():
-        r, s = exact_sides(
-            *(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(target) for x in (reference, samples))
-        )
+        r, s = exact_sides(*on_device(device, reference, samples))
         screening = Screening(r)
         advance = counted(len(r.x) + len(s.x), progress)
         to_another = radii(r, 1, screening, advance)
@@ -73,7 +69,7 @@ def authenticity(
 
 
 @dataclass(frozen=True)
-class AuthPct:
+class AuthPct(ByHalves):
     """AuthPct of the samples; see :func:`authenticity`. Higher is better.
 
     Attributes:
@@ -81,56 +77,41 @@ class AuthPct:
         scores: Its name.
     """
 
-    uses_reference: ClassVar[bool] = True
     finds_copies: ClassVar[bool] = True
-    # As precision and recall, which use the same search.
-    working_bytes: ClassVar[float] = 8
 
     output: str = "inception:pool"
     scores: tuple[ScoreSpec, ...] = (
         ScoreSpec(name="authpct", title="AuthPct", higher_is_better=True, decimals=2),
     )
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
+    def values(
+        self,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        *,
+        device: str,
+        progress: Callable[[int, int], object],
+    ) -> tuple[float]:
+        """See :func:`authenticity`."""
+        return (authenticity(reference, samples, device=device, progress=progress),)
 
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """One score, in percent.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        value = authenticity(
-            reference.rows(self.output),
-            samples.rows(self.output),
-            device=run.device,
-            progress=run.report(self.scores[0].name),
+    def halves(
+        self,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        *,
+        classes: NDArray[np.int64] | None,
+        reference_classes: NDArray[np.int64] | None,
+        device: torch.device,
+    ) -> tuple[HalfSplit]:
+        """See :func:`~evalkit.metrics.halves.halves_of_authenticity`."""
+        check_sides(reference, samples, "AuthPct")
+        return (
+            halves_of_authenticity(
+                reference,
+                samples,
+                classes=classes,
+                reference_classes=reference_classes,
+                device=device,
+            ),
         )
-        return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, HalfSplit]:
-        """The score of halves; see :func:`~evalkit.metrics.halves.halves_of_authenticity`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than four images.
-            FeatureError: The sides do not fit together.
-        """
-        r, s = reference.rows(self.output), samples.rows(self.output)
-        check_sides(r, s, "AuthPct")
-        found = halves_of_authenticity(
-            r,
-            s,
-            classes=classes_of(samples, self.output, len(s)),
-            reference_classes=classes_of(reference, self.output, len(r)),
-            device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
-        )
-        return {self.scores[0].name: found}
-
-    def influence_bytes(self, images: Sequence[int], width: int) -> int:
-        """Memory of :meth:`influence` beyond the rows."""
-        return halves_bytes(images, width)

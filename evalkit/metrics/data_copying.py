@@ -20,8 +20,9 @@ from evalkit.deviations import Deviations
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.features.moments import Moments
 from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_sides, parameters
-from evalkit.metrics.points import exact_sides
+from evalkit.metrics.base import check_sides, parameters
+from evalkit.metrics.on_rows import OnRows
+from evalkit.metrics.points import exact_sides, on_device
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Nearest, counted, each_stripe
 from evalkit.results import Score, ScoreSpec
@@ -155,10 +156,9 @@ def _centres(x: Rows, count: int, seed: int) -> NDArray[np.float64]:
 
 def _distances(points: Rows, others: Rows, device: str) -> NDArray[np.float64]:
     """(points,) squared distance of each to the nearest of the others."""
-    target = torch.device("cpu" if device.startswith("mps") else device)
     # TF32 or bfloat16 products would break the margins of the screens.
     with torch.inference_mode(), float32_arithmetic():
-        y, x = exact_sides(*(torch.from_numpy(side).to(target) for side in (others, points)))
+        y, x = exact_sides(*on_device(device, others, points))
         screening = Screening(y)
         look, advance = Nearest(x, y, screening).look, counted(len(points), None)
         found = [distance for _, distance in each_stripe(x, screening, look, advance)]
@@ -173,7 +173,7 @@ def _z(samples: NDArray[np.float64], held_out: NDArray[np.float64]) -> float:
 
 
 @dataclass(frozen=True)
-class DataCopying:
+class DataCopying(OnRows):
     """C_T of the samples; see :func:`data_copying`. Low values are copies, high ones are far from all images.
 
     The reference is to be the training images. A random half of them is compared with; the other half stands
@@ -188,7 +188,6 @@ class DataCopying:
         scores: Its name.
     """
 
-    uses_reference: ClassVar[bool] = True
     finds_copies: ClassVar[bool] = True
     # The halves of the reference are copies.
     working_bytes: ClassVar[float] = 4
@@ -198,11 +197,6 @@ class DataCopying:
     components: int = 64
     seed: int = 0
     scores: tuple[ScoreSpec, ...] = (ScoreSpec(name="c_t", title="C_T", higher_is_better=True, decimals=2),)
-
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
 
     def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
         """One score, in standard deviations of what is expected without copies.

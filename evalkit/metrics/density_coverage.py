@@ -6,9 +6,8 @@ recall, both use balls around the reference alone, so that outliers among the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,15 +15,14 @@ from numpy.typing import NDArray
 
 from evalkit.deviations import HalfSplit
 from evalkit.errors import InputError
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_sides, classes_of, parameters
-from evalkit.metrics.halves import halves_bytes, halves_of_density_coverage
-from evalkit.metrics.points import exact_sides
+from evalkit.metrics.base import check_sides
+from evalkit.metrics.halves import halves_of_density_coverage
+from evalkit.metrics.on_rows import ByHalves
+from evalkit.metrics.points import exact_sides, on_device
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Inside, counted, each_stripe, radii
-from evalkit.results import Score, ScoreSpec
-from evalkit.system.devices import float32_arithmetic, resolve_device
-from evalkit.system.run import Run
+from evalkit.results import ScoreSpec
+from evalkit.system.devices import float32_arithmetic
 
 __all__ = ["DensityCoverage", "density_coverage"]
 
@@ -60,16 +58,13 @@ def density_coverage(
         InputError: ``k`` is below 1.
     """
     _check(reference, samples, k)
-    target = torch.device("cpu" if device.startswith("mps") else device)
     # TF32 or bfloat16 products would break the margins of the screens.
     with torch.inference_mode(), float32_arithmetic():
-        r, s = exact_sides(
-            *(torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(target) for x in (reference, samples))
-        )
+        r, s = exact_sides(*on_device(device, reference, samples))
         screening = Screening(r)
         advance = counted(2 * len(r.x), progress)
         balls = Inside(r, radii(r, k, screening, advance), s, screening)
-        pairs, covered = 0, torch.zeros(len(r.x), dtype=torch.bool, device=target)
+        pairs, covered = 0, torch.zeros(len(r.x), dtype=torch.bool, device=r.x.device)
         for found in each_stripe(r, screening, balls.look, advance):
             for centre, point in found:
                 pairs += len(point)
@@ -78,7 +73,7 @@ def density_coverage(
 
 
 @dataclass(frozen=True)
-class DensityCoverage:
+class DensityCoverage(ByHalves):
     """Density and coverage of the samples; see :func:`density_coverage`. Higher is better.
 
     Attributes:
@@ -87,10 +82,6 @@ class DensityCoverage:
         scores: Their names.
     """
 
-    uses_reference: ClassVar[bool] = True
-    # As precision and recall, which use the same search.
-    working_bytes: ClassVar[float] = 8
-
     output: str = "inception:pool"
     k: int = 5
     scores: tuple[ScoreSpec, ...] = (
@@ -98,54 +89,36 @@ class DensityCoverage:
         ScoreSpec(name="coverage", title="Coverage", higher_is_better=True),
     )
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
+    def values(
+        self,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        *,
+        device: str,
+        progress: Callable[[int, int], object],
+    ) -> tuple[float, float]:
+        """See :func:`density_coverage`."""
+        return density_coverage(reference, samples, k=self.k, device=device, progress=progress)
 
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """Two scores.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or no more than k images.
-            FeatureError: The sides do not fit together.
-        """
-        values = density_coverage(
-            reference.rows(self.output),
-            samples.rows(self.output),
+    def halves(
+        self,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        *,
+        classes: NDArray[np.int64] | None,
+        reference_classes: NDArray[np.int64] | None,
+        device: torch.device,
+    ) -> tuple[HalfSplit, HalfSplit]:
+        """See :func:`~evalkit.metrics.halves.halves_of_density_coverage`."""
+        _check(reference, samples, self.k)
+        return halves_of_density_coverage(
+            reference,
+            samples,
             k=self.k,
-            device=run.device,
-            progress=run.report(" and ".join(spec.name for spec in self.scores)),
+            classes=classes,
+            reference_classes=reference_classes,
+            device=device,
         )
-        return tuple(
-            Score(name=spec.name, value=value, parameters=parameters(self))
-            for spec, value in zip(self.scores, values, strict=True)
-        )
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, HalfSplit]:
-        """Both scores of halves; see :func:`~evalkit.metrics.halves.halves_of_density_coverage`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or half of it has no more than k images.
-            FeatureError: The sides do not fit together.
-        """
-        r, s = reference.rows(self.output), samples.rows(self.output)
-        _check(r, s, self.k)
-        found = halves_of_density_coverage(
-            r,
-            s,
-            k=self.k,
-            classes=classes_of(samples, self.output, len(s)),
-            reference_classes=classes_of(reference, self.output, len(r)),
-            device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
-        )
-        return {spec.name: halves for spec, halves in zip(self.scores, found, strict=True)}
-
-    def influence_bytes(self, images: Sequence[int], width: int) -> int:
-        """Memory of :meth:`influence` beyond the rows."""
-        return halves_bytes(images, width)
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:

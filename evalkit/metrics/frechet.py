@@ -19,10 +19,10 @@ from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.features.moments import MAX_ASYMMETRY, Floats, Gaussian, Moments, check_rows
 from evalkit.features.record import BatchFeatures
 from evalkit.metrics.base import Need, parameters, with_classes
-from evalkit.metrics.frechet_influence import Cloud, frechet_influence
+from evalkit.metrics.frechet_influence import Cloud, frechet_influence, needs_halves
 from evalkit.metrics.kept import Kept
 from evalkit.results import Score, ScoreSpec
-from evalkit.system.devices import resolve_device
+from evalkit.system.devices import float64_device, resolve_device
 from evalkit.system.run import Run
 
 __all__ = [
@@ -301,7 +301,7 @@ class FrechetDistance:
         found = frechet_influence(
             *clouds,
             no_reference=f"of {reference.name}, mean and covariance are used, not the features of its images",
-            device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
+            device=float64_device(run.device),
         )
         return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
 
@@ -309,7 +309,7 @@ class FrechetDistance:
         """Memory of :meth:`influence` beyond the rows: 16 matrices, and the rows of halves where needed."""
         if is_rank_deficient(min(images), width):
             return 0
-        return 8 * 16 * width**2 + 4 * width * sum(n for n in images if n < 10 * width)
+        return 8 * 16 * width**2 + 4 * width * sum(n for n in images if needs_halves(n, width))
 
     def _side(self, batch: BatchFeatures) -> _Side:
         def make() -> _Side:

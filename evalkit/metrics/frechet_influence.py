@@ -23,7 +23,7 @@ from evalkit.errors import UndefinedMetricError
 from evalkit.features.moments import Floats, Moments
 from evalkit.system.devices import float32_arithmetic
 
-__all__ = ["Cloud", "Transport", "frechet_influence"]
+__all__ = ["Cloud", "Transport", "frechet_influence", "needs_halves"]
 
 Doubles = NDArray[np.float64]
 
@@ -32,6 +32,12 @@ _ROWS = 2048
 
 _MANY = 20
 """With so many images for each feature, the bias formula needs no correction by halves."""
+
+
+def needs_halves(n: int, dimensions: int) -> bool:
+    """Whether there are so few rows that the bias formula leaves something over."""
+    return n < _MANY * dimensions
+
 
 _CAUCHY_TOLERANCE = 1e-15
 
@@ -66,7 +72,7 @@ class Cloud:
 
     def is_small(self) -> bool:
         """Whether there are so few rows that the bias formula leaves something over."""
-        return self.rows is not None and len(self.rows) < _MANY * self.rows.shape[1]
+        return self.rows is not None and needs_halves(*self.rows.shape)
 
     def halves(self) -> tuple[Cloud, Cloud]:
         """Two random halves, always the same ones; twice the whole, where it is not small."""

@@ -5,9 +5,9 @@ Bińkowski et al. 2018, "Demystifying MMD GANs", section 4: the Kernel Inception
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.deviations import Excess, Influence
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_sides, parameters, with_classes
-from evalkit.metrics.kept import Kept
-from evalkit.results import Score, ScoreSpec
+from evalkit.metrics.base import check_sides
+from evalkit.metrics.on_rows import Computed, ComputedOnce
+from evalkit.results import ScoreSpec
+from evalkit.system.devices import float64_device
 from evalkit.system.run import Run
 
 __all__ = ["Kernel", "KernelDistance", "KernelMeans", "Polynomial", "kernel_means", "polynomial_mmd"]
@@ -138,7 +138,7 @@ def kernel_means(
         progress: Called with the rows done and the rows in total.
     """
     check_sides(reference, samples, "a kernel distance")
-    target = torch.device("cpu" if device.startswith("mps") else device)
+    target = float64_device(device)
     x, y = (torch.from_numpy(np.ascontiguousarray(rows)).to(target) for rows in (reference, samples))
     done, total = 0, 2 * len(x) + len(y)
 
@@ -203,12 +203,8 @@ class _Means(NamedTuple):
         return self.square - by_rows - by_columns + self.all**2
 
 
-# By the samples and the metric; the call and the influence values both need it.
-_MEANS: Kept[Kept[KernelMeans]] = Kept()
-
-
 @dataclass(frozen=True)
-class KernelDistance:
+class KernelDistance(ComputedOnce):
     """KID of the samples to the reference; see :func:`polynomial_mmd`. Lower is better.
 
     Attributes:
@@ -217,48 +213,12 @@ class KernelDistance:
         scores: Its name.
     """
 
-    uses_reference: ClassVar[bool] = True
-
     output: str = "inception:pool"
     degree: int = 3
     scores: tuple[ScoreSpec, ...] = (ScoreSpec(name="kid", title="KID", higher_is_better=False, decimals=6),)
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
-
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """One score.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        value = self._means(reference, samples, run).value
-        return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, Influence]:
-        """Influence values of the score; see :meth:`KernelMeans.influence`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        found = self._means(reference, samples, run).influence()
-        return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
-
-    def _means(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> KernelMeans:
-        def make() -> KernelMeans:
-            return kernel_means(
-                reference.rows(self.output),
-                samples.rows(self.output),
-                kernel=Polynomial(self.degree),
-                device=run.device,
-                progress=run.report(self.scores[0].name),
-            )
-
-        of_reference = _MEANS.of(reference, None, Kept)
-        return of_reference.of(samples, (self.output, self.degree), make)
+    def compute(self, reference: NDArray[np.float32], samples: NDArray[np.float32], run: Run) -> Computed:
+        """See :func:`polynomial_mmd` and :meth:`KernelMeans.influence`."""
+        kernel = Polynomial(self.degree)
+        found = kernel_means(reference, samples, kernel=kernel, device=run.device, progress=self.report(run))
+        return Computed(found.value, found.influence())

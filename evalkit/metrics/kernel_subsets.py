@@ -6,20 +6,19 @@ order of the images, because subsets are drawn by index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.deviations import Excess, Influence
 from evalkit.errors import InputError
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_sides, parameters, with_classes
-from evalkit.metrics.kept import Kept
+from evalkit.metrics.base import check_sides
 from evalkit.metrics.kernel import Polynomial, kernel_means
-from evalkit.results import Score, ScoreSpec
+from evalkit.metrics.on_rows import Computed, ComputedOnce
+from evalkit.results import ScoreSpec
 from evalkit.system.run import Run
 
 __all__ = ["SubsetKernelDistance", "SubsetKernelMeans", "subset_kernel_means"]
@@ -113,12 +112,8 @@ def subset_kernel_means(
     )
 
 
-# By the samples and the metric; the call and the influence values both need it.
-_FOUND: Kept[Kept[SubsetKernelMeans]] = Kept()
-
-
 @dataclass(frozen=True)
-class SubsetKernelDistance:
+class SubsetKernelDistance(ComputedOnce):
     """KID as a mean over subsets; see :func:`subset_kernel_means`. Lower is better.
 
     Attributes:
@@ -130,8 +125,6 @@ class SubsetKernelDistance:
         scores: Its name.
     """
 
-    uses_reference: ClassVar[bool] = True
-
     output: str = "inception:pool"
     subsets: int = 100
     subset_size: int = 1000
@@ -141,52 +134,17 @@ class SubsetKernelDistance:
         ScoreSpec(name="kid_subsets", title="KID (subsets)", higher_is_better=False, decimals=6),
     )
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
-
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """One score, with the standard deviation over subsets. That is not its standard error.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        values = self._found(reference, samples, run).values
-        size = min(self.subset_size, len(reference.rows(self.output)), len(samples.rows(self.output)))
-        return (
-            Score(
-                name=self.scores[0].name,
-                value=float(values.mean()),
-                std=float(values.std()),
-                parameters=parameters(self) | {"subset_size": size},
-            ),
+    def compute(self, reference: NDArray[np.float32], samples: NDArray[np.float32], run: Run) -> Computed:
+        """See :func:`subset_kernel_means`. The standard deviation over subsets is not the standard error."""
+        values, influence = subset_kernel_means(
+            reference,
+            samples,
+            subsets=self.subsets,
+            subset_size=self.subset_size,
+            seed=self.seed,
+            degree=self.degree,
+            device=run.device,
+            progress=self.report(run),
         )
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, Influence]:
-        """Influence values of the mean; see :func:`subset_kernel_means`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        found = self._found(reference, samples, run).influence
-        return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
-
-    def _found(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> SubsetKernelMeans:
-        def make() -> SubsetKernelMeans:
-            return subset_kernel_means(
-                reference.rows(self.output),
-                samples.rows(self.output),
-                subsets=self.subsets,
-                subset_size=self.subset_size,
-                seed=self.seed,
-                degree=self.degree,
-                device=run.device,
-                progress=run.report(self.scores[0].name),
-            )
-
-        return _FOUND.of(reference, None, Kept).of(samples, self, make)
+        size = min(self.subset_size, len(reference), len(samples))
+        return Computed(float(values.mean()), influence, float(values.std()), {"subset_size": size})

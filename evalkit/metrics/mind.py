@@ -6,7 +6,7 @@ them in their order. Unlike the Fréchet distance it takes no distribution to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from evalkit.deviations import Influence
 from evalkit.errors import InputError
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_sides, parameters, with_classes
-from evalkit.metrics.kept import Kept
-from evalkit.results import Score, ScoreSpec
+from evalkit.metrics.base import check_sides
+from evalkit.metrics.on_rows import Computed, ComputedOnce
+from evalkit.results import ScoreSpec
+from evalkit.system.devices import float64_device
 from evalkit.system.run import Run
 
 __all__ = ["MIND", "SlicedDistance", "monge_inception_distance"]
@@ -75,7 +75,7 @@ def monge_inception_distance(
     if directions < 1:
         raise InputError(f"directions is {directions}; expected at least 1, such as 1000")
     check_sides(reference, samples, "MIND")
-    target = torch.device("cpu" if device.startswith("mps") else device)
+    target = float64_device(device)
     generator = torch.Generator().manual_seed(seed)
     n, d = min(len(reference), len(samples)), samples.shape[1]
     drawn = [
@@ -137,12 +137,8 @@ def _spread(values: NDArray[np.float64], drawn: NDArray[np.int64], n: int) -> ND
     return found
 
 
-# By the samples and the metric; the call and the influence values both need it.
-_FOUND: Kept[Kept[SlicedDistance]] = Kept()
-
-
 @dataclass(frozen=True)
-class MIND:
+class MIND(ComputedOnce):
     """MIND of the samples to the reference; see :func:`monge_inception_distance`. Lower is better.
 
     Attributes:
@@ -152,7 +148,6 @@ class MIND:
         scores: Its name.
     """
 
-    uses_reference: ClassVar[bool] = True
     # Of a side with more images than the other, those that are drawn are copied.
     working_bytes: ClassVar[float] = 2
 
@@ -161,42 +156,14 @@ class MIND:
     seed: int = 2020
     scores: tuple[ScoreSpec, ...] = (ScoreSpec(name="mind", title="MIND", higher_is_better=False),)
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
-
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """One score.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        value = self._found(reference, samples, run).value
-        return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, Influence]:
-        """Influence values of the score; see :func:`monge_inception_distance`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or fewer than two images.
-            FeatureError: The sides do not fit together.
-        """
-        found = self._found(reference, samples, run).influence
-        return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
-
-    def _found(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> SlicedDistance:
-        def make() -> SlicedDistance:
-            return monge_inception_distance(
-                reference.rows(self.output),
-                samples.rows(self.output),
-                directions=self.directions,
-                seed=self.seed,
-                device=run.device,
-                progress=run.report(self.scores[0].name),
-            )
-
-        return _FOUND.of(reference, None, Kept).of(samples, self, make)
+    def compute(self, reference: NDArray[np.float32], samples: NDArray[np.float32], run: Run) -> Computed:
+        """See :func:`monge_inception_distance`."""
+        found = monge_inception_distance(
+            reference,
+            samples,
+            directions=self.directions,
+            seed=self.seed,
+            device=run.device,
+            progress=self.report(run),
+        )
+        return Computed(found.value, found.influence)

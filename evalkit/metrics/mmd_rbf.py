@@ -6,22 +6,20 @@ is this distance on image embeddings of CLIP ViT-L/14 at 336 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.deviations import Excess, Influence
+from evalkit.deviations import Excess
 from evalkit.errors import InputError
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_directions, check_sides, parameters, with_classes
-from evalkit.metrics.kept import Kept
+from evalkit.metrics.base import check_directions, check_sides
 from evalkit.metrics.kernel import KernelMeans, kernel_means
-from evalkit.results import Score, ScoreSpec
+from evalkit.metrics.on_rows import Computed, ComputedOnce
+from evalkit.results import ScoreSpec
 from evalkit.system.run import Run
 
 __all__ = ["GaussianOfDirections", "RBFDistance", "rbf_mmd"]
@@ -88,12 +86,8 @@ def rbf_mmd(
     )
 
 
-# By the samples and the metric; the call and the influence values both need it.
-_MEANS: Kept[Kept[KernelMeans]] = Kept()
-
-
 @dataclass(frozen=True)
-class RBFDistance:
+class RBFDistance(ComputedOnce):
     """CMMD's distance of the samples to the reference, on any network; see :func:`rbf_mmd`. Lower is better.
 
     Attributes:
@@ -102,47 +96,11 @@ class RBFDistance:
         scores: Its name.
     """
 
-    uses_reference: ClassVar[bool] = True
-
     output: str = "inception:pool"
     sigma: float = 10.0
     scores: tuple[ScoreSpec, ...] = (ScoreSpec(name="mmd_rbf", title="MMD (RBF)", higher_is_better=False),)
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
-
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """One score.
-
-        Raises:
-            UndefinedMetricError: A side has no such features or fewer than two images, or features are zero.
-            FeatureError: The sides do not fit together.
-        """
-        value = self._means(reference, samples, run).value
-        return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, Influence]:
-        """Influence values of the score; see :meth:`~evalkit.metrics.kernel.KernelMeans.influence`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features or fewer than two images, or features are zero.
-            FeatureError: The sides do not fit together.
-        """
-        found = self._means(reference, samples, run).influence()
-        return {self.scores[0].name: with_classes(found, reference, samples, self.output)}
-
-    def _means(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> KernelMeans:
-        def make() -> KernelMeans:
-            return rbf_mmd(
-                reference.rows(self.output),
-                samples.rows(self.output),
-                sigma=self.sigma,
-                device=run.device,
-                progress=run.report(self.scores[0].name),
-            )
-
-        return _MEANS.of(reference, None, Kept).of(samples, self, make)
+    def compute(self, reference: NDArray[np.float32], samples: NDArray[np.float32], run: Run) -> Computed:
+        """See :func:`rbf_mmd` and :meth:`~evalkit.metrics.kernel.KernelMeans.influence`."""
+        found = rbf_mmd(reference, samples, sigma=self.sigma, device=run.device, progress=self.report(run))
+        return Computed(found.value, found.influence())

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["BLOCK_ENTRIES", "Exact", "Points", "block_rows", "decide", "exact_sides"]
+from evalkit.system.devices import float64_device
+
+__all__ = ["BLOCK_ENTRIES", "Exact", "Points", "block_rows", "decide", "exact_sides", "on_device"]
 
 BLOCK_ENTRIES = 2**22
 """Numbers in a block of features that are converted at a time."""
@@ -45,6 +49,12 @@ class Exact:
         difference = self.x.index_select(0, i).double()
         difference -= other.x.index_select(0, j)
         return difference.square_().sum(dim=1)
+
+
+def on_device(device: str, *sides: NDArray[np.floating]) -> list[Tensor]:
+    """The rows of each side in float32, on a device with float64: the CPU in place of ``mps``."""
+    target = float64_device(device)
+    return [torch.from_numpy(np.ascontiguousarray(side, np.float32)).to(target) for side in sides]
 
 
 def exact_sides(r: Tensor, s: Tensor) -> tuple[Exact, Exact]:

@@ -13,27 +13,25 @@ pairs within a set are computed, and the pairs between the sets once for both pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from evalkit.deviations import HalfSplit
-from evalkit.errors import FeatureError, InputError, UndefinedMetricError
-from evalkit.features.moments import check_rows
-from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, classes_of, parameters
+from evalkit.errors import InputError
+from evalkit.metrics.base import check_sides
 from evalkit.metrics.float16 import Float16, brute_force, may_overflow
-from evalkit.metrics.halves import halves_bytes, halves_of_precision_recall
-from evalkit.metrics.points import Points, exact_sides
+from evalkit.metrics.halves import halves_of_precision_recall
+from evalkit.metrics.on_rows import ByHalves
+from evalkit.metrics.points import Points, exact_sides, on_device
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Covering, counted, each_stripe, radii
-from evalkit.results import Score, ScoreSpec
-from evalkit.system.devices import float32_arithmetic, resolve_device
-from evalkit.system.run import Run
+from evalkit.results import ScoreSpec
+from evalkit.system.devices import float32_arithmetic
 
 __all__ = ["Arithmetic", "PrecisionRecall", "precision_recall"]
 
@@ -76,8 +74,7 @@ def precision_recall(
         InputError: ``k`` is below 1.
     """
     _check(reference, samples, k)
-    target = torch.device("cpu" if device.startswith("mps") else device)
-    r, s = (torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(target) for x in (reference, samples))
+    r, s = on_device(device, reference, samples)
     # TF32 or bfloat16 products would break the margins of the screens.
     with torch.inference_mode(), float32_arithmetic():
         if arithmetic == "exact":
@@ -89,7 +86,7 @@ def precision_recall(
 
 
 @dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(ByHalves):
     """Improved precision and recall of the samples; see :func:`precision_recall`.
 
     Attributes:
@@ -99,10 +96,6 @@ class PrecisionRecall:
         scores: Their names.
     """
 
-    uses_reference: ClassVar[bool] = True
-    # Measured: 3.5 to 5.6, more where bfloat16 does not suffice.
-    working_bytes: ClassVar[float] = 8
-
     output: str = "inception:pool"
     k: int = 3
     arithmetic: Arithmetic = "exact"
@@ -111,72 +104,44 @@ class PrecisionRecall:
         ScoreSpec(name="recall", title="Recall", higher_is_better=True),
     )
 
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
+    def values(
+        self,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        *,
+        device: str,
+        progress: Callable[[int, int], object],
+    ) -> tuple[float, float]:
+        """See :func:`precision_recall`."""
+        return precision_recall(
+            reference, samples, k=self.k, arithmetic=self.arithmetic, device=device, progress=progress
+        )
 
-    def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
-        """Two scores, shares in [0, 1].
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or no more than k images.
-            FeatureError: The sides do not fit together.
-        """
-        values = precision_recall(
-            reference.rows(self.output),
-            samples.rows(self.output),
+    def halves(
+        self,
+        reference: NDArray[np.float32],
+        samples: NDArray[np.float32],
+        *,
+        classes: NDArray[np.int64] | None,
+        reference_classes: NDArray[np.int64] | None,
+        device: torch.device,
+    ) -> tuple[HalfSplit, HalfSplit]:
+        """See :func:`~evalkit.metrics.halves.halves_of_precision_recall`."""
+        _check(reference, samples, self.k)
+        return halves_of_precision_recall(
+            reference,
+            samples,
             k=self.k,
-            arithmetic=self.arithmetic,
-            device=run.device,
-            progress=run.report(" and ".join(spec.name for spec in self.scores)),
+            classes=classes,
+            reference_classes=reference_classes,
+            device=device,
         )
-        return tuple(
-            Score(name=spec.name, value=value, parameters=parameters(self))
-            for spec, value in zip(self.scores, values, strict=True)
-        )
-
-    def influence(
-        self, reference: BatchFeatures, samples: BatchFeatures, run: Run
-    ) -> Mapping[str, HalfSplit]:
-        """Both scores of halves; see :func:`~evalkit.metrics.halves.halves_of_precision_recall`.
-
-        Raises:
-            UndefinedMetricError: A side has no such features, or half of it has no more than k images.
-            FeatureError: The sides do not fit together.
-        """
-        r, s = reference.rows(self.output), samples.rows(self.output)
-        _check(r, s, self.k)
-        found = halves_of_precision_recall(
-            r,
-            s,
-            k=self.k,
-            classes=classes_of(samples, self.output, len(s)),
-            reference_classes=classes_of(reference, self.output, len(r)),
-            device=resolve_device("cpu" if run.device.startswith("mps") else run.device),
-        )
-        return {spec.name: halves for spec, halves in zip(self.scores, found, strict=True)}
-
-    def influence_bytes(self, images: Sequence[int], width: int) -> int:
-        """Memory of :meth:`influence` beyond the rows."""
-        return halves_bytes(images, width)
 
 
 def _check(reference: NDArray[np.float32], samples: NDArray[np.float32], k: int) -> None:
     if k < 1:
         raise InputError(f"k is {k}; expected at least 1, the nearest neighbour")
-    for name, features in (("reference", reference), ("samples", samples)):
-        check_rows(features, name)
-        if len(features) <= k:
-            raise UndefinedMetricError(
-                f"precision and recall with k = {k} are undefined for {len(features)} images ({name}); "
-                f"give at least {k + 1}, better 10,000 images"
-            )
-    if reference.shape[1] != samples.shape[1]:
-        raise FeatureError(
-            f"features of {reference.shape[1]} and of {samples.shape[1]} dimensions cannot be compared; "
-            "use the same layer of the same extractor for both"
-        )
+    check_sides(reference, samples, f"precision and recall with k = {k}", least=k + 1)
 
 
 def _screened(

@@ -18,9 +18,11 @@ from evalkit.deviations import Influence
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.moments import check_rows
 from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import Need, check_directions, parameters, with_classes
+from evalkit.metrics.base import check_directions, parameters, with_classes
 from evalkit.metrics.kept import Kept
+from evalkit.metrics.on_rows import OnRows
 from evalkit.results import Score, ScoreSpec
+from evalkit.system.devices import float64_device
 from evalkit.system.run import Run
 
 __all__ = ["Spectrum", "Vendi", "spectrum_of", "vendi_influence", "vendi_score"]
@@ -136,7 +138,7 @@ def vendi_influence(samples: NDArray[np.floating], spectrum: Spectrum, *, device
 
 def _directions(samples: NDArray[np.floating], device: str) -> Iterator[Tensor]:
     """Blocks of float64 rows at length 1."""
-    target = torch.device("cpu" if device.startswith("mps") else device)
+    target = float64_device(device)
     for start in range(0, len(samples), _ROWS):
         rows = torch.from_numpy(np.ascontiguousarray(samples[start : start + _ROWS])).to(target)
         yield torch.nn.functional.normalize(rows.double(), eps=0)
@@ -155,7 +157,7 @@ _SPECTRA: Kept[Spectrum] = Kept()
 
 
 @dataclass(frozen=True)
-class Vendi:
+class Vendi(OnRows):
     """The Vendi score of the samples; the reference is not looked at. See :func:`vendi_score`.
 
     Attributes:
@@ -167,11 +169,6 @@ class Vendi:
 
     output: str = "inception:pool"
     scores: tuple[ScoreSpec, ...] = (ScoreSpec(name="vendi", title="Vendi score", higher_is_better=True),)
-
-    @property
-    def needs(self) -> Mapping[str, Need]:
-        """Rows of the output."""
-        return {self.output: "rows"}
 
     def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
         """One score.

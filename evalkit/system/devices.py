@@ -22,6 +22,7 @@ from evalkit.system.processes import local_rank
 __all__ = [
     "check_not_forked",
     "float32_arithmetic",
+    "float64_device",
     "has_triton",
     "is_out_of_memory",
     "prepare_forked_process",
@@ -73,6 +74,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     device = _automatic() if name == "auto" else _named(name)
     check_not_forked(device)
     return device
+
+
+def float64_device(name: str) -> torch.device:
+    """As :func:`resolve_device`, but the CPU in place of ``mps``, which has no float64."""
+    return resolve_device("cpu" if name.startswith("mps") else name)
 
 
 def _automatic() -> torch.device:
