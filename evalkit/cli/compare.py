@@ -155,7 +155,7 @@ def compare(
     from reference_batches.published import beside
 
     choice = choose_metrics(protocol, metrics)
-    every, numbers = sets_of(samples, groups)
+    every, numbers = sets_of(samples, groups, paired)
     drawn = Subset(images=subset, seed=seed) if subset is not None else None
     # The five lines of `adm` do not show them.
     error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)

@@ -79,15 +79,15 @@ def plan(
       evalkit plan ref.npz a.npz b.npz --detect 0.1 --metrics fid,sfid
     """
     from evalkit.comparison.plan import choose_metrics
-    from evalkit.comparison.sample_size import check_detectable, plan_samples
+    from evalkit.comparison.sample_size import check_request, plan_samples
 
-    check_detectable(detect)
+    sets = [samples] if other is None else [samples, other]
+    check_request(detect, sets, paired)
     setup = ExtractorSetup(**options)
     choice = choose_metrics("adm", metrics)
-    given = [reference, samples] if other is None else [reference, samples, other]
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
-        sides, _ = open_batches(*given, value_range=value_range)
+        sides, _ = open_batches(reference, *sets, value_range=value_range)
         found = plan_samples(
             *sides,
             detect=detect,

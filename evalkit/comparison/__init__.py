@@ -33,7 +33,7 @@ from evalkit.comparison.sources import (
     open_sources,
 )
 from evalkit.deviations import Deviations
-from evalkit.errors import InputError, UndefinedMetricError, brief
+from evalkit.errors import UndefinedMetricError, brief
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
@@ -138,14 +138,9 @@ def compare(
     """
     prepare_forked_process()
     run, choice, subset = Run.of(run, how), choose_metrics(protocol, metrics), as_subset(subset)
-    every, groups = sets_of(samples, runs)
+    every, groups = sets_of(samples, runs, paired)
     # Opening makes the cheap checks of all sides before the long work on any.
     sources = open_sources(reference, *every, value_range=value_range)
-    if paired is not None and (groups or len(every) == 1):
-        raise InputError(
-            "The images of several sets of samples are paired; leave out --paired and --unpaired (paired=) "
-            f"with {'runs of settings' if groups else 'one set'}."
-        )
     if paired:
         check_paired(sources[1:])
     measured = measure(

@@ -79,17 +79,23 @@ def check_paired(samples: Sequence[Opened]) -> None:
 
 
 def sets_of(
-    samples: Sequence[Source], runs: Sequence[Sequence[Source]]
+    samples: Sequence[Source], runs: Sequence[Sequence[Source]], paired: bool | None = None
 ) -> tuple[list[Source], list[list[int]]]:
     """All sets of samples, and the numbers of those of each setting.
 
     Raises:
-        InputError: Neither or both were given, or there are fewer than two settings, or one without runs.
+        InputError: Neither or both were given, or there are fewer than two settings, or one without runs; or
+            ``paired`` says how the images of several sets belong together, and there are no such sets.
     """
     if isinstance(runs, str) or any(isinstance(members, str) for members in runs):
         raise InputError('Give runs as lists: runs=[["a1.npz", "a2.npz"], ["b1.npz", "b2.npz"]].')
     if samples and len(runs):
         raise InputError("Give sets of samples, or the runs of each setting (--runs, runs=), not both.")
+    if paired is not None and (len(runs) or len(samples) == 1):
+        raise InputError(
+            "The images of several sets of samples are paired; leave out --paired and --unpaired (paired=) "
+            f"with {'runs of settings' if len(runs) else 'one set'}."
+        )
     if not len(runs):
         if not samples:
             raise InputError("There are no samples to compare with the reference; give at least one set.")

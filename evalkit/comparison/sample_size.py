@@ -24,7 +24,7 @@ from evalkit.system.devices import prepare_forked_process
 from evalkit.system.run import Run
 from evalkit.uncertainty import detectable_difference, required_images
 
-__all__ = ["Required", "SamplePlan", "SampleSize", "check_detectable", "plan_samples"]
+__all__ = ["Required", "SamplePlan", "SampleSize", "check_request", "plan_samples"]
 
 FORMAT = "evalkit plan 1"
 
@@ -90,13 +90,27 @@ class SamplePlan:
         return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
-def check_detectable(detect: float) -> None:
-    """Raise an InputError for a difference that no sample size belongs to."""
+def check_request(detect: float, samples: Sequence[Source], paired: bool | None) -> None:
+    """Cheap check before anything is opened that there is something to plan.
+
+    Args:
+        detect: See :func:`plan_samples`, also for the others.
+        samples: Likewise.
+        paired: Likewise.
+
+    Raises:
+        InputError: ``detect`` is not positive and finite, there is not one set or two, or ``paired`` is given
+            with one.
+    """
     if not (math.isfinite(detect) and detect > 0):
         raise InputError(
             f"A difference of {detect} cannot be planned for; give a positive number, such as 0.1 (--detect, "
             "detect=)."
         )
+    if not 1 <= len(samples) <= 2:
+        raise InputError(f"{len(samples)} sets of samples; give one, or two to be compared.")
+    if paired is not None and len(samples) == 1:
+        raise InputError("Two sets are paired or not (--paired, --unpaired, paired=); give a second one.")
 
 
 def plan_samples(
@@ -128,15 +142,11 @@ def plan_samples(
         **how: Likewise.
 
     Raises:
-        InputError: ``detect`` is not positive and finite, or there is not one set or two.
+        InputError: See :func:`check_request`.
         UndefinedMetricError: There is no answer in any score.
         EvalkitError: As `compare` raises.
     """
-    check_detectable(detect)
-    if not 1 <= len(samples) <= 2:
-        raise InputError(f"{len(samples)} sets of samples; give one, or two to be compared.")
-    if paired is not None and len(samples) == 1:
-        raise InputError("Two sets are paired or not (--paired, --unpaired, paired=); give a second one.")
+    check_request(detect, samples, paired)
     prepare_forked_process()
     run, choice = Run.of(run, how), choose_metrics("adm", metrics)
     sources = open_sources(reference, *samples, value_range=value_range)

@@ -504,6 +504,7 @@ def test_command_with_runs(run: Invoke, files: dict[str, Path], tmp_path: Path) 
         (["{ref}", "--runs", "{a}", "{c}"], "1 setting with 2 runs"),
         (["--runs", "{a}", "{c}", "{ref}"], "put REFERENCE before it"),
         (["{ref}", "{a}", "--unpaired"], "with one set"),
+        (["nowhere.npz", "{a}", "--paired"], "with one set"),  # before anything is opened
         (["{ref}", "--runs", "{a}", "{c}", "--runs", "{b}", "{c}", "--paired"], "with runs of settings"),
         (["{ref}", "--runs", "--runs", "{a}"], "--runs is followed by no run"),
         (["{ref}", "--runs", "{a}", "--runs", "{empty}"], "no npz or h5 file of samples"),

@@ -363,6 +363,12 @@ def test_bad_input_ends_the_command(run: Invoke, paths: list[Path], arguments: l
         assert len(done.err) < 1000
 
 
+def test_pairing_is_checked_before_anything_is_opened(run: Invoke) -> None:
+    done = run("plan", "nowhere.npz", "neither.npz", "--detect", "0.1", "--paired")
+    assert (done.code, done.out) == (2, "")
+    assert "give a second one" in done.err
+
+
 def test_json_of_a_plan_is_json() -> None:
     sides = [features(normal(100, mean, 0, seed=mean)) for mean in (0, 1)]
     found = plan_samples(*sides, detect=0.1, run=NO_STORE)
