@@ -146,10 +146,8 @@ def compare(
     from evalkit.comparison import Subset, compare, measure
     from evalkit.comparison.pairs import sets_of
     from evalkit.comparison.plan import choose_metrics
-    from evalkit.comparison.worst import check_worst, write_worst
     from evalkit.report import several
     from evalkit.report import text as single
-    from evalkit.report.image_grid import check_picture
     from evalkit.results import Comparison
     from evalkit.several import Comparisons
     from reference_batches.published import beside
@@ -160,6 +158,9 @@ def compare(
     # The five lines of `adm` do not show them.
     error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)
     if worst:
+        from evalkit.comparison.worst import check_worst, write_worst
+        from evalkit.report.image_grid import check_picture
+
         if len(every) > 1:
             raise InputError(f"--worst shows one set of samples, and {len(every)} were given. Give only one.")
         check_picture(worst[1], reference, *samples)
@@ -270,9 +271,9 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
 @no_store_option
 @engine_options
 def stats(images: str, out: Place, tool: str, value_range: str | None, **options: Any) -> None:
-    """Mean and covariance of IMAGES as an npz with mu, sigma, mu_s, sigma_s, as in published references.
+    """Mean and covariance of IMAGES, as mu, sigma, mu_s, sigma_s in an npz like the published references.
 
-    With --as, in the layout of another tool. Memory does not grow with the number of images.
+    With --as, in the file of another tool. Memory does not grow with the number of images.
 
     \b
     Example:

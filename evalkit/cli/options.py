@@ -187,7 +187,6 @@ def open_batches(
     from evalkit.comparison.sources import open_source
     from evalkit.images import check_range_used
     from reference_batches.fetch import fetch, named
-    from reference_batches.published import all_rows
 
     batches = [named(argument) for argument in arguments]
     opened = {
@@ -201,6 +200,9 @@ def open_batches(
             opened[batch.name] = open_source(path)
     check_range_used(opened.values(), value_range)
     first = batches[0]
-    dataset = first.dataset if first is not None and first.kind == "reference" else None
-    rows = tuple(row for row in all_rows() if row.dataset == dataset)
+    rows: tuple[PublishedRow, ...] = ()
+    if first is not None and first.kind == "reference":
+        from reference_batches.published import all_rows  # reads a long file
+
+        rows = tuple(row for row in all_rows() if row.dataset == first.dataset)
     return [opened[argument] for argument in arguments], rows
