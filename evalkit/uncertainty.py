@@ -16,6 +16,7 @@ from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.pairs import LEVEL, Difference, Runs
 
 __all__ = [
+    "POWER",
     "detectable_difference",
     "difference",
     "difference_of_runs",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 POWER = 0.8
+"""Chance that sample sizes are planned for: that a true difference is found."""
 
 
 def difference(

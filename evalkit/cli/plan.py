@@ -101,7 +101,9 @@ def plan(
 
 def _table(found: SamplePlan) -> Iterator[str]:
     """The answer by score, what it assumes, and warnings."""
+    from evalkit.comparison.advice import PUBLISHED_NUMBERS
     from evalkit.report.text import remarks
+    from evalkit.results import specs_of
 
     two = len(found.comparisons) > 1
     batches = [("reference", found.comparisons[0].reference)]
@@ -117,16 +119,16 @@ def _table(found: SamplePlan) -> Iterator[str]:
         shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
         yield "  ".join([f"{title:<{max(16, widths[0])}}", *shown])
     yield ""
-    specs = {spec.name: spec for each in found.comparisons for spec in each.specs}
+    titles = {spec.name: spec.title for spec in specs_of(found.comparisons)}
     for size in found.sizes:
         for why in dict.fromkeys(each.why for each in size.required if each.why):
             yield f"{size.spec.title}: {why.rstrip('.')}."
     for name, why in found.missing.items():
-        yield f"no answer for {specs[name].title}: {why.rstrip('.')}."
+        yield f"no answer for {titles[name]}: {why.rstrip('.')}."
     yield from _assumed(found)
     for remark in dict.fromkeys(text for each in found.comparisons for text in remarks(each)):
         # Nothing is compared with published numbers here.
-        if "published numbers use" not in remark.lower():
+        if PUBLISHED_NUMBERS not in remark.lower():
             yield from ("", remark)
 
 
@@ -145,8 +147,12 @@ def _cells(size: SampleSize) -> Iterator[str]:
 
 def _assumed(found: SamplePlan) -> Iterator[str]:
     """What the numbers mean, and what they rest on; a line each."""
+    from evalkit.pairs import LEVEL
+    from evalkit.uncertainty import POWER
+
     yield (
-        "smallest shown: the difference that is found in 80 % of draws, tested at the 5 % level. n for "
+        f"smallest shown: the difference that is found in {POWER * 100:.0f} % of draws, tested at the "
+        f"{LEVEL * 100:.0f} % level. n for "
         f"{found.detect:g}: how many images each set needs to find a difference of {found.detect:g} as often."
     )
     if len(found.comparisons) == 1:

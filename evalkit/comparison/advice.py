@@ -16,10 +16,13 @@ from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
 
-__all__ = ["check_enough_images", "memory_needed", "warnings_of"]
+__all__ = ["PUBLISHED_NUMBERS", "check_enough_images", "memory_needed", "warnings_of"]
 
 WORTH_SAYING = 5e8
 """Bytes of memory from which on they are announced."""
+
+PUBLISHED_NUMBERS = "published numbers use"
+"""Warnings of what keeps a number from being compared with published ones have these words."""
 
 
 def check_enough_images(source: Opened, published: int) -> None:
@@ -84,7 +87,7 @@ def warnings_of(
         biased = [metric.scores[0].title for metric in choice.metrics if "gaussian" in metric.needs.values()]
         why = f" Fewer images raise {' and '.join(biased)}: compare" if biased else " Compare"
         yield (
-            f"{samples.name} holds {samples.images:,} images; published numbers use {published:,}.{why} "
+            f"{samples.name} holds {samples.images:,} images; {PUBLISHED_NUMBERS} {published:,}.{why} "
             "only with numbers of the same N."
         )
     yield from _singular(choice, features, batches)
@@ -157,7 +160,7 @@ def _label_warning(features: Features) -> Iterator[str]:
     if len(counts) > 1 and np.abs(counts - expected).max() > max(6 * np.sqrt(expected), 2):
         yield (
             f"The labels of {features.name} are far from uniform: {len(counts)} classes of {counts.min()} to "
-            f"{counts.max()} images. Published numbers use labels drawn uniformly."
+            f"{counts.max()} images. {PUBLISHED_NUMBERS.capitalize()} labels drawn uniformly."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evalkit.errors import InputError, MissingDependencyError
-from evalkit.results import PublishedRow, ScoreSpec, Sweep
+from evalkit.results import PublishedRow, ScoreSpec, Sweep, specs_of
 from evalkit.system.files import replace_atomically
 from evalkit.system.storage import Place
 
@@ -71,7 +71,8 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
         raise MissingDependencyError(
             "Curves are drawn with Matplotlib, which is not installed: pip install 'evalkit[plot]'"
         ) from None
-    specs = {spec.name: spec for sweep in sweeps for spec in sweep.specs}
+    of_all = specs_of(point.comparison for sweep in sweeps for point in sweep.points)
+    specs = {spec.name: spec for spec in of_all}
     known = [name for name in specs if any(_known(sweep, name) for sweep in sweeps)]
     panels = [("scale", name) for name in known]
     panels += [panel for panel in TRADE_OFFS if set(known).issuperset(panel)]
