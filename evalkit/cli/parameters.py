@@ -71,11 +71,9 @@ def members_of(runs: str) -> list[str]:
         InputError: There are none.
     """
     members = [_samples_in(text(run)) for run in runs.split(_BETWEEN_RUNS)] if runs else []
-    if len(members) != 1 or is_url(members[0]) or not Path(members[0]).is_dir():
-        if not members:
-            raise InputError(
-                "--runs is followed by no run. Give the runs of one setting, such as a1.npz a2.npz."
-            )
+    if not members:
+        raise InputError("--runs is followed by no run. Give the runs of one setting, such as a1.npz a2.npz.")
+    if len(members) > 1 or is_url(members[0]) or not Path(members[0]).is_dir():
         return members
     folder = Path(members[0])
     # Files side by side, or the folders of `evalkit sample`.

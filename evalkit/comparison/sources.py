@@ -1,4 +1,4 @@
-"""The two sides of a comparison: opened with the cheap checks, then turned into features."""
+"""A reference and any number of sets of samples: opened with the cheap checks, then turned into features."""
 
 from __future__ import annotations
 
@@ -101,7 +101,6 @@ def open_sources(*sources: Source, value_range: ValueRange | None = None) -> lis
 
     Raises:
         InputError: As :func:`open_source`, or a value range for sources without floats.
-        UndefinedMetricError: A batch of one image.
     """
     opened = [open_source(source, value_range) for source in sources]
     check_range_used(opened, value_range)
