@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evalkit.pairs import Pair, pairs_with_best
-from evalkit.system.records import read_record
+from evalkit.system.records import read_record, record_text
 
 __all__ = [
     "Batch",
@@ -20,6 +18,7 @@ __all__ = [
     "ScoreSpec",
     "Sweep",
     "check_pairs",
+    "column",
     "specs_of",
 ]
 
@@ -204,8 +203,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """JSON text from which :meth:`from_json` makes an equal object."""
-        record = {"format": FORMATS[0], **dataclasses.asdict(self)}
-        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+        return record_text(self, FORMATS[0])
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparison:
@@ -267,18 +265,18 @@ class Sweep:
 
     def values(self, score: str) -> list[float | None]:
         """A score at every scale; None where it was not computed."""
-        found = [point.comparison.score(score) for point in self.points]
-        return [None if score is None else score.value for score in found]
+        return self._column(score, "value")
 
     def stderrs(self, score: str) -> list[float | None]:
         """Standard error of a score at every scale; None where it has none."""
-        found = [point.comparison.score(score) for point in self.points]
-        return [None if score is None else score.stderr for score in found]
+        return self._column(score, "stderr")
 
     def unbiased(self, score: str) -> list[float | None]:
         """A score at every scale for infinitely many images; None where that is not known."""
-        found = [point.comparison.score(score) for point in self.points]
-        return [None if score is None else score.unbiased for score in found]
+        return self._column(score, "unbiased")
+
+    def _column(self, score: str, what: Literal["value", "stderr", "unbiased"]) -> list[float | None]:
+        return column((point.comparison for point in self.points), score, what)
 
     def from_best(self, spec: ScoreSpec) -> dict[int, Pair | None]:
         """How the scales compare with the best one, see :func:`evalkit.pairs.pairs_with_best`."""
@@ -314,8 +312,7 @@ class Sweep:
 
     def to_json(self) -> str:
         """JSON text from which :meth:`from_json` makes an equal object."""
-        record = {"format": SWEEP_FORMATS[0], **dataclasses.asdict(self)}
-        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+        return record_text(self, SWEEP_FORMATS[0])
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Sweep:
@@ -330,3 +327,11 @@ class Sweep:
 def specs_of(comparisons: Iterable[Comparison]) -> tuple[ScoreSpec, ...]:
     """The scores of several comparisons, each once, in the order in which they first appear."""
     return tuple({spec.name: spec for found in comparisons for spec in found.specs}.values())
+
+
+def column(
+    comparisons: Iterable[Comparison], score: str, what: Literal["value", "stderr", "unbiased"]
+) -> list[float | None]:
+    """A field of one score in every comparison; None where there is none."""
+    found = (comparison.score(score) for comparison in comparisons)
+    return [None if each is None else getattr(each, what) for each in found]

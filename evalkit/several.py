@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import PurePosixPath
 
 from evalkit.errors import InputError, brief
 from evalkit.pairs import Pair, Runs, pairs_with_best
-from evalkit.results import Comparison, ScoreSpec, check_pairs, specs_of
-from evalkit.system.records import read_record
+from evalkit.results import Comparison, ScoreSpec, check_pairs, column, specs_of
+from evalkit.system.records import read_record, record_text
 
 __all__ = ["Comparisons", "Setting"]
 
@@ -115,24 +113,17 @@ class Comparisons:
         """How the sets or settings compare with the best one, see :func:`evalkit.pairs.pairs_with_best`."""
         pairs = [pair for pair in self.pairs if pair.score == spec.name]
         if self.settings:
-            values, unbiased = (
-                [None if (runs := known.get(spec.name)) is None else runs.mean for known in of_settings]
-                for of_settings in (
-                    [setting.scores for setting in self.settings],
-                    [setting.unbiased for setting in self.settings],
-                )
-            )
+            unbiased = _means((setting.unbiased for setting in self.settings), spec.name)
+            values = _means((setting.scores for setting in self.settings), spec.name)
             values = [b if a is None else a for a, b in zip(values, unbiased, strict=True)]
         else:
-            scores = [each.score(spec.name) for each in self.comparisons]
-            values = [None if score is None else score.value for score in scores]
-            unbiased = [None if score is None else score.unbiased for score in scores]
+            values = column(self.comparisons, spec.name, "value")
+            unbiased = column(self.comparisons, spec.name, "unbiased")
         return pairs_with_best(pairs, values, unbiased, higher_is_better=spec.higher_is_better)
 
     def to_json(self) -> str:
         """JSON text from which :meth:`from_json` makes an equal object."""
-        record = {"format": FORMATS[0], **dataclasses.asdict(self)}
-        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+        return record_text(self, FORMATS[0])
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparisons:
@@ -142,3 +133,8 @@ class Comparisons:
             InputError: Not JSON, or of another format.
         """
         return read_record(text, cls, formats=FORMATS, what="comparison of several sets of samples")
+
+
+def _means(settings: Iterable[Mapping[str, Runs]], score: str) -> list[float | None]:
+    """The mean of a score over the runs of every setting; None where it is not known."""
+    return [None if (runs := known.get(score)) is None else runs.mean for known in settings]

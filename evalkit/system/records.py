@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -15,7 +15,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from evalkit.errors import InputError, brief
 
-__all__ = ["read_json", "read_record", "structure"]
+__all__ = ["read_json", "read_record", "record_text", "structure"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,16 @@ def read_record(text: str | bytes, kind: type[T], *, formats: Sequence[str], wha
     except (InputError, ValueError, RecursionError) as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise InputError(f"Not a {what} written by evalkit ({formats[0]!r}): {reason}.") from error
+
+
+def record_text(record: Any, form: str) -> str:
+    """The JSON text from which :func:`read_record` makes an equal object.
+
+    Args:
+        record: An object of a dataclass.
+        form: Name and version of the format.
+    """
+    return json.dumps({"format": form, **asdict(record)}, indent=2, allow_nan=False) + "\n"
 
 
 def structure(values: Any, kind: type[T], name: str) -> T:
