@@ -211,7 +211,7 @@ def measure(
             features = [kept[0], side.features()]
         if side is others[-1]:
             kept.clear()  # so that rows can go as soon as no metric needs them
-        found.append(_measured(choice, plan, [reference, side], features, extractors, error_bars, run, spent))
+        found.append(_measured(choice, [reference, side], features, error_bars, spent))
         features.clear()  # before the rows of the next set come
         if len(others) > 1:  # so that an error in a later set does not lose them
             scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
@@ -220,16 +220,10 @@ def measure(
 
 
 def _measured(
-    choice: Choice,
-    plan: Plan,
-    sides: Sequence[Side],
-    features: list[BatchFeatures],
-    extractors: Mapping[str, Extractor],
-    error_bars: bool,
-    run: Run,
-    clock: _Clock,
+    choice: Choice, sides: Sequence[Side], features: list[BatchFeatures], error_bars: bool, clock: _Clock
 ) -> Measured:
     """One set of samples against the reference; rows are dropped from ``features`` on the way."""
+    plan, extractors, run = sides[1].plan, sides[1].extractors, sides[1].run
     sources = [side.source for side in sides]
     batches = [side.batch(found) for side, found in zip(sides, features, strict=True)]
     warnings = tuple(warnings_of(choice, sources, features, batches))

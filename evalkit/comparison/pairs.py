@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -34,6 +35,19 @@ class Measured:
 
     comparison: Comparison
     deviations: Mapping[str, Deviations]
+
+    def deviations_of(self, name: str) -> Deviations:
+        """How a score deviates.
+
+        Raises:
+            UndefinedMetricError: It was not computed, or has no error bar; the message says why.
+        """
+        score = self.comparison.score(name)
+        if score is None:
+            raise UndefinedMetricError(self.comparison.missing[name])
+        if name not in self.deviations:
+            raise UndefinedMetricError(score.no_stderr or "error bars were not requested")
+        return self.deviations[name]
 
 
 def are_paired(first: Opened, second: Opened) -> bool:
@@ -122,16 +136,15 @@ def pairs_of_sets(
         paired: Whether images of the same index are of the same noise and class; None: as the files say.
     """
 
+    @cache  # not once for each score: all labels are looked at
+    def together(i: int, j: int) -> bool:
+        return are_paired(sources[i], sources[j]) if paired is None else paired
+
     def compared(name: str, i: int, j: int) -> tuple[Difference, bool]:
         scores = _scores([measured[k].comparison for k in (i, j)], name)
-        deviations = []
-        for k, score in zip((i, j), scores, strict=True):
-            if name not in measured[k].deviations:
-                raise UndefinedMetricError(score.no_stderr or "error bars were not requested")
-            deviations.append(measured[k].deviations[name])
+        deviations = [measured[k].deviations_of(name) for k in (i, j)]
         (a, b), unbiased = _values(scores)
-        together = are_paired(sources[i], sources[j]) if paired is None else paired
-        return difference(a, b, *deviations, paired=together), unbiased
+        return difference(a, b, *deviations, paired=together(i, j)), unbiased
 
     return _pairs([each.comparison for each in measured], len(measured), compared)
 

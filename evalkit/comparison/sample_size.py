@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,15 @@ from evalkit.comparison import measure
 from evalkit.comparison.pairs import Measured, check_paired, pairs_of_sets
 from evalkit.comparison.plan import choose_metrics
 from evalkit.comparison.sources import Source, check_networks, make_extractors, open_sources, widths_of
-from evalkit.deviations import Deviations
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.extractors.base import Extractor
 from evalkit.images import ValueRange
 from evalkit.metrics.base import Metric
+from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.pairs import Difference, Pair
 from evalkit.results import Comparison, ScoreSpec
 from evalkit.system.devices import prepare_forked_process
+from evalkit.system.records import record_text
 from evalkit.system.run import Run
 from evalkit.uncertainty import detectable_difference, required_images
 
@@ -86,8 +86,7 @@ class SamplePlan:
 
     def to_json(self) -> str:
         """JSON text."""
-        record = {"format": FORMAT, **dataclasses.asdict(self)}
-        return json.dumps(record, indent=2, allow_nan=False) + "\n"
+        return record_text(self, FORMAT)
 
 
 def check_request(detect: float, samples: Sequence[Source], paired: bool | None) -> None:
@@ -185,7 +184,7 @@ def plan_samples(
 
 def _of_one(spec: ScoreSpec, measured: Measured, detect: float) -> SampleSize:
     """For two independent sets like this one."""
-    found = _deviations(measured, spec.name)
+    found = measured.deviations_of(spec.name)
     stderr = math.sqrt(2) * found.stderr_sampling
     return SampleSize(
         spec=spec,
@@ -200,10 +199,10 @@ def _of_two(
     spec: ScoreSpec, measured: Sequence[Measured], pairs: Mapping[str, Pair], detect: float
 ) -> SampleSize:
     """For these two."""
-    first, second = (_deviations(each, spec.name) for each in measured)
+    first, second = (each.deviations_of(spec.name) for each in measured)
     pair = pairs[spec.name]
     if pair.difference is None:
-        raise UndefinedMetricError(pair.why or "the two sets cannot be compared")
+        raise UndefinedMetricError(pair.why)
     found = pair.difference
     of_samples = first.given_reference().variance_of_difference(second.given_reference(), paired=found.paired)
     # What more samples do not reduce.
@@ -224,15 +223,6 @@ def _of_two(
     )
 
 
-def _deviations(measured: Measured, name: str) -> Deviations:
-    score = measured.comparison.score(name)
-    if score is None:
-        raise UndefinedMetricError(measured.comparison.missing[name])
-    if name not in measured.deviations:
-        raise UndefinedMetricError(score.no_stderr or "its standard error is not known")
-    return measured.deviations[name]
-
-
 def _required(difference: float, stderr: float, images: int, fixed: float = 0.0) -> Required:
     if not difference:
         return Required(difference=0.0, why="the two sets do not differ")
@@ -251,7 +241,7 @@ def _required(difference: float, stderr: float, images: int, fixed: float = 0.0)
 
 def _enough(required: Required, width: int) -> Required:
     """With a remark, where so few images have a singular covariance."""
-    if required.images is None or required.images > width:
+    if required.images is None or not is_rank_deficient(required.images, width):
         return required
     return dataclasses.replace(
         required,

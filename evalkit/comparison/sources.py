@@ -36,6 +36,7 @@ from evalkit.images import (
     open_images,
     parse_value_range,
 )
+from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote, place_of
@@ -207,7 +208,9 @@ def has_full_rank(
     """Whether a side has its own Gaussians, or more images than the narrowest of these outputs is wide."""
     known = widths_of(sources, extractors)
     least = min((known[output] for output in outputs if output in known), default=0)
-    return any(has_statistics(source, outputs) or len(source) > least for source in sources)
+    return any(
+        has_statistics(source, outputs) or not is_rank_deficient(len(source), least) for source in sources
+    )
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evalkit.comparison.pairs import Measured
 from evalkit.comparison.plan import Choice, Subset
-from evalkit.comparison.sources import Opened, file_outputs
+from evalkit.comparison.sources import Opened, file_outputs, widths_of
 from evalkit.deviations import Influence
 from evalkit.errors import InputError, UndefinedMetricError, brief
 from evalkit.extractors.base import Extractor
@@ -70,7 +70,7 @@ def check_worst(
             f"{brief(samples.name, 200)} carries mean and covariance, which FID uses instead. "
             "Give the images without statistics."
         )
-    widths = {f"{each.network}:{key}": width for each in extractors for key, width in each.outputs.items()}
+    widths = widths_of((), {each.network: each for each in extractors})
     for source in (samples,) if reference is None else (reference, samples):
         for output in outputs - file_outputs(source):
             if output in widths and is_rank_deficient(len(source), widths[output]):
