@@ -102,7 +102,7 @@ def plan(
 def _table(found: SamplePlan) -> Iterator[str]:
     """The answer by score, what it assumes, and warnings."""
     from evalkit.comparison.advice import PUBLISHED_NUMBERS
-    from evalkit.report.text import remarks
+    from evalkit.report.text import aligned, remarks
     from evalkit.results import specs_of
 
     two = len(found.comparisons) > 1
@@ -114,10 +114,7 @@ def _table(found: SamplePlan) -> Iterator[str]:
     head = ["metric", "n now", *(("difference", "p") if two else ("standard error",)), "smallest shown"]
     head += [f"n for {found.detect:g}", *(("n as measured",) if two else ())]
     rows = [head, *([*_cells(size)] for size in found.sizes)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for title, *cells in rows:
-        shown = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        yield "  ".join([f"{title:<{max(16, widths[0])}}", *shown])
+    yield from aligned(rows, first=16)
     yield ""
     titles = {spec.name: spec.title for spec in specs_of(found.comparisons)}
     for size in found.sizes:

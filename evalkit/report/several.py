@@ -8,13 +8,15 @@ from evalkit.pairs import LEVEL, Pair, Runs
 from evalkit.report.text import (
     MARKS,
     adm_lines,
+    aligned,
+    bar_note,
     describe_batch,
     describe_extractors,
     drawn,
-    error_notes,
     mark,
     remarks,
     shown_error,
+    titles_by,
 )
 from evalkit.results import Comparison, ScoreSpec
 from evalkit.several import Comparisons
@@ -31,17 +33,14 @@ LEAST_P = 1e-4
 def table(found: Comparisons) -> str:
     """For the terminal: the scores of each set, marks, and the differences in words."""
     first = found.comparisons[0]
-    header, *rows = _rows(found)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         f"{'reference':<10} {describe_batch(first.reference)}",
         f"{'protocol':<10} {first.protocol}; {describe_extractors(first)}",
         "",
+        *aligned([*_rows(found)]),
+        "",
     ]
-    for cells in (header, *rows):
-        shown = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-        lines.append("  ".join([f"{cells[0]:<{widths[0]}}", *shown]).rstrip())
-    return "\n".join([*lines, "", *_below(found)])
+    return "\n".join([*lines, *_below(found)])
 
 
 def markdown(found: Comparisons) -> str:
@@ -148,8 +147,7 @@ def _below(found: Comparisons) -> list[str]:
     if found.settings:
         lines.append("±: standard error of the mean of the runs.")
     else:
-        # Reasons why there is none follow, with the sets that they are of.
-        lines += [note for note in error_notes(found.comparisons) if note.startswith("±")]
+        lines += bar_note(found.comparisons)
     lines += _by_set(found, ((_no_bar(each, said=untested), each) for each in found.comparisons))
     lines += _by_set(found, ((_missing(each), each) for each in found.comparisons))
     lines += _by_set(found, ((_subsets(each), each) for each in found.comparisons))
@@ -157,8 +155,7 @@ def _below(found: Comparisons) -> list[str]:
 
 
 def _legend(found: Comparisons) -> Iterator[str]:
-    marked = [(found.from_best(spec), _marks(found, spec)) for spec in _shown_specs(found)]
-    used = {each for from_best, marks in marked if from_best for each in marks}
+    used = {mark(pair) for spec in _shown_specs(found) for pair in found.from_best(spec).values()}
     meanings = [f"{each} {meaning}" for each, meaning in MARKS.items() if each in used]
     if " " in used:
         meanings.append("no mark: worse than the best")
@@ -227,29 +224,21 @@ def _about_tests(found: Comparisons) -> Iterator[str]:
 
 def _no_bar(comparison: Comparison, said: Collection[str]) -> Iterator[str]:
     """Why scores have no standard errors, but for the reasons that are said already."""
-    titles = {spec.name: spec.title for spec in comparison.specs}
-    reasons: dict[str, list[str]] = {}
-    for score in comparison.scores:
-        if score.no_stderr is not None and score.no_stderr not in said:
-            reasons.setdefault(score.no_stderr, []).append(titles[score.name])
-    for why, names in reasons.items():
-        yield f"no error bar of {', '.join(names)}: {why}"
+    reasons = titles_by(comparison, {score.name: score.no_stderr for score in comparison.scores})
+    for why, titles in reasons.items():
+        if why not in said:
+            yield f"no error bar of {', '.join(titles)}: {why}"
 
 
 def _missing(comparison: Comparison) -> Iterator[str]:
-    titles = {spec.name: spec.title for spec in comparison.specs}
-    reasons: dict[str, list[str]] = {}
-    for name, why in comparison.missing.items():
-        reasons.setdefault(why, []).append(titles[name])
-    for why, names in reasons.items():
-        yield f"{', '.join(names)} not computed: {why}"
+    for why, titles in titles_by(comparison, comparison.missing).items():
+        yield f"{', '.join(titles)} not computed: {why}"
 
 
 def _subsets(comparison: Comparison) -> Iterator[str]:
-    titles = {spec.name: spec.title for spec in comparison.specs}
-    for of in dict.fromkeys(filter(None, (drawn(score, comparison) for score in comparison.scores))):
-        names = [titles[score.name] for score in comparison.scores if drawn(score, comparison) == of]
-        yield f"{', '.join(names)}: {of.strip().strip('()')}"
+    said = {score.name: drawn(score, comparison) or None for score in comparison.scores}
+    for of, titles in titles_by(comparison, said).items():
+        yield f"{', '.join(titles)}: {of.strip().strip('()')}"
 
 
 def _by_set(found: Comparisons, notes: Iterable[tuple[Iterable[str], Comparison]]) -> Iterator[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from evalkit.pairs import LEVEL, Pair
-from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
+from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep
 
 __all__ = [
     "FORMATS",
     "MARKS",
     "adm_lines",
+    "aligned",
+    "bar_note",
     "describe_batch",
     "describe_extractors",
     "drawn",
@@ -21,6 +23,7 @@ __all__ = [
     "shown_error",
     "sweep_table",
     "table",
+    "titles_by",
 ]
 
 BEST, LIKE_BEST, NOT_TESTED = "*", "=", "?"
@@ -69,14 +72,9 @@ def table(comparison: Comparison) -> str:
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
             lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{drawn(score, comparison)}")
-    lines += error_notes([comparison])
+    lines += error_notes(comparison)
     if comparison.published:
-        cells = _beside_published(comparison)
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += ["", _citation(comparison)]
-        for model, *values in cells:
-            shown = (f"{cell:>{max(9, width)}}" for cell, width in zip(values, widths[1:], strict=True))
-            lines.append("  ".join([f"{model:<{widths[0]}}", *shown]).rstrip())
+        lines += ["", _citation(comparison), *aligned(_beside_published(comparison), others=9)]
     for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -94,7 +92,7 @@ def markdown(comparison: Comparison) -> str:
             value = " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
             more = f" {_unbiased(spec, score)} |" if with_bars else ""
             lines.append(f"| {spec.title} | {value}{drawn(score, comparison)} |{more} {spec.better} |")
-    lines += [text for line in error_notes([comparison]) for text in ("", line)]
+    lines += [text for line in error_notes(comparison) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)
         header, *rows = (f"| {' | '.join(row)} |" for row in cells)
@@ -248,28 +246,54 @@ def _unbiased(spec: ScoreSpec, score: Score) -> str:
     return "-" if score.unbiased is None else spec.format(score.unbiased)
 
 
-def error_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """What the standard errors are, the reference's part, and why scores have none; a line each.
+def bar_note(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the standard errors are, if there are any, with the reference's part of those of the first."""
+    if all(score.stderr is None for comparison in comparisons for score in comparison.scores):
+        return []
+    specs = {spec.name: spec for spec in comparisons[0].specs}
+    parts = ", ".join(
+        f"{specs[score.name].title} {specs[score.name].format(score.stderr_reference)}"
+        for score in comparisons[0].scores
+        if score.stderr_reference is not None
+    )
+    of = f"; the reference's part: {parts}" if parts else ""
+    return [f"±: standard error from the draw of the images{of}. Training again varies more."]
 
-    The reference's part is that of the first comparison, if there are several.
+
+def error_notes(comparison: Comparison) -> list[str]:
+    """What the standard errors are, and why scores have none; a line each."""
+    reasons = titles_by(comparison, {score.name: score.no_stderr for score in comparison.scores})
+    none = [f"no error bar of {' and '.join(titles)}: {why}" for why, titles in reasons.items()]
+    return [*bar_note([comparison]), *none]
+
+
+def titles_by(comparison: Comparison, said: Mapping[str, str | None]) -> dict[str, list[str]]:
+    """The titles of the scores of which the same is said, by what is said.
+
+    Args:
+        comparison: Whose scores these are.
+        said: By name of the score; None for nothing.
     """
-    lines = []
-    titles = {spec.name: spec for spec in specs_of(comparisons)}
-    scores = [score for comparison in comparisons for score in comparison.scores]
-    if any(score.stderr is not None for score in scores):
-        parts = ", ".join(
-            f"{titles[score.name].title} {titles[score.name].format(score.stderr_reference)}"
-            for score in comparisons[0].scores
-            if score.stderr_reference is not None
-        )
-        of = f"; the reference's part: {parts}" if parts else ""
-        lines.append(f"±: standard error from the draw of the images{of}. Training again varies more.")
-    reasons: dict[str, dict[str, None]] = {}
-    for score in (score for comparison in comparisons for score in comparison.scores):
-        if score.no_stderr is not None:
-            reasons.setdefault(score.no_stderr, {})[titles[score.name].title] = None
-    lines += [f"no error bar of {' and '.join(names)}: {why}" for why, names in reasons.items()]
-    return lines
+    titles = {spec.name: spec.title for spec in comparison.specs}
+    found: dict[str, list[str]] = {}
+    for name, text in said.items():
+        if text is not None:
+            found.setdefault(text, []).append(titles[name])
+    return found
+
+
+def aligned(rows: Sequence[Sequence[str]], *, first: int = 0, others: int = 0) -> Iterator[str]:
+    """Cells as lines of text: the first column to the left, the others to the right.
+
+    Args:
+        rows: The cells.
+        first: Least width of the first column.
+        others: Least width of every other one.
+    """
+    left, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for title, *cells in rows:
+        shown = (f"{cell:>{max(others, width)}}" for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join([f"{title:<{max(first, left)}}", *shown]).rstrip()
 
 
 def drawn(score: Score, comparison: Comparison) -> str:
