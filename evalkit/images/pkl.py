@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
 from evalkit.images.statistics import check_finite, check_header
 from evalkit.layouts import LAYOUTS, SHAPES
-from evalkit.system.progress import Progress
 from evalkit.system.storage import Place, size_of
 
 __all__ = ["Pkl"]
@@ -23,8 +22,6 @@ __all__ = ["Pkl"]
 
 class Pkl(ImageSource):
     """Statistics out of a pickle, which is read as data; a source without images."""
-
-    holds_images: ClassVar[bool] = False
 
     def __init__(self, path: Place) -> None:
         name = str(path)
@@ -53,10 +50,6 @@ class Pkl(ImageSource):
 
     def _paths(self) -> Sequence[Place]:
         return [self._path]
-
-    def _examine(self, progress: Progress | None) -> dict[str, Any]:
-        del progress
-        return {"digest": self._hash_statistics()}
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         del size, start
