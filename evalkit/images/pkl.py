@@ -20,6 +20,9 @@ from evalkit.system.storage import Place, size_of
 __all__ = ["Pkl"]
 
 
+_SCORES = {"mu": "FID", "mu_dinov2": "FD-DINOv2"}
+
+
 class Pkl(ImageSource):
     """Statistics out of a pickle, which is read as data; a source without images."""
 
@@ -36,10 +39,12 @@ class Pkl(ImageSource):
         self._path = path
         self.statistics = _statistics(name, content)
         self.provenance = _provenance(content)
-        scores = ["FID", *(["FD-DINOv2"] if "mu_dinov2" in self.statistics else [])]
+        scores = [score for key, score in _SCORES.items() if key in self.statistics]
+        missing = ["no mu_s for sFID"] if "mu" in self.statistics else ["no mu for FID", "no mu_s for sFID"]
         self.notes = (
             f"{name} holds statistics and no images.",
-            f"{name} has mean and covariance for {' and '.join(scores)}, and there is no mu_s for sFID.",
+            f"{name} has mean and covariance for {' and '.join(scores)}, and there is "
+            f"{' and '.join(missing)}.",
         )
 
     @classmethod
