@@ -1,7 +1,8 @@
 """Files of mean and covariance: what each tool calls them, their types, and how that tool resizes images.
 
-A row of :data:`LAYOUTS` is enough to read a tool's files and to write files that it reads. Nothing heavy is
-imported here, because the command line offers the rows.
+An npz row of :data:`LAYOUTS` is enough to read a tool's files and to write files that it reads; pickles have
+their own reader, :mod:`evalkit.images.pkl`. Nothing heavy is imported here, because the command line offers
+the rows.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Layout:
         resize: How the tool resizes the images that it compares, in words that
             :attr:`evalkit.extractors.base.Extractor.preprocess` has, too; None where that is not known.
         advice: What else to know before such a file is used; empty for nothing.
+        own: Whether these are evalkit's own files: any name, the arrays as they are, one pair or both.
     """
 
     tools: str
@@ -47,12 +49,14 @@ class Layout:
     suffix: str = ".npz"
     resize: str | None = _TF1
     advice: str = ""
+    own: bool = False
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "adm": Layout(
         tools="ADM's evaluator and evalkit",
         keys={key: key for key in ("mu", "sigma", "mu_s", "sigma_s")},
+        own=True,
     ),
     # Its own statistics have these types, and it asserts that others have the same.
     "jit": Layout(
@@ -72,11 +76,13 @@ LAYOUTS: Mapping[str, Layout] = {
         suffix=".pkl",
     ),
     "meanflow": Layout(tools="MeanFlow and iMF", keys={"mu": "ref_mu", "sigma": "ref_sigma"}, resize=None),
-    "pytorch-fid": Layout(tools="pytorch-fid", keys=_PAIR, resize="half-pixel bilinear, not antialiased"),
+    "pytorch-fid": Layout(
+        tools="pytorch-fid", keys=_PAIR, resize="half-pixel bilinear 299x299 without antialiasing"
+    ),
     "clean-fid": Layout(
         tools="clean-fid",
         keys=_PAIR,
-        resize="Pillow bicubic of each channel, antialiased",
+        resize="Pillow bicubic 299x299 on floats",
         advice="They are right for its mode legacy_tensorflow: put them into its folder stats/ as "
         "NAME_legacy_tensorflow_custom_na.npz.",
     ),

@@ -9,6 +9,7 @@ The content is ``catalog.toml``; here it becomes frozen objects::
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,17 +17,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from evalkit.errors import InputError
+from evalkit.layouts import LAYOUTS, SHAPES
 from evalkit.results import PublishedRow
 from evalkit.system.download import published_urls
-from reference_batches.published import all_rows
-from reference_batches.statistics import statistics_files
+from reference_batches.published import SCORES, all_rows
+from reference_batches.statistics import StatisticsFile, statistics_files
 
-__all__ = ["Entry", "closest", "entries", "find", "table"]
+__all__ = ["Entry", "closest", "entries", "find", "published_files", "table"]
 
 FILE = Path(__file__).with_name("catalog.toml")
-METRICS = ("fid", "sfid", "inception_score", "precision", "recall")
-# mu, sigma, mu_s and sigma_s in float64.
-STATISTICS_BYTES = 8 * (2048 + 2048**2 + 2023 + 2023**2)
+# Of a batch that was published with the ADM paper, its evaluator's scores.
+ADM_SCORES = tuple(spec for spec in SCORES if spec.name != "fd_dinov2")
+# In float64.
+STATISTICS_BYTES = 8 * sum(math.prod(SHAPES[key]) for key in LAYOUTS["adm"].keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,11 @@ class Entry:
         statistics = STATISTICS_BYTES if self.kind == "reference" else 0
         return self.images * (3 * self.size**2 + 8 * self.labels) + statistics
 
+    @property
+    def max_bytes(self) -> int:
+        """A larger file is refused."""
+        return 2 * self.approximate_bytes
+
 
 def entries(dataset: str | None = None) -> dict[str, Entry]:
     """Published batches, all or those of one dataset, by name: each dataset's reference, then its samples.
@@ -81,8 +89,25 @@ def entries(dataset: str | None = None) -> dict[str, Entry]:
         InputError: There is no such dataset.
     """
     catalog = _read()
-    _check_dataset(catalog, dataset)
+    known = catalog["datasets"]
+    if dataset is not None and dataset not in known:
+        raise InputError(f"No batch was published of a dataset {dataset!r}; expected {', '.join(known)}.")
     return {entry.name: entry for entry in _entries(catalog) if dataset in (None, entry.dataset)}
+
+
+def published_files(dataset: str | None = None) -> dict[str, Entry | StatisticsFile]:
+    """Batches, then the files of other tools, all or those of one dataset, by name.
+
+    Raises:
+        InputError: There is neither of that dataset.
+    """
+    others = statistics_files(dataset)
+    try:
+        return {**entries(dataset), **others}
+    except InputError:
+        if not others:
+            raise
+        return {**others}
 
 
 def find(name: str) -> Entry:
@@ -104,7 +129,7 @@ def find(name: str) -> Entry:
 def closest(text: str) -> list[str]:
     """Names of published batches that someone who wrote ``text`` may have meant, by name or by file."""
     by_spelling: dict[str, str] = {}
-    for entry in (entries() | statistics_files()).values():
+    for entry in published_files().values():
         by_spelling |= {entry.name: entry.name, entry.file: entry.name}
     found = difflib.get_close_matches(PurePosixPath(text).name, by_spelling, n=3, cutoff=0.75)
     return list(dict.fromkeys(by_spelling[spelling] for spelling in found))
@@ -117,7 +142,7 @@ def table(batches: Iterable[Entry], here: Container[str]) -> str:
     for entry in batches:
         scores = {} if entry.published is None else entry.published.scores
         fid, sfid, inception_score, precision, recall = (
-            f"{scores[metric]:.2f}" if metric in scores else "-" for metric in METRICS
+            spec.format(scores[spec.name]) if spec.name in scores else "-" for spec in ADM_SCORES
         )
         lines.append(
             f"{entry.name:<36} {entry.dataset:<12} {entry.kind:<9} {entry.images:>6,} "
@@ -130,12 +155,6 @@ def table(batches: Iterable[Entry], here: Container[str]) -> str:
 
 def _read() -> dict[str, Any]:
     return tomllib.loads(FILE.read_text())
-
-
-def _check_dataset(catalog: dict[str, Any], dataset: str | None) -> None:
-    known = catalog["datasets"]
-    if dataset is not None and dataset not in known:
-        raise InputError(f"No batch was published of a dataset {dataset!r}; expected {', '.join(known)}.")
 
 
 def _entries(catalog: dict[str, Any]) -> Iterator[Entry]:

@@ -22,8 +22,6 @@ from evalkit.system.urls import shown
 
 if TYPE_CHECKING:
     from evalkit.system.storage import Place
-    from reference_batches.catalog import Entry
-    from reference_batches.statistics import StatisticsFile
 
 __all__ = ["published", "reference"]
 
@@ -51,22 +49,21 @@ def list_(dataset: str | None, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from reference_batches.catalog import entries, table
+    from reference_batches.catalog import Entry, published_files, table
     from reference_batches.fetch import cache_path
-    from reference_batches.statistics import statistics_files, statistics_table
+    from reference_batches.statistics import StatisticsFile, statistics_table
 
-    others = statistics_files(dataset)
-    has_batches = dataset in {None, *(entry.dataset for entry in entries().values())}
-    found = entries(dataset) if has_batches or not others else {}
-    everything: dict[str, Entry | StatisticsFile] = {**found, **others}
+    everything = published_files(dataset)
     here = {name for name, entry in everything.items() if cache_path(entry).is_file()}
     if as_json:
         content = [asdict(entry) | {"here": name in here} for name, entry in everything.items()]
         click.echo(json.dumps(content, indent=2))
         return
-    parts = [table(found.values(), here)] if found else []
+    batches = [entry for entry in everything.values() if isinstance(entry, Entry)]
+    others = [entry for entry in everything.values() if isinstance(entry, StatisticsFile)]
+    parts = [table(batches, here)] if batches else []
     if others:
-        parts.append(f"Statistics of other tools:\n{statistics_table(others.values(), here)}")
+        parts.append(f"Statistics of other tools:\n{statistics_table(others, here)}")
     click.echo("\n\n".join(parts))
 
 

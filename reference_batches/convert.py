@@ -128,7 +128,7 @@ def convert_statistics(source: str | PathLike[str], out: Place, tool: str) -> Im
         images.notes += (
             f"Left out, as files for {LAYOUTS[tool].tools} have no place for it: {', '.join(left)}.",
         )
-    if tool != "adm" and (warning := resize_warning(tool, images.name, written_preprocess(images))):
+    if warning := resize_warning(tool, images.name, written_preprocess(images)):
         images.notes += (warning,)
     return images
 

@@ -27,8 +27,8 @@ from evalkit.system.download import Download, download, file_sha256
 from evalkit.system.files import cache_directory, replace_atomically
 from evalkit.system.progress import Progress
 from evalkit.system.urls import is_offline, is_url
-from reference_batches.catalog import Entry, closest, entries, find
-from reference_batches.statistics import MOST_BYTES, StatisticsFile, statistics_files
+from reference_batches.catalog import Entry, closest, find, published_files
+from reference_batches.statistics import StatisticsFile, statistics_files
 
 __all__ = ["cache_path", "fetch", "named"]
 
@@ -56,28 +56,36 @@ def fetch(
         InputError: There is no such batch, or the file does not match the catalog.
         OutputError: It cannot be written, or there is not enough disk space.
     """
-    if (row := statistics_files().get(name)) is not None:
-        return _fetch_statistics(row, out or cache_path(row), progress)
-    entry = find(name)
-    file = out or cache_path(entry)
+    published = statistics_files().get(name) or find(name)
+    file = out or cache_path(published)
+    if isinstance(published, StatisticsFile) and published.kind != "statistics":
+        raise InputError(
+            f"{name} names a file of the kind {published.kind}, with which nothing can be compared. It is at "
+            f"{published.at}."
+        )
     record = _Record.read(file)
     if record is not None and record.describes(file):
         return file
+    if isinstance(published, StatisticsFile) and not published.urls:
+        _check_there(published, file, record)
 
     def check(path: Path) -> None:
-        _log.info("%s: checking every image of %s", name, path)
-        _check(entry, path)
+        if isinstance(published, StatisticsFile):
+            _check_statistics(published, path)
+        else:
+            _log.info("%s: checking every image of %s", name, path)
+            _check(published, path)
 
     if record is None and file.is_file():
         check(file)
     elif not is_offline():
-        gigabytes = entry.approximate_bytes / 1e9
-        _log.info("%s: about %.2g GB from %s to %s", name, gigabytes, entry.urls[0], file)
+        about = f"about {published.approximate_bytes / 1e9:.2g} GB " if isinstance(published, Entry) else ""
+        _log.info("%s: %sfrom %s to %s", name, about, published.urls[0], file)
     done = download(
-        entry.urls,
+        published.urls,
         file,
         sha256=None if record is None else record.sha256,
-        max_bytes=2 * entry.approximate_bytes,
+        max_bytes=published.max_bytes,
         progress=progress,
         check=check,
     )
@@ -85,46 +93,19 @@ def fetch(
     return file
 
 
-def _fetch_statistics(row: StatisticsFile, file: Path, progress: Progress | None) -> Path:
-    """The file of another tool: from the cache, or downloaded where its digest is known."""
-    if row.kind != "statistics":
-        raise InputError(
-            f"{row.name} names a file of the kind {row.kind}, with which nothing can be compared. It is at "
-            f"{row.at}."
-        )
-    record = _Record.read(file)
-    if record is not None and record.describes(file):
-        return file
-    can_download = bool(row.url and row.git_blob)
-    if not can_download and not file.is_file():
+def _check_there(row: StatisticsFile, file: Path, record: _Record | None) -> None:
+    """Raise an error unless a file that has to be got by hand is there, and is used for the first time."""
+    if not file.is_file():
         raise DownloadError(
             f"{row.name}: {row.file} is not on this machine. It is not downloaded, because no digest of it "
             f"is known that a download could be checked with. Get it from {row.at}. Then give its path in "
             f"place of the name, or save it as {file}."
         )
-    if not can_download and record is not None:
+    if record is not None:
         raise InputError(
             f"{file} is not the file that was first used under the name {row.name}. Bring that back, or, to "
             f"accept this one, remove {file.name}.json beside it."
         )
-
-    def check(path: Path) -> None:
-        _check_statistics(row, path)
-
-    if record is None and file.is_file():
-        check(file)
-    elif not is_offline():
-        _log.info("%s: from %s to %s", row.name, row.url, file)
-    done = download(
-        [row.url],
-        file,
-        sha256=None if record is None else record.sha256,
-        max_bytes=MOST_BYTES,
-        progress=progress,
-        check=check,
-    )
-    _Record.of(done).write(file)
-    return file
 
 
 def cache_path(entry: Entry | StatisticsFile) -> Path:
@@ -140,8 +121,7 @@ def named(text: str) -> Entry | StatisticsFile | None:
     """
     if is_url(text) or Path(text).exists() or is_pattern(text):
         return None
-    known: dict[str, Entry | StatisticsFile] = {**entries(), **statistics_files()}
-    if (entry := known.get(text)) is not None:
+    if (entry := published_files().get(text)) is not None:
         return entry
     close = closest(text)
     hint = f"did you mean {' or '.join(close)}?" if close else "`evalkit reference list` shows these."

@@ -54,7 +54,8 @@ WIDEST = 36
 
 def all_rows() -> tuple[PublishedRow, ...]:
     """Every row, in the order of the file."""
-    return _read(FILE)
+    rows, _ = _read(FILE)
+    return rows
 
 
 def published_rows(
@@ -93,8 +94,8 @@ def published_rows(
 
 def evaluators() -> dict[str, str]:
     """What each evaluator is, by name."""
-    content: dict[str, str] = tomllib.loads(FILE.read_text("utf-8"))["evaluators"]
-    return content
+    _, known = _read(FILE)
+    return dict(known)
 
 
 def ranked(rows: Iterable[PublishedRow], score: str) -> list[PublishedRow]:
@@ -237,9 +238,11 @@ def _notes(rows: Iterable[PublishedRow]) -> dict[str, int]:
 
 
 @cache
-def _read(file: Path) -> tuple[PublishedRow, ...]:
+def _read(file: Path) -> tuple[tuple[PublishedRow, ...], dict[str, str]]:
+    """The rows, and what each evaluator is."""
     content = tomllib.loads(file.read_text("utf-8"))
-    return tuple(row for paper in content["papers"] for row in _rows_of(paper, content["images"]))
+    rows = tuple(row for paper in content["papers"] for row in _rows_of(paper, content["images"]))
+    return rows, content.get("evaluators", {})
 
 
 def _rows_of(paper: dict[str, Any], images: int) -> Iterator[PublishedRow]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.errors import ImageError, InputError
+from evalkit.features.adm_npz import written_images
 from evalkit.images import ImageSource, are_ids, is_pattern, open_images
 from evalkit.images.npz import array_header
 from evalkit.images.reading import readable
@@ -35,6 +36,7 @@ JPEG_BLOCK = 8
 JPEG_STANDARD_ERRORS = 5.0
 JPEG_SHARE = 0.02
 LISTED = 5
+SCORES = {"mu": "FID", "mu_s": "sFID", "mu_dinov2": "FD-DINOv2"}
 MOST_BAD = 100
 MOST_BARS = 20
 
@@ -143,10 +145,10 @@ def _no_classes(labels: NDArray[np.int64]) -> str | None:
 def _describe_statistics(images: ImageSource) -> str:
     if not images.statistics:
         return "no statistics: FID and sFID use the images"
-    counted = ((images.provenance or {}).get("statistics") or {}).get("images")
-    of = f"of {counted:,} images" if isinstance(counted, int) else "of an unknown number of images"
-    used = " and ".join(name for key, name in (("mu", "FID"), ("mu_s", "sFID")) if key in images.statistics)
-    return f"statistics {of}: {used} {'use' if ' ' in used else 'uses'} these"
+    counted = written_images(images)
+    of = "of an unknown number of images" if counted is None else f"of {counted:,} images"
+    used = [score for key, score in SCORES.items() if key in images.statistics]
+    return f"statistics {of}: {' and '.join(used)} {'use' if len(used) > 1 else 'uses'} these"
 
 
 def _shortened(value: Any) -> Any:

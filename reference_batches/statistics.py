@@ -43,6 +43,16 @@ class StatisticsFile:
     url: str = ""
     git_blob: str = ""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Addresses to download it from; none where a download could not be checked."""
+        return (self.url,) if self.url and self.git_blob else ()
+
+    @property
+    def max_bytes(self) -> int:
+        """A larger file is refused."""
+        return MOST_BYTES
+
 
 @cache
 def _read(file: Path) -> dict[str, StatisticsFile]:

@@ -314,7 +314,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
         )
         click.echo(f"{out}: statistics of {len(summed):,} images of {shown(images)}")
         preprocess = written_preprocess(side) if of_file else extractor.preprocess
-        if tool != "adm" and (warning := resize_warning(tool, shown(images), preprocess)):
+        if warning := resize_warning(tool, shown(images), preprocess):
             say(f"warning: {warning}")
         echo_notes(side)
         echo_precision_check(side, extractor, run)

@@ -18,7 +18,7 @@ from evalkit.features.moments import check_rows
 from evalkit.features.record import Features
 from evalkit.images.npz import array_header, load_array
 from evalkit.images.reading import readable
-from evalkit.layouts import LAYOUTS, SHAPES, layout_named
+from evalkit.layouts import SHAPES, layout_named
 from evalkit.system.files import replace_atomically
 from evalkit.system.storage import Place, Remote, file_or_path
 
@@ -33,11 +33,11 @@ _MOST_ROWS = 2_000_000
 
 
 def check_name(out: Place, tool: str) -> None:
-    """Raise an InputError if the tool would not read a file of this name; see :data:`LAYOUTS`."""
-    suffix = layout_named(tool).suffix
-    if tool != "adm" and out.suffix.lower() != suffix:
+    """Raise an InputError if the tool would not read a file of this name; see :mod:`evalkit.layouts`."""
+    layout = layout_named(tool)
+    if not layout.own and out.suffix.lower() != layout.suffix:
         raise InputError(
-            f"{out}: statistics for {LAYOUTS[tool].tools} have to be in a {suffix} file; change its suffix."
+            f"{out}: statistics for {layout.tools} have to be in a {layout.suffix} file; change its suffix."
         )
 
 
@@ -65,11 +65,11 @@ def write_statistics(
     layout = layout_named(tool)
     check_name(out, tool)
     arrays = {
-        name: statistics[key] if tool == "adm" else statistics[key].astype(layout.dtypes.get(key, "float64"))
+        name: statistics[key] if layout.own else statistics[key].astype(layout.dtypes.get(key, "float64"))
         for key, name in layout.keys.items()
         if key in statistics
     }
-    if layout.keys["mu"] not in arrays and tool != "adm":
+    if layout.keys["mu"] not in arrays and not layout.own:
         raise InputError(
             f"{out}: there are only {', '.join(statistics)}; statistics for {layout.tools} need mu and "
             "sigma. Make them from the images with `evalkit stats`."
@@ -97,6 +97,8 @@ def _pickled(arrays: Mapping[str, NDArray[Any]], others: Mapping[str, Any]) -> b
 def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
     """What to say if the tool resizes its images in another way than those of the statistics were.
 
+    Nothing is said of evalkit's own layout: `evalkit compare` itself checks which extractor the file is of.
+
     Args:
         tool: A row of :data:`evalkit.layouts.LAYOUTS`.
         name: Of the statistics, for the message.
@@ -104,6 +106,8 @@ def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
             it; None if that is not known.
     """
     layout = layout_named(tool)
+    if layout.own:
+        return None
     if layout.resize is None:
         return f"The resize of {layout.tools} is not known here: check a FID there before you rely on it."
     if preprocess is None:

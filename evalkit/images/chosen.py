@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.images.decode import Decoded
+from evalkit.images.parts import Parts
 from evalkit.images.source import ImageSource
 
 __all__ = ["chosen_images"]
@@ -42,6 +43,13 @@ def chosen_images(images: ImageSource, indices: Sequence[int]) -> NDArray[Any]:
 def _ascending(images: ImageSource, indices: list[int]) -> Iterator[NDArray[Any]]:
     if isinstance(images, Decoded):
         yield from images.decoded(_SIZE, indices)
+    elif isinstance(images, Parts):
+        first = 0
+        for part in images.parts:
+            inside = [index - first for index in indices if first <= index < first + len(part)]
+            if inside:
+                yield from _ascending(part, inside)
+            first += len(part)
     elif images.reads_in_order:
         first = indices[0]
         with closing(images.batches(_SIZE, first, indices[-1] + 1)) as batches:

@@ -32,7 +32,6 @@ from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
 from evalkit.images.statistics import check_finite, check_header, one_pair_note
 from evalkit.layouts import LAYOUTS, SHAPES
-from evalkit.system.progress import Progress
 from evalkit.system.storage import Place, file_or_path
 
 __all__ = ["STATISTICS", "Npz", "array_header", "load_array"]
@@ -99,7 +98,7 @@ class Npz(ImageSource):
         if unused:
             notes += (f"Arrays of {name} that are not used: {listing(unused)}.",)
         if statistics and len(statistics) == 2:
-            notes += (one_pair_note(name, statistics, bool(self.shape), names),)
+            notes += (one_pair_note(name, names, bool(self.shape)),)
         self.notes += notes
         if self.shape and self._header.fortran:
             self.notes += ("The array is in Fortran order, so it is loaded into memory whole.",)
@@ -117,11 +116,6 @@ class Npz(ImageSource):
 
     def _paths(self) -> Sequence[Place]:
         return [self._path]
-
-    def _examine(self, progress: Progress | None) -> dict[str, Any]:
-        if self.shape:
-            return super()._examine(progress)
-        return {"digest": self._hash_statistics()}
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         if not self.shape:

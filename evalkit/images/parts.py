@@ -76,7 +76,11 @@ def open_parts(pattern: str, open_one: Callable[[Place], ImageSource]) -> Parts:
 
 
 class Parts(ImageSource):
-    """Several sources of equally large images, one after the other."""
+    """Several sources of equally large images, one after the other.
+
+    Attributes:
+        parts: The sources, in their order.
+    """
 
     def __init__(self, name: str, parts: Sequence[ImageSource]) -> None:
         first = parts[0]
@@ -92,7 +96,7 @@ class Parts(ImageSource):
                     f"{first.dtype} {first.shape}; expected one size and type in all parts of {name}"
                 )
         super().__init__(name, "parts", sum(map(len, parts)), first.shape, first.dtype)
-        self._parts = parts
+        self.parts = tuple(parts)
         labels = [part.labels for part in parts if part.labels is not None]
         if len(labels) == len(parts):
             self.labels = np.concatenate(labels)
@@ -122,7 +126,7 @@ class Parts(ImageSource):
             yield np.concatenate(pieces)
 
     def _read_parts(self, size: int, start: int) -> Iterator[NDArray[Any]]:
-        for part in self._parts:
+        for part in self.parts:
             if start < len(part):
                 yield from part.checked_batches(size, start)  # here, so that a message names the part
                 if self.is_remote:
@@ -132,12 +136,12 @@ class Parts(ImageSource):
     def _examine(self, progress: Progress | None) -> dict[str, Any]:
         content, done = [], 0
         self._report(progress, done)
-        for part, digest in zip(self._parts, self._on_each(lambda part: part.digest), strict=True):
+        for part, digest in zip(self.parts, self._on_each(lambda part: part.digest), strict=True):
             content.append((len(part), digest))
             done += len(part)
             self._report(progress, done)
         digests = Counter(digest for _, digest in content)
-        parts = zip(self._parts, content, strict=True)
+        parts = zip(self.parts, content, strict=True)
         if again := [part.name for part, (_, digest) in parts if digests[digest] > 1]:
             self.notes += (f"Some parts of {self.name} hold the same images: {listing(again)}.",)
         return {"digest": hashlib.sha256(f"parts {content}".encode()).hexdigest()}
@@ -151,13 +155,13 @@ class Parts(ImageSource):
 
     def shows_changes(self) -> bool:
         """See :meth:`ImageSource.shows_changes`."""
-        return all(part.shows_changes() for part in self._parts)
+        return all(part.shows_changes() for part in self.parts)
 
     @property
     def is_remote(self) -> bool:
         """Whether the parts are read from URLs."""
-        return self._parts[0].is_remote
+        return self.parts[0].is_remote
 
     def _on_each(self, function: Callable[[ImageSource], T]) -> Iterator[T]:
         """Call it with each part; at URLs with a few at the same time."""
-        return fetch_each(function, self._parts, threads=4) if self.is_remote else map(function, self._parts)
+        return fetch_each(function, self.parts, threads=4) if self.is_remote else map(function, self.parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,16 @@ from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
 from evalkit.images.statistics import check_finite, check_header
 from evalkit.layouts import LAYOUTS, SHAPES
-from evalkit.system.progress import Progress
 from evalkit.system.storage import Place, size_of
 
 __all__ = ["Pkl"]
 
 
+_SCORES = {"mu": "FID", "mu_dinov2": "FD-DINOv2"}
+
+
 class Pkl(ImageSource):
     """Statistics out of a pickle, which is read as data; a source without images."""
-
-    holds_images: ClassVar[bool] = False
 
     def __init__(self, path: Place) -> None:
         name = str(path)
@@ -39,10 +39,12 @@ class Pkl(ImageSource):
         self._path = path
         self.statistics = _statistics(name, content)
         self.provenance = _provenance(content)
-        scores = ["FID", *(["FD-DINOv2"] if "mu_dinov2" in self.statistics else [])]
+        scores = [score for key, score in _SCORES.items() if key in self.statistics]
+        missing = ["no mu_s for sFID"] if "mu" in self.statistics else ["no mu for FID", "no mu_s for sFID"]
         self.notes = (
             f"{name} holds statistics and no images.",
-            f"{name} has mean and covariance for {' and '.join(scores)}, and there is no mu_s for sFID.",
+            f"{name} has mean and covariance for {' and '.join(scores)}, and there is "
+            f"{' and '.join(missing)}.",
         )
 
     @classmethod
@@ -53,10 +55,6 @@ class Pkl(ImageSource):
 
     def _paths(self) -> Sequence[Place]:
         return [self._path]
-
-    def _examine(self, progress: Progress | None) -> dict[str, Any]:
-        del progress
-        return {"digest": self._hash_statistics()}
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         del size, start

@@ -287,8 +287,10 @@ class ImageSource(ABC):
 
     def _examine(self, progress: Progress | None) -> dict[str, Any]:
         """Read everything once. The result has ``digest`` and, for floats, what tells their range."""
+        if self.shape is None:
+            return {"digest": self._hash_statistics()}
         dtype = self._stored_dtype.newbyteorder("<")
-        digest = hashlib.sha256(f"array {dtype.str} {(len(self), *(self.shape or ()))}\n".encode())
+        digest = hashlib.sha256(f"array {dtype.str} {(len(self), *self.shape)}\n".encode())
         floats = FloatStatistics()
         done = 0
         self._report(progress, done)

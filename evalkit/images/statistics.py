@@ -37,12 +37,12 @@ def check_finite(name: str, key: str, array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def one_pair_note(name: str, statistics: Mapping[str, Any], images: bool, names: Mapping[str, str]) -> str:
-    """The note on statistics for only one of FID and sFID; ``names`` are the file's names of them."""
+def one_pair_note(name: str, names: Mapping[str, str], images: bool) -> str:
+    """The note on statistics for only one of FID and sFID; ``names`` are the file's, by ours."""
     (missing, which), (there, of) = (("mu_s", "sFID"), ("mu", "FID"))
-    if "mu" not in statistics:
+    if "mu" not in names:
         (missing, which), (there, of) = (there, of), (missing, which)
-    pair = " and ".join(names[key] for key in statistics)
+    pair = " and ".join(names.values())
     rest = f"{which} uses its images" if images else f"there is no {missing} for {which}"
     return (
         f"{name} has only {pair}: {of} uses these, {rest}. Other tools also write mu and "

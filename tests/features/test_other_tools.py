@@ -14,7 +14,7 @@ import pytest
 from invoked import Result
 from numpy.typing import NDArray
 from optional import optional
-from stand_ins import NO_STORE
+from stand_ins import NO_STORE, STATISTICS_OF_PIXELS
 from stand_ins import InceptionPixels as Pixels
 
 from evalkit.comparison import compare, open_source
@@ -33,15 +33,14 @@ RNG = np.random.default_rng(0)
 ARRAYS = {
     key: RNG.random(shape) if len(shape) == 1 else np.eye(shape[0]) for key, shape in STATISTICS.items()
 }
-OF_PIXELS = {"mu": (48,), "sigma": (48, 48), "mu_s": (12,), "sigma_s": (12, 12)}
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics as wide as the features of pixels, rather than minutes with those of the network."""
-    monkeypatch.setattr("evalkit.images.npz.STATISTICS", OF_PIXELS)
-    monkeypatch.setattr("evalkit.images.pkl.SHAPES", OF_PIXELS)
-    monkeypatch.setattr("evalkit.features.other_tools.SHAPES", OF_PIXELS)
+    monkeypatch.setattr("evalkit.images.npz.STATISTICS", STATISTICS_OF_PIXELS)
+    monkeypatch.setattr("evalkit.images.pkl.SHAPES", STATISTICS_OF_PIXELS)
+    monkeypatch.setattr("evalkit.features.other_tools.SHAPES", STATISTICS_OF_PIXELS)
 
 
 @pytest.mark.parametrize("tool", LAYOUTS)
@@ -92,7 +91,8 @@ def test_names_and_arrays_that_a_tool_does_not_read(tmp_path: Path) -> None:
 
 
 def test_another_resize_is_said() -> None:
-    tf1 = "TF1 bilinear 299x299, (x-128)/128"
+    tf1 = extractor_class("inception").preprocess
+    assert tf1 == "TF1 bilinear 299x299, (x-128)/128"
     assert [tool for tool in LAYOUTS if not resize_warning(tool, "x", tf1)] == ["adm", "jit", "edm", "edm2"]
     for tool in ("pytorch-fid", "clean-fid"):
         warning = resize_warning(tool, "x", tf1)
@@ -102,7 +102,23 @@ def test_another_resize_is_said() -> None:
         assert tf1 in warning
     assert "legacy_tensorflow" in (resize_warning("clean-fid", "x", tf1) or "")
     assert "x does not say how" in (resize_warning("jit", "x", None) or "")
-    assert resize_warning("pytorch-fid", "x", "half-pixel bilinear, not antialiased, 299x299, 2x-1") is None
+    assert resize_warning("adm", "x", None) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "tools"),
+    [
+        ("inception", ["jit", "edm", "edm2"]),
+        ("inception_pytorch_fid", ["pytorch-fid"]),
+        ("inception_clean_fid", ["clean-fid"]),
+    ],
+)
+def test_the_words_of_a_resize_are_those_of_the_network(network: str, tools: list[str]) -> None:
+    """Statistics of each network are right for the tools with its resize, and for no others."""
+    preprocess = extractor_class(network).preprocess
+    known = [tool for tool, layout in LAYOUTS.items() if layout.resize and not layout.own]
+    fitting = [tool for tool in known if resize_warning(tool, "x", preprocess) is None]
+    assert fitting == tools
 
 
 # Each reader, as far as it can be had ------------------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import small_networks
-import torch
 from fake_engine import FakeEngine
 from invoked import Result
 from optional import optional
@@ -34,7 +33,6 @@ from evalkit.system.locks import exclusive_lock
 from generation import sweep as sweep_module
 from generation import work
 from generation.batch import Networks
-from generation.checkpoints import load_network
 from generation.sample import STAGE
 from generation.settings import Settings
 from generation.sweep import sweep
@@ -50,11 +48,9 @@ SCALES = (4.0, 0.0, 30.0)
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     folder = tmp_path_factory.mktemp("networks")
-    return Networks.prepare(
-        load_network(small_networks.write(folder, "unet", "diffusion")),
-        load_network(small_networks.write(folder, "classifier", "classifier", seed=1)),
-        precision="reference",
-        device=torch.device("cpu"),
+    return small_networks.load(
+        small_networks.write(folder, "unet", "diffusion"),
+        small_networks.write(folder, "classifier", "classifier", seed=1),
     )
 
 
@@ -275,11 +271,7 @@ def test_killed_between_deviations_and_record(
 def test_an_unconditional_scale_0_is_not_paired(
     unconditional: dict[str, Path], reference: Path, tmp_path: Path
 ) -> None:
-    networks = Networks.prepare(
-        *(load_network(path) for path in unconditional.values()),
-        precision="reference",
-        device=torch.device("cpu"),
-    )
+    networks = small_networks.load(*unconditional.values())
     settings = Settings(count=20, respacing="3", shard_size=8, classes="balanced")
     result = swept(networks, reference, tmp_path / "s", settings=settings)
     paired = {

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 import pytest
+from containers import encoded, write_folder, write_h5, write_npz, write_tar, write_zip
 from numpy.typing import NDArray
-from PIL import Image
 
 from evalkit.errors import ImageError
 from evalkit.images import ImageSource, open_images
 from evalkit.images.chosen import chosen_images
+from evalkit.images.npz import Npz
 
 INDICES = [41, 3, 59, 0, 17, 3, 18]
 
 
-def png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+def pngs(images: NDArray[np.uint8]) -> dict[str, bytes]:
+    return {f"{index:03d}.png": encoded(image) for index, image in enumerate(images)}
 
 
 def stored(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
-    np.savez(folder / "x.npz", images)
-    return open_images(folder / "x.npz")
+    return open_images(write_npz(folder / "x.npz", images))
 
 
 def compressed(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
@@ -38,32 +33,22 @@ def compressed(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
 
 
 def hdf5(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
-    with h5py.File(folder / "x.h5", "w") as file:
-        file["images"] = images
-    return open_images(folder / "x.h5")
+    return open_images(write_h5(folder / "x.h5", images=images))
 
 
 def files(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
-    (folder / "files").mkdir()
-    for index, image in enumerate(images):
-        (folder / "files" / f"{index:03d}.png").write_bytes(png(image))
-    return open_images(folder / "files")
+    return open_images(write_folder(folder / "files", pngs(images)))
 
 
 def zipped(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
     """Members in another order than that of their names."""
-    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
-        for index in np.random.default_rng(0).permutation(len(images)):
-            archive.writestr(f"{index:03d}.png", png(images[index]))
-    return open_images(folder / "x.zip")
+    members = [*pngs(images).items()]
+    shuffled = [members[index] for index in np.random.default_rng(0).permutation(len(images))]
+    return open_images(write_zip(folder / "x.zip", dict(shuffled)))
 
 
 def tarred(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
-    files(folder, images)
-    with tarfile.open(folder / "x.tar.gz", "w:gz") as archive:
-        for path in sorted((folder / "files").iterdir()):
-            archive.add(path, path.name)
-    return open_images(folder / "x.tar.gz")
+    return open_images(write_tar(folder / "x.tar.gz", pngs(images), "w:gz"))
 
 
 def parts(folder: Path, images: NDArray[np.uint8]) -> ImageSource:
@@ -108,6 +93,23 @@ def test_others_are_not_read(
         path.write_bytes(data.replace(images[30].tobytes(), bytes(images[30].size)))
     wanted = [index for index in INDICES if index]  # from the first on, a file's checksum is compared
     np.testing.assert_array_equal(chosen_images(source, wanted), images[wanted])
+
+
+def test_each_part_is_read_once(
+    images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a compressed one, each further reading would begin at its beginning."""
+    source, read, reads = parts(tmp_path, images), Npz._read, list[str]()
+
+    def counted(self: Npz, *arguments: Any) -> Iterator[NDArray[Any]]:
+        reads.append(Path(self.name).name)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Npz, "_read", counted)
+    np.testing.assert_array_equal(chosen_images(source, INDICES), images[INDICES])
+    assert reads == ["0.npz", "1.npz", "2.npz"]
+    np.testing.assert_array_equal(chosen_images(source, [40, 20, 30]), images[[40, 20, 30]])
+    assert reads[3:] == ["1.npz"]
 
 
 def test_floats_become_pixels_and_are_checked(tmp_path: Path, images: NDArray[np.uint8]) -> None:

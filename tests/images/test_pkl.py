@@ -57,6 +57,13 @@ def test_the_digest_is_of_the_statistics(tmp_path: Path) -> None:
         one.check_unchanged()
 
 
+def test_of_dinov2_alone(tmp_path: Path) -> None:
+    source = open_images(write(tmp_path / "x.pkl", {"fd_dinov2": CONTENT["fd_dinov2"]}))
+    assert source.notes[-1].endswith(
+        "x.pkl has mean and covariance for FD-DINOv2, and there is no mu for FID and no mu_s for sFID."
+    )
+
+
 def test_at_a_url(tmp_path: Path) -> None:
     memory = pytest.importorskip("fsspec", reason="needs fsspec, which comes with torch").filesystem("memory")
     memory.put(str(write(tmp_path / "x.pkl")), "/statistics/x.pkl")

@@ -18,7 +18,17 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from containers import CONTAINERS, PIXELS, STATISTICS, encoded, image_files, write_npz, write_tar, write_zip
+from containers import (
+    CONTAINERS,
+    PIXELS,
+    STATISTICS,
+    encoded,
+    image_files,
+    npz_bytes,
+    write_npz,
+    write_tar,
+    write_zip,
+)
 from fake_engine import FakeEngine
 from invoked import Result
 from numpy.typing import NDArray
@@ -93,12 +103,6 @@ def put(web: Shelf, path: Path) -> str:
         if file.is_file():
             web.files[f"/{file.relative_to(path.parent).as_posix()}"] = file.read_bytes()
     return f"{web.address}/{path.name}{'/' if path.is_dir() else ''}"
-
-
-def npz_of(pixels: NDArray[Any], **more: Any) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, pixels, **more)
-    return file.getvalue()
 
 
 def large() -> NDArray[Any]:
@@ -288,7 +292,7 @@ def test_local_files_do_not_load_fsspec(tmp_path: Path) -> None:
 
 def test_a_large_npz_is_read_ahead_and_never_whole(web: Shelf, small_ranges: None) -> None:
     pixels = large()
-    web.files["/x.npz"] = npz_of(pixels)
+    web.files["/x.npz"] = npz_bytes(pixels)
     web.delay = 0.01
     source = open_images(f"{web.address}/x.npz")
     np.testing.assert_array_equal(images_of(source, 8), pixels)
@@ -300,7 +304,7 @@ def test_a_large_npz_is_read_ahead_and_never_whole(web: Shelf, small_ranges: Non
 
 def test_opening_reads_only_a_part(web: Shelf, small_ranges: None) -> None:
     pixels = large()
-    web.files["/y.npz"] = npz_of(pixels)
+    web.files["/y.npz"] = npz_bytes(pixels)
     open_images(f"{web.address}/y.npz")
     assert web.bytes_sent < len(web.files["/y.npz"]) / 4
 
@@ -316,7 +320,7 @@ def test_pictures_of_a_folder_are_fetched_side_by_side(web: Shelf, tmp_path: Pat
 
 def test_a_server_without_ranges(web: Shelf, small_ranges: None) -> None:
     web.has_ranges = False
-    web.files |= {"/large.npz": npz_of(large()), "/f/a.png": encoded(PIXELS[0])}
+    web.files |= {"/large.npz": npz_bytes(large()), "/f/a.png": encoded(PIXELS[0])}
     message = refusal(f"{web.address}/large.npz")
     assert "ignores range requests" in message
     assert "Download the file" in message
@@ -325,7 +329,7 @@ def test_a_server_without_ranges(web: Shelf, small_ranges: None) -> None:
 
 def test_a_server_that_gives_no_size(web: Shelf) -> None:
     web.has_sizes = False
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     assert "does not say how large the file is" in refusal(f"{web.address}/x.npz")
 
 
@@ -367,7 +371,7 @@ def of_another_version(headers: dict[str, str], body: bytes) -> bytes:
     ],
 )
 def test_an_answer_that_is_not_the_range(mangle: Any, words: str, web: Shelf, small_ranges: None) -> None:
-    web.files["/x.npz"] = npz_of(large())
+    web.files["/x.npz"] = npz_bytes(large())
     web.mangle = mangle
     assert words in refusal(f"{web.address}/x.npz")
 
@@ -390,7 +394,7 @@ def test_few_large_results_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("trouble", ["silent", "failing"])
 def test_closing_does_not_wait_for_answers(trouble: str, web: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "WAITS", (20.0,))
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     remote = Remote(f"{web.address}/x.npz")
     assert remote.size
     web.delay, web.always = (5.0, None) if trouble == "silent" else (0.0, 503)
@@ -429,22 +433,22 @@ def test_a_host_that_does_not_answer(
 
 def test_the_digest_is_remembered_by_the_tag(web: Shelf, small_ranges: None) -> None:
     pixels = large()
-    web.files["/x.npz"] = npz_of(pixels)
+    web.files["/x.npz"] = npz_bytes(pixels)
     first = open_images(f"{web.address}/x.npz").digest
     ranges._kept = ranges._Kept()  # the fixture puts the old one back
     before = web.bytes_sent
     assert open_images(f"{web.address}/x.npz").digest == first
     assert web.bytes_sent - before < len(web.files["/x.npz"]) / 4
-    web.files["/x.npz"] = npz_of(pixels[::-1].copy())
+    web.files["/x.npz"] = npz_bytes(pixels[::-1].copy())
     assert open_images(f"{web.address}/x.npz").digest != first
 
 
 def test_without_a_tag_it_is_read_each_time(web: Shelf, small_ranges: None) -> None:
     web.has_tags = False
     pixels = large()
-    web.files["/x.npz"] = npz_of(pixels)
+    web.files["/x.npz"] = npz_bytes(pixels)
     first = open_images(f"{web.address}/x.npz").digest
-    web.files["/x.npz"] = npz_of(pixels[::-1].copy())  # of the same size
+    web.files["/x.npz"] = npz_bytes(pixels[::-1].copy())  # of the same size
     assert open_images(f"{web.address}/x.npz").digest != first
 
 
@@ -452,9 +456,9 @@ def test_a_file_that_changes_twice_in_a_second(web: Shelf, small_ranges: None) -
     """The tags of nginx are made of time and size."""
     web.tag, web.modified = '"time-size"', formatdate(usegmt=True)
     pixels = large()
-    web.files["/x.npz"] = npz_of(pixels)
+    web.files["/x.npz"] = npz_bytes(pixels)
     first = open_images(f"{web.address}/x.npz").digest
-    web.files["/x.npz"] = npz_of(pixels[::-1].copy())
+    web.files["/x.npz"] = npz_bytes(pixels[::-1].copy())
     assert open_images(f"{web.address}/x.npz").digest != first
 
 
@@ -463,13 +467,13 @@ def test_a_copy_in_another_process_is_compared(has_tags: bool, web: Shelf, small
     """By the version that the server gives; without one it is all read."""
     web.has_tags = has_tags
     pixels = large()
-    web.files["/x.npz"] = npz_of(pixels)
+    web.files["/x.npz"] = npz_bytes(pixels)
     pickled = pickle.dumps(open_images(f"{web.address}/x.npz"))
     ranges._kept, before = ranges._Kept(), web.bytes_sent
     copy = pickle.loads(pickled)
     assert (web.bytes_sent - before < len(web.files["/x.npz"]) / 4) == has_tags
     np.testing.assert_array_equal(images_of(copy, 50), pixels)
-    web.files["/x.npz"] = npz_of(pixels[::-1].copy())  # of the same size
+    web.files["/x.npz"] = npz_bytes(pixels[::-1].copy())  # of the same size
     ranges._kept = ranges._Kept()
     with pytest.raises(InputError, match=r"x\.npz holds other images here.* All workers must see the same"):
         pickle.loads(pickled)
@@ -512,7 +516,7 @@ def test_nothing_is_stored_if_no_change_would_show(
 
 @pytest.mark.parametrize("name", ["x.npz", ""])
 def test_no_build_is_resumed_if_no_change_would_show(name: str, web: Shelf) -> None:
-    web.files |= {"/d/x.npz": npz_of(PIXELS)} if name else {"/d/x.png": encoded(PIXELS[0])}
+    web.files |= {"/d/x.npz": npz_bytes(PIXELS)} if name else {"/d/x.png": encoded(PIXELS[0])}
     for web.has_tags in (True, False):
         opened = build._open(f"{web.address}/d/{name}", None)
         builder = SimpleNamespace(items=opened, settings=build.Settings(size=8), extractor=None)
@@ -523,10 +527,10 @@ def test_no_build_is_resumed_if_no_change_would_show(name: str, web: Shelf) -> N
 def test_pixels_that_change_are_not_kept(web: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_data, "physical_memory", lambda: 1)
     web.minds_conditions = False
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     source = open_images(f"{web.address}/x.npz")
     assert source.digest
-    web.files["/x.npz"] = npz_of(PIXELS[::-1].copy())
+    web.files["/x.npz"] = npz_bytes(PIXELS[::-1].copy())
     with pytest.raises(InputError, match="changed while it was read"):
         training_data.load_pixels(source, tmp_path / "pixels")
     assert not (tmp_path / "pixels").exists()
@@ -588,10 +592,10 @@ def test_a_folder_that_changes_while_it_is_opened(memory: Any) -> None:
 
 def test_a_change_while_it_is_read(web: Shelf, small_ranges: None) -> None:
     pixels = large()
-    web.files["/x.npz"] = npz_of(pixels)
+    web.files["/x.npz"] = npz_bytes(pixels)
     source = open_images(f"{web.address}/x.npz")
     source.identify()
-    web.files["/x.npz"] = npz_of(pixels[::-1].copy())
+    web.files["/x.npz"] = npz_bytes(pixels[::-1].copy())
     with pytest.raises(InputError, match=r"x\.npz changed while it was read"):
         source.check_unchanged()
     ranges._kept = ranges._Kept()
@@ -618,7 +622,7 @@ def test_a_large_file_is_announced(
     web: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(evalkit.system.identity, "_LARGE_BYTES", 100)
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     with caplog.at_level("INFO"):
         for _ in range(2):
             assert open_images(f"{web.address}/x.npz").digest
@@ -646,7 +650,7 @@ def test_what_a_server_refuses(status: int, words: str, web: Shelf, run: Callabl
 
 
 def test_a_failure_that_passes(web: Shelf) -> None:
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     web.statuses = [503, 429]
     np.testing.assert_array_equal(images_of(open_images(f"{web.address}/x.npz")), PIXELS)
     assert web.statuses == []
@@ -656,7 +660,7 @@ def test_a_server_that_is_silent(web: Shelf, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(http_files, "TIMEOUT", 0.1)
     monkeypatch.setattr(attempts, "WAITS", (0.0,))
     file_systems.file_system.cache_clear()
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     web.delay = 0.5
     try:
         assert "did not answer" in refusal(f"{web.address}/x.npz")
@@ -704,7 +708,7 @@ def test_credentials_are_not_shown(secret: str, web: Shelf, run: Callable[..., R
 
 
 def test_a_signed_url(web: Shelf, tmp_path: Path, pixels: Pixels, run: Callable[..., Result]) -> None:
-    web.files["/x.npz"] = npz_of(PIXELS)
+    web.files["/x.npz"] = npz_bytes(PIXELS)
     web.has_head = False  # it is signed for GET alone
     url = f"{web.address}/x.npz?X-Amz-Signature=secret%2Fsecret%3D&id=secret"
     assert open_images(url).name == f"{web.address}/x.npz"
@@ -763,8 +767,8 @@ def test_a_missing_file_in_memory(memory: Any) -> None:
 
 
 def test_patterns_over_http(web: Shelf) -> None:
-    web.files |= {"/parts/b.npz": npz_of(PIXELS[3:]), "/parts/a.npz": npz_of(PIXELS[:3])}
-    web.files["/parts/.hidden.npz"] = npz_of(PIXELS)
+    web.files |= {"/parts/b.npz": npz_bytes(PIXELS[3:]), "/parts/a.npz": npz_bytes(PIXELS[:3])}
+    web.files["/parts/.hidden.npz"] = npz_bytes(PIXELS)
     source = open_images(f"{web.address}/parts/*.npz")
     np.testing.assert_array_equal(images_of(source), PIXELS)
     web.files["/parts/a b.npz"] = web.files.pop("/parts/b.npz")  # after a.npz only if it stays escaped
@@ -818,7 +822,7 @@ def test_what_looks_like_a_pattern_or_a_url(tmp_path: Path, monkeypatch: pytest.
     assert is_pattern("https://[::1]:8000/*.npz")
     monkeypatch.chdir(tmp_path)
     Path("run:").mkdir()
-    Path("run:/x").write_bytes(npz_of(PIXELS))
+    Path("run:/x").write_bytes(npz_bytes(PIXELS))
     assert open_images("run://x").kind == "npz"
     features_of(PIXELS, extractor=Pixels(), run=NO_STORE).save(tmp_path / "features.h5")
     assert open_source("./features.h5").name == "./features.h5"

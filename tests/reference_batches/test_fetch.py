@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -16,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from containers import npz_bytes
 from file_server import Server, serving
 from invoked import Result
 from numpy.typing import NDArray
 from patience import SECONDS, until
+from stand_ins import STATISTICS_OF_PIXELS
 from stand_ins import InceptionPixels as Pixels
 
 import evalkit.images.npz
@@ -75,12 +76,6 @@ def small_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return file
 
 
-def npz(**arrays: Any) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
-
-
 def pictures(n: int, size: int = 8) -> NDArray[np.uint8]:
     return np.random.default_rng(n).integers(0, 256, (n, size, size, 3), np.uint8)
 
@@ -96,12 +91,12 @@ def statistics() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def reference() -> bytes:
-    return npz(arr_0=pictures(20), arr_1=np.arange(20) % 10, **statistics())
+    return npz_bytes(arr_0=pictures(20), arr_1=np.arange(20) % 10, **statistics())
 
 
 @pytest.fixture(scope="module")
 def samples() -> bytes:
-    return npz(arr_0=pictures(12), arr_1=np.arange(12) % 4)
+    return npz_bytes(arr_0=pictures(12), arr_1=np.arange(12) % 4)
 
 
 @pytest.fixture
@@ -158,14 +153,14 @@ def test_the_mirror_comes_first(server: Server, samples: bytes, monkeypatch: pyt
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "too few images": (lambda: npz(arr_0=pictures(11), arr_1=np.arange(11)), "found 11 images of 8x8"),
-    "other images": (lambda: npz(arr_0=pictures(12, 9), arr_1=np.arange(12)), "found 12 images of 9x9"),
-    "no labels": (lambda: npz(arr_0=pictures(12)), "expected .* with labels.*found .* without labels"),
+    "too few images": (lambda: npz_bytes(arr_0=pictures(11), arr_1=np.arange(11)), "found 11 images of 8x8"),
+    "other images": (lambda: npz_bytes(arr_0=pictures(12, 9), arr_1=np.arange(12)), "found 12 images of 9x9"),
+    "no labels": (lambda: npz_bytes(arr_0=pictures(12)), "expected .* with labels.*found .* without labels"),
     "a reference": (
-        lambda: npz(arr_0=pictures(12), arr_1=np.arange(12), **statistics()),
+        lambda: npz_bytes(arr_0=pictures(12), arr_1=np.arange(12), **statistics()),
         "expected .* without statistics; found .* with statistics",
     ),
-    "statistics alone": (lambda: npz(**statistics()), "found 0 images without labels, with statistics"),
+    "statistics alone": (lambda: npz_bytes(**statistics()), "found 0 images without labels, with statistics"),
     "a web page": (lambda: b"<html>sign in</html>", "not that of a known container"),
 }
 
@@ -188,7 +183,7 @@ def test_what_is_not_the_batch_gets_no_name(server: Server, case: str) -> None:
 
 def test_one_wrong_byte_anywhere(server: Server, small_catalog: Path) -> None:
     small_catalog.write_text(CATALOG.replace("size = 8", "size = 64"))  # more than is read with the header
-    good = npz(arr_0=pictures(12, 64), arr_1=np.arange(12))
+    good = npz_bytes(arr_0=pictures(12, 64), arr_1=np.arange(12))
     for position in (5_000, len(good) // 2, 147_000):
         damaged = bytearray(good)
         damaged[position] ^= 1
@@ -213,7 +208,7 @@ def test_the_digest_of_the_first_fetch_holds(server: Server, samples: bytes) -> 
         assert fetch("model_tiny").read_bytes() == samples
     assert len(server.paths) == 3
     path.unlink()
-    server.content = npz(arr_0=pictures(12)[::-1], arr_1=np.arange(12) % 4)
+    server.content = npz_bytes(arr_0=pictures(12)[::-1], arr_1=np.arange(12) % 4)
     with pytest.raises(DownloadError, match=f"sha256 .*, expected {record(path)['sha256']}"):
         fetch("model_tiny")
 
@@ -330,10 +325,9 @@ def test_compare_with_a_published_reference(
     run: Invoke, server: Server, samples: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Statistics of as many features as pixels have, rather than minutes with those of the network.
-    shapes = {"mu": (48,), "sigma": (48, 48), "mu_s": (12,), "sigma_s": (12, 12)}
-    monkeypatch.setattr(evalkit.images.npz, "STATISTICS", shapes)
+    monkeypatch.setattr(evalkit.images.npz, "STATISTICS", STATISTICS_OF_PIXELS)
     statistics = {"mu": np.zeros(48), "sigma": np.eye(48), "mu_s": np.zeros(12), "sigma_s": np.eye(12)}
-    server.content = npz(arr_0=pictures(20), arr_1=np.arange(20) % 10, **statistics)
+    server.content = npz_bytes(arr_0=pictures(20), arr_1=np.arange(20) % 10, **statistics)
     Path("mine.npz").write_bytes(samples)
     result = run("compare", "tiny", "mine.npz", "--json", "out.json")
     assert result.code == 0, result.err
@@ -352,7 +346,7 @@ def test_compare_with_a_published_reference(
 
 @pytest.mark.usefixtures("pixels")
 def test_samples_by_name(run: Invoke, server: Server, samples: bytes) -> None:
-    Path("mine.npz").write_bytes(npz(arr_0=pictures(20)))
+    Path("mine.npz").write_bytes(npz_bytes(arr_0=pictures(20)))
     result = run("compare", "mine.npz", "model_tiny", "--format", "adm")
     assert result.code == 0
     assert len(result.out.splitlines()) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,30 @@ def test_show_prints_what_is_there(photos: NDArray[np.uint8], tmp_path: Path, ru
     assert drawn.shape == (8 * 66, 8 * 66, 3)
     np.testing.assert_array_equal(drawn[1:65, 1:65], photos[0])
     np.testing.assert_array_equal(drawn[-65:-1, -65:-1], photos[119])
+
+
+@pytest.mark.parametrize(
+    ("groups", "line"),
+    [
+        (["fid"], "statistics of 9 images: FID uses these"),
+        (["fd_dinov2"], "statistics of 9 images: FD-DINOv2 uses these"),
+        (["fid", "fd_dinov2"], "statistics of 9 images: FID and FD-DINOv2 use these"),
+    ],
+)
+def test_show_names_the_scores_of_edm2s_statistics(
+    groups: list[str], line: str, tmp_path: Path, run: Invoke
+) -> None:
+    widths = {"fid": 2048, "fd_dinov2": 1024}
+    content = {group: {"mu": np.zeros(widths[group]), "sigma": np.eye(widths[group])} for group in groups}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"num_images": 9, **content}))
+    result = run("reference", "show", tmp_path / "x.pkl")
+    assert result.code == 0
+    assert line in result.out.splitlines()
+
+
+def test_show_names_the_scores_of_adms_statistics(batch: Path, run: Invoke) -> None:
+    shown = run("reference", "show", batch).out.splitlines()
+    assert "statistics of an unknown number of images: FID and sFID use these" in shown
 
 
 @pytest.mark.parametrize("name", ["nowhere.npz", "text.txt"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from containers import npz_bytes
 from file_server import Server, serving
 from invoked import Result
+from stand_ins import STATISTICS_OF_PIXELS
 
 from evalkit.errors import DownloadError, InputError
 from reference_batches import statistics
@@ -23,10 +23,8 @@ from reference_batches.statistics import statistics_files, statistics_table
 Invoke = Callable[..., Result]
 
 
-def npz(value: float = 0.0, **more: Any) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, mu=np.full(2048, value), sigma=np.eye(2048), **more)
-    return file.getvalue()
+def npz(value: float = 0.0) -> bytes:
+    return npz_bytes(mu=np.full(2048, value), sigma=np.eye(2048))
 
 
 CONTENT = npz()
@@ -193,9 +191,7 @@ def test_by_hand(server: Server) -> None:
     path.with_name("far.npz.json").unlink()
     assert fetch("far") == path
     path.with_name("far.npz.json").unlink()
-    file = io.BytesIO()
-    np.savez(file, np.zeros((3, 8, 8, 3), np.uint8))
-    path.write_bytes(file.getvalue())
+    path.write_bytes(npz_bytes(np.zeros((3, 8, 8, 3), np.uint8)))
     with pytest.raises(InputError, match=r"holds no statistics; expected far\.npz, with mu sigma"):
         fetch("far")
     assert server.paths == []
@@ -213,11 +209,8 @@ def test_a_network_is_no_reference(run: Invoke) -> None:
 def test_compare_by_name(
     run: Invoke, monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
 ) -> None:
-    shapes = {"mu": (48,), "sigma": (48, 48), "mu_s": (12,), "sigma_s": (12, 12)}
-    monkeypatch.setattr("evalkit.images.npz.STATISTICS", shapes)
-    file = io.BytesIO()
-    np.savez(file, mu=np.zeros(48, np.float32), sigma=np.eye(48))
-    server.content = file.getvalue()
+    monkeypatch.setattr("evalkit.images.npz.STATISTICS", STATISTICS_OF_PIXELS)
+    server.content = npz_bytes(mu=np.zeros(48, np.float32), sigma=np.eye(48))
     Path("statistics.toml").write_text(
         Path("statistics.toml").read_text().replace(git_blob(CONTENT), git_blob(server.content))
     )

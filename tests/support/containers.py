@@ -78,6 +78,12 @@ def write_npz(path, *arrays, **named):
     return path
 
 
+def npz_bytes(*arrays, **named):
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays, **named)
+    return buffer.getvalue()
+
+
 def write_raw_npy_zip(path, header, body=b""):
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, header)

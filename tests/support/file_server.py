@@ -9,8 +9,9 @@ import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+from loopback import served
 from patience import SECONDS, until
 
 
@@ -100,17 +101,13 @@ def serving(content: bytes) -> Iterator[tuple[Server, str]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with served(Handler) as url:
         try:
-            yield server, f"http://127.0.0.1:{http.server_address[1]}"
+            yield server, url
         finally:
             server.released.set()
             if server.gate is not None:
                 server.gate.set()
-            http.shutdown()
-            thread.join()
 
 
 @contextmanager

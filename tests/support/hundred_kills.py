@@ -18,7 +18,7 @@ from typing import Any
 import deaths
 import numpy as np
 import torch
-from small_networks import prepared
+from small_networks import load
 from stand_ins import InceptionPixels
 
 from evalkit.comparison import features_of
@@ -122,7 +122,7 @@ def digest_of(files: Any) -> str:
 def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    networks = prepared(folder)
+    networks = load(folder / "unet.safetensors", folder / "classifier.safetensors")
     describe_cost([SETTINGS], networks)  # kept for all: it takes more calls than the sampling
     random = np.random.default_rng(0)
     np.savez(folder / "images.npz", random.integers(0, 256, (IMAGES, 4, 4, 3), np.uint8))

@@ -17,7 +17,7 @@ from typing import Any
 import deaths
 import torch
 from deaths import wait
-from small_networks import prepared
+from small_networks import load
 
 from generation import sample as sampling
 from generation import shards
@@ -81,7 +81,7 @@ def at_the_worst(folder: Path, networks: Networks) -> dict[str, Any]:
 def main() -> None:
     scenario, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
-    networks = prepared(folder)
+    networks = load(folder / "unet.safetensors", folder / "classifier.safetensors")
     describe_cost([SETTINGS], networks)  # kept for all: it takes more calls than the sampling
     found = globals()[scenario](folder, networks)
     found["alone"] = wait(deaths.start(work(folder, networks, f"alone-{scenario}")))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_networks
 import torch
 from numpy.typing import NDArray
 
 from generation import sample as sampling
 from generation.batch import Networks
-from generation.checkpoints import load_network
 from generation.settings import Settings
 
 Messages = Callable[[], list[str]]
@@ -25,13 +25,8 @@ SETTINGS = Settings(count=7, scale=30.0, respacing="4", shard_size=3)
 
 
 def load(files: dict[str, Path], model: str = "unet", classifier: str | None = "classifier") -> Networks:
-    """Networks of these files on the CPU, in the reference precision."""
-    return Networks.prepare(
-        load_network(files[model]),
-        load_network(files[classifier]) if classifier else None,
-        precision="reference",
-        device=torch.device("cpu"),
-    )
+    """Networks of the files of these names; see :func:`small_networks.load`."""
+    return small_networks.load(files[model], files[classifier] if classifier else None)
 
 
 def sampled(settings: Settings, networks: Networks, out: Path, **options: Any) -> Path:

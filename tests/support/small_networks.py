@@ -41,11 +41,11 @@ def write(folder: Path, name: str, kind: Kind, *, seed: int = 0, **changes: obje
     return path
 
 
-def prepared(folder: Path) -> Networks:
-    """``unet.safetensors`` and ``classifier.safetensors`` in a folder, on the CPU."""
+def load(model: Path, classifier: Path | None = None) -> Networks:
+    """Networks of these files on the CPU, in the reference precision."""
     return Networks.prepare(
-        load_network(folder / "unet.safetensors"),
-        load_network(folder / "classifier.safetensors"),
+        load_network(model),
+        load_network(classifier) if classifier else None,
         precision="reference",
         device=torch.device("cpu"),
     )

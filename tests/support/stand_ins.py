@@ -19,6 +19,9 @@ from evalkit.system.run import Run
 
 NO_STORE = Run(store=None)
 
+STATISTICS_OF_PIXELS = {"mu": (48,), "sigma": (48, 48), "mu_s": (12,), "sigma_s": (12, 12)}
+"""Shapes of the statistics of pixels, in the place of those of the Inception network."""
+
 
 class _Anything(types.ModuleType):
     """A module that has every name, each of them an empty class."""
