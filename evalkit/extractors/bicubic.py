@@ -2,11 +2,16 @@
 
 Pillow resizes bytes and rounds to bytes after each pass, torch resizes floats and rounds nothing: the same
 image comes out up to several grey levels apart.
+
+Each resize takes images as arrays, (n, h, w, 3) with values in [0, 255], the side of the square result in
+pixels, and a device. It returns (n, 3, size, size), float32, about [0, 255], on that device.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +23,8 @@ from torch import Tensor
 __all__ = [
     "CLIP",
     "IMAGENET",
+    "Resize",
+    "Statistics",
     "crop_and_resize",
     "resize_and_crop",
     "scaled",
@@ -25,69 +32,67 @@ __all__ = [
     "squash_as_floats",
 ]
 
-Bytes = NDArray[np.uint8]
+Resize: TypeAlias = Callable[[NDArray[Any], int, torch.device], Tensor]
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet's pixels in [0, 1], by channel."""
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, of pixels in [0, 1]."""
 
-CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""The same of CLIP's training images (``clip/clip.py`` of openai/CLIP)."""
+IMAGENET: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet."""
+
+CLIP: Statistics = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's training images (``clip/clip.py`` of openai/CLIP)."""
 
 
-def scaled(images: Tensor, statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+def scaled(images: Tensor, statistics: Statistics) -> Tensor:
     """``(x / 255 - mean) / std``, in float32 and in this order, as all of these tools round it.
 
     Args:
         images: (n, 3, h, w), float32, values in [0, 255].
-        statistics: Mean and standard deviation of each channel, of pixels in [0, 1].
+        statistics: Of the images that the network was trained on.
     """
-    mean, std = (torch.tensor(values).to(images.device)[:, None, None] for values in statistics)
+    mean, std = _on_device(statistics, images.device)
     return (images / 255).sub_(mean).div_(std)
 
 
-def squash_as_floats(images: Tensor, size: int) -> Tensor:
+@lru_cache(maxsize=8)
+def _on_device(statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3, 1, 1) each; made once, because every batch needs them and on a GPU the host waits for each copy."""
+    mean, std = (torch.tensor(values).to(device)[:, None, None] for values in statistics)
+    return mean, std
+
+
+def squash_as_floats(images: NDArray[Any], size: int, device: torch.device) -> Tensor:
     """The resize of torch to a square, whatever the shape was; results may lie outside [0, 255].
 
-    As EDM2's ``calculate_metrics.py`` does before DINOv2.
-
-    Args:
-        images: (n, h, w, 3), values in [0, 255].
-        size: Side of the square output, pixels.
-
-    Returns:
-        (n, 3, size, size), float32.
+    As EDM2's ``calculate_metrics.py`` does before DINOv2. Torch lacks it on MPS: there the result is on
+    the CPU.
     """
+    # A copy: torch warns about read-only arrays.
+    x = torch.from_numpy(np.array(images))
+    if device.type != "mps":
+        x = x.to(device)
     # Not channels-last, for which torch on a CPU may round in another order.
-    planes = images.permute(0, 3, 1, 2).float().contiguous()
+    planes = x.permute(0, 3, 1, 2).float().contiguous()
     return F.interpolate(planes, (size, size), mode="bicubic", antialias=True)
 
 
-def squash(images: NDArray[Any], size: int) -> Bytes:
+def squash(images: NDArray[Any], size: int, device: torch.device) -> Tensor:
     """Pillow's resize of bytes to a square, whatever the shape was, as dgm-eval does before DINOv2.
 
     Columns go before rows, as in Pillow before version 13, which published numbers come from. Pillow 13 takes
     tall images the other way round where their width grows, which moves noise by some 20 levels.
-
-    Args:
-        images: (n, h, w, 3), values in [0, 255]; floats are rounded to bytes first.
-        size: Side of the square output, pixels.
-
-    Returns:
-        (n, size, size, 3).
     """
 
     def one(image: Image.Image) -> Image.Image:
         columns = image.resize((size, image.height), Image.Resampling.BICUBIC)
         return columns.resize((size, size), Image.Resampling.BICUBIC)
 
-    return _each(images, one)
+    return _each(images, device, one)
 
 
-def crop_and_resize(images: NDArray[Any], size: int) -> Bytes:
-    """The central square, then Pillow's resize of bytes, as CMMD does (``_center_crop_and_resize``).
-
-    Args and returns: see :func:`squash`.
-    """
+def crop_and_resize(images: NDArray[Any], size: int, device: torch.device) -> Tensor:
+    """The central square, then Pillow's resize of bytes, as CMMD does (``_center_crop_and_resize``)."""
 
     def one(image: Image.Image) -> Image.Image:
         side = min(image.size)
@@ -95,15 +100,13 @@ def crop_and_resize(images: NDArray[Any], size: int) -> Bytes:
         square = image.crop((left, top, left + side, top + side))
         return square.resize((size, size), Image.Resampling.BICUBIC)
 
-    return _each(images, one)
+    return _each(images, device, one)
 
 
-def resize_and_crop(images: NDArray[Any], size: int) -> Bytes:
+def resize_and_crop(images: NDArray[Any], size: int, device: torch.device) -> Tensor:
     """Pillow's resize of bytes until the shorter side fits, then the central square.
 
     As CLIP's own preprocessing and clean-fid's before CLIP, by torchvision's ``Resize`` and ``CenterCrop``.
-
-    Args and returns: see :func:`squash`.
     """
 
     def one(image: Image.Image) -> Image.Image:
@@ -115,10 +118,12 @@ def resize_and_crop(images: NDArray[Any], size: int) -> Bytes:
         fitted = image.resize((width, height), Image.Resampling.BICUBIC)
         return fitted.crop((left, top, left + size, top + size))
 
-    return _each(images, one)
+    return _each(images, device, one)
 
 
-def _each(images: NDArray[Any], change: Any) -> Bytes:
+def _each(images: NDArray[Any], device: torch.device, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Change each image; floats are rounded to bytes first."""
     if images.dtype != np.uint8:
         images = np.rint(images).clip(0, 255).astype(np.uint8)
-    return np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
+    changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
+    return torch.from_numpy(changed).to(device).permute(0, 3, 1, 2).float()

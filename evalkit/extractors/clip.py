@@ -10,13 +10,10 @@ Images are resized as by CLIP's own code and clean-fid, and for ViT-L/14 at 336 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from evalkit.extractors.bicubic import CLIP, crop_and_resize, resize_and_crop, scaled
+from evalkit.extractors.bicubic import CLIP, Resize, Statistics, crop_and_resize, resize_and_crop
 from evalkit.extractors.vision_transformer import Architecture, VisionTransformer
 from evalkit.extractors.vision_weights import CLIP_LAYOUTS, Published
 
@@ -41,10 +38,8 @@ class CLIPViTB32(VisionTransformer):
         layouts=CLIP_LAYOUTS,
     )
 
-    def prepared(self, images: NDArray[Any]) -> Tensor:
-        """See :meth:`VisionTransformer.prepared`."""
-        x = torch.from_numpy(resize_and_crop(images, self.input_size)).to(self._device)
-        return scaled(x.permute(0, 3, 1, 2).float(), CLIP)
+    resize: ClassVar[Resize] = resize_and_crop
+    statistics: ClassVar[Statistics] = CLIP
 
 
 class CLIPViTL14(CLIPViTB32):
@@ -72,9 +67,7 @@ class CLIPViTL14At336(VisionTransformer):
     name: ClassVar[str] = "clip-vitl14-336"
     preprocess: ClassVar[str] = "centre crop, Pillow bicubic of bytes 336x336, CLIP mean and std"
     outputs: ClassVar[Mapping[str, int]] = {"embedding": 768}
-    architecture: ClassVar[Architecture] = Architecture(
-        width=1024, depth=24, heads=16, patch=14, grid=24, projection=768
-    )
+    architecture: ClassVar[Architecture] = replace(CLIPViTL14.architecture, grid=24)
     published: ClassVar[Published] = Published(
         name="clip_vitl14_336",
         file="clip-vit-large-patch14-336.bin",
@@ -83,8 +76,5 @@ class CLIPViTL14At336(VisionTransformer):
         layouts=CLIP_LAYOUTS,
     )
     input_size: ClassVar[int] = 336
-
-    def prepared(self, images: NDArray[Any]) -> Tensor:
-        """See :meth:`VisionTransformer.prepared`."""
-        x = torch.from_numpy(crop_and_resize(images, self.input_size)).to(self._device)
-        return scaled(x.permute(0, 3, 1, 2).float(), CLIP)
+    resize: ClassVar[Resize] = crop_and_resize
+    statistics: ClassVar[Statistics] = CLIP

@@ -9,14 +9,9 @@ in different ways, so their numbers do not compare: each has a row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from evalkit.extractors.bicubic import IMAGENET, scaled, squash, squash_as_floats
+from evalkit.extractors.bicubic import IMAGENET, Resize, Statistics, squash, squash_as_floats
 from evalkit.extractors.vision_transformer import Architecture, VisionTransformer
 from evalkit.extractors.vision_weights import DINOV2_LAYOUTS, Published
 
@@ -41,13 +36,8 @@ class DINOv2ViTL14(VisionTransformer):
         layouts=DINOV2_LAYOUTS,
     )
 
-    def prepared(self, images: NDArray[Any]) -> Tensor:
-        """See :meth:`VisionTransformer.prepared`."""
-        # A copy: torch warns about read-only arrays.
-        x = torch.from_numpy(np.array(images))
-        if self._device.type != "mps":  # which does not have this resize
-            x = x.to(self._device)
-        return scaled(squash_as_floats(x, self.input_size), IMAGENET).to(self._device)
+    resize: ClassVar[Resize] = squash_as_floats
+    statistics: ClassVar[Statistics] = IMAGENET
 
 
 class DINOv2ViTB14(DINOv2ViTL14):
@@ -71,8 +61,4 @@ class DINOv2ViTL14DgmEval(DINOv2ViTL14):
 
     network: ClassVar[str] = "dinov2_vitl14_dgm_eval"
     preprocess: ClassVar[str] = "Pillow bicubic of bytes 224x224, ImageNet mean and std"
-
-    def prepared(self, images: NDArray[Any]) -> Tensor:
-        """See :meth:`VisionTransformer.prepared`."""
-        x = torch.from_numpy(squash(images, self.input_size)).to(self._device)
-        return scaled(x.permute(0, 3, 1, 2).float(), IMAGENET)
+    resize: ClassVar[Resize] = squash

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +21,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import InputError, WeightsError
+from evalkit.errors import WeightsError
 from evalkit.extractors.preprocess import resize_tf1
 from evalkit.extractors.travel import Travels
-from evalkit.system.devices import (
-    check_not_forked,
-    float32_arithmetic,
-    prepare_forked_process,
-    resolve_device,
-    with_smaller_batches,
-)
+from evalkit.system.devices import float32_arithmetic, prepare_forked_process
 from evalkit.system.files import expand_user
 
 __all__ = ["WEIGHTS_SHA256", "EfficientNetLite0"]
@@ -80,10 +73,7 @@ class EfficientNetLite0(Travels):
     def __init__(
         self, weights: str | Path | None = None, *, device: str = "auto", batch_size: int | None = None
     ):
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(f"Batch size {batch_size!r}: expected a whole number from 1, or None.")
-        self._device = resolve_device(device)
-        self.device = str(self._device)
+        super().__init__(device, batch_size)
         self._file = _find_weights() if weights is None else expand_user(weights)
         self._weights = _read_weights(self._file)
         # On a CPU, small batches keep the activations in its caches.
@@ -104,7 +94,7 @@ class EfficientNetLite0(Travels):
 
     @cached_property
     def _layers(self) -> _Network:
-        return self._keep(lambda: _Network(self._weights, self._device))
+        return self._shared(_Network, WEIGHTS_SHA256, lambda: _Network(self._weights, self._device))
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Features of a batch.
@@ -115,21 +105,7 @@ class EfficientNetLite0(Travels):
         Returns:
             ``pool``: (n, 1280) float32, in [0, 6].
         """
-        prepare_forked_process()
-        check_not_forked(self._device)
-
-        def forward(batch_size: int) -> list[Tensor]:
-            begins = range(0, len(images), batch_size)
-            return [self._forward(images[begin : begin + batch_size]) for begin in begins]
-
-        parts = with_smaller_batches(forward, self.batch_size, self._use_batch_size)
-        return {"pool": torch.cat(parts).cpu().numpy()}
-
-    def _use_batch_size(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        warnings.warn(
-            f"{self.device} is out of memory: going on with {batch_size} images a batch.", stacklevel=4
-        )
+        return {"pool": self._in_batches(images, lambda parts: torch.cat(parts).cpu().numpy())}
 
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any]) -> Tensor:

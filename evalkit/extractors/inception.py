@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -21,13 +19,7 @@ from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.staging import Copies, Upload
 from evalkit.extractors.travel import Travels
 from evalkit.extractors.weights import InceptionWeights, load_weights
-from evalkit.system.devices import (
-    check_not_forked,
-    float32_arithmetic,
-    prepare_forked_process,
-    resolve_device,
-    with_smaller_batches,
-)
+from evalkit.system.devices import float32_arithmetic
 from evalkit.system.engine import Done, Pending
 
 __all__ = ["HEAD_MISSING", "PRECISIONS", "Inception", "Precision", "weights_record"]
@@ -71,13 +63,10 @@ class Inception(Travels):
             raise InputError(f"Unknown precision {precision!r}. Give one of {', '.join(PRECISIONS)}.")
         if weights is not None and not isinstance(weights, InceptionWeights):
             raise InputError(f"weights={weights!r}: expected evalkit.load_weights(file), or None.")
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(f"Batch size {batch_size!r}: expected a whole number from 1, or None.")
-        self._device = resolve_device(device)
+        super().__init__(device, batch_size)
         if precision == "tf32" and self._device.type != "cuda":
             raise InputError(f"Precision tf32 needs a CUDA device, and this is {self._device}. Give float32.")
         self.weights = load_weights() if weights is None else weights
-        self.device = str(self._device)
         self.precision = precision
         # On a CPU, small batches keep the activations in its caches.
         sizes = {"cpu": max(8, torch.get_num_threads()), "cuda": 256}
@@ -101,7 +90,10 @@ class Inception(Travels):
     @cached_property
     def _layers(self) -> Network:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision, torch.float32)
-        return self._keep(lambda: _layers_of(self.weights, self._device, dtype))
+        weights = self.weights
+        return self._shared(
+            Network, (weights.digest, dtype), lambda: Network(weights.convolutions, self._device, dtype)
+        )
 
     @cached_property
     def _upload(self) -> Upload:
@@ -120,25 +112,15 @@ class Inception(Travels):
 
     def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
         """Begin a batch, as :meth:`__call__` takes it; only on CUDA does this return before it is done."""
-        prepare_forked_process()
-        check_not_forked(self._device)
 
-        def forward(batch_size: int) -> Pending[Mapping[str, Rows]]:
-            begins = range(0, len(images), batch_size)
-            parts = [self._forward(images[begin : begin + batch_size]) for begin in begins]
+        def finish(parts: list[tuple[Tensor, Tensor]]) -> Pending[Mapping[str, Rows]]:
             pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
             outputs = {"pool": pool, "spatial": spatial}
             if self._device.type == "cuda":
                 return Copies(outputs)
             return Done({output: rows.cpu().numpy() for output, rows in outputs.items()})
 
-        return with_smaller_batches(forward, self.batch_size, self._use_batch_size)
-
-    def _use_batch_size(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        warnings.warn(
-            f"{self.device} is out of memory: continuing with {batch_size} images per batch.", stacklevel=4
-        )
+        return self._in_batches(images, finish)
 
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
@@ -190,17 +172,6 @@ class Inception(Travels):
                 for block in np.array_split(rows, len(rows) // 8192 + 1)
             ]
             return torch.cat(blocks).cpu().numpy()
-
-
-# Those in use, by weights, device and type: extractors that differ in the resize alone share them.
-_LAYERS: WeakValueDictionary[tuple[str, torch.device, torch.dtype], Network] = WeakValueDictionary()
-
-
-def _layers_of(weights: InceptionWeights, device: torch.device, dtype: torch.dtype) -> Network:
-    key = (weights.digest, device, dtype)
-    if (layers := _LAYERS.get(key)) is None:
-        _LAYERS[key] = layers = Network(weights.convolutions, device, dtype)
-    return layers
 
 
 def weights_record(weights: InceptionWeights) -> dict[str, Any]:

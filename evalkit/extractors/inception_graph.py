@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from evalkit.errors import InputError, MissingDependencyError, UndefinedMetricError, WeightsError
 from evalkit.extractors.inception import HEAD_MISSING, weights_record
-from evalkit.extractors.travel import kept
+from evalkit.extractors.sharing import kept
 from evalkit.extractors.weights import load_weights
 
 __all__ = ["InceptionGraph"]

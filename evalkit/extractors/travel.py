@@ -1,49 +1,89 @@
-"""How a network gets to another process: as weights and settings. What is built of them is kept there."""
+"""What networks on torch devices have in common; they get to another process as weights and settings."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
-from evalkit.system.devices import resolve_device
+from evalkit.errors import InputError
+from evalkit.extractors.sharing import kept, shared
+from evalkit.system.devices import (
+    check_not_forked,
+    prepare_forked_process,
+    resolve_device,
+    with_smaller_batches,
+)
 
-__all__ = ["Travels", "kept"]
+__all__ = ["Travels"]
 
 T = TypeVar("T")
-
-_MOST = 4
-_KEPT: dict[Hashable, Any] = {}
-
-
-def kept(key: Hashable, build: Callable[[], T]) -> T:
-    """What was built for this key in this process, or is built now; the last few are kept."""
-    found: T = _KEPT.pop(key) if key in _KEPT else build()
-    _KEPT[key] = found
-    for old in [*_KEPT][:-_MOST]:
-        del _KEPT[old]
-    return found
 
 
 class Travels:
     """A network on a torch device. What is built for the device is in cached properties, which stay behind.
 
-    In another process it is on a device of the same kind. There, what :meth:`_keep` builds is kept for the
-    fingerprint: the next batch through the same network does not wait for it.
+    In another process it is on a device of the same kind. There, the layers are kept when nothing uses them:
+    the next batch does not wait for them. A subclass sets ``batch_size`` and has ``_forward``, which makes
+    features of a batch.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        batch_size: Images per forward pass, or None.
+
+    Raises:
+        InputError: The device is unknown or this machine does not have it; the batch size is below 1.
     """
 
     _device: torch.device
     device: str
-    fingerprint: Any
+    batch_size: int
     _has_travelled = False
 
-    def _keep(self, build: Callable[[], T]) -> T:
-        """What ``build`` returns, now or before."""
-        if not self._has_travelled:
-            return build()
-        return kept((type(self), self.fingerprint, self.device), build)
+    def __init__(self, device: str, batch_size: int | None) -> None:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(f"Batch size {batch_size!r}: expected a whole number from 1, or None.")
+        self._device = resolve_device(device)
+        self.device = str(self._device)
+
+    def _shared(self, network: type[T], settings: Hashable, build: Callable[[], T]) -> T:
+        """The layers on this device: those of another extractor with the same settings, or what is built now.
+
+        Args:
+            network: Class of the layers.
+            settings: Everything that they depend on besides the device, such as the digest of the weights.
+            build: Makes them.
+        """
+        return (kept if self._has_travelled else shared)((network, settings, self._device), build)
+
+    def _forward(self, images: NDArray[Any]) -> Any:
+        raise NotImplementedError
+
+    def _in_batches(self, images: NDArray[Any], finish: Callable[[list[Any]], T]) -> T:
+        """What ``finish`` makes of the results of ``_forward``, one for each batch.
+
+        If the device runs out of memory, all of it is done again with smaller batches.
+        """
+        prepare_forked_process()
+        check_not_forked(self._device)
+
+        def forward(batch_size: int) -> T:
+            begins = range(0, len(images), batch_size)
+            return finish([self._forward(images[begin : begin + batch_size]) for begin in begins])
+
+        return with_smaller_batches(forward, self.batch_size, self._use_batch_size)
+
+    def _use_batch_size(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        # The level is that of who calls the extractor: with_smaller_batches, _in_batches and the extractor's
+        # own method are between.
+        warnings.warn(
+            f"{self.device} is out of memory: continuing with {batch_size} images per batch.", stacklevel=5
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         kind = self._device.type  # another process has its own numbers of GPUs

@@ -10,7 +10,6 @@ interpolates DINOv2's positions in a way of its own, other than that of the code
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,15 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError
+from evalkit.extractors.bicubic import Resize, Statistics, scaled
+from evalkit.extractors.sharing import read_once
 from evalkit.extractors.travel import Travels
 from evalkit.extractors.vision_weights import Published, find_weights, read_weights
-from evalkit.system.devices import (
-    check_not_forked,
-    float32_arithmetic,
-    prepare_forked_process,
-    resolve_device,
-    with_smaller_batches,
-)
+from evalkit.system.devices import float32_arithmetic
 from evalkit.system.files import expand_user
 
 __all__ = ["Architecture", "ClassToken", "VisionTransformer"]
@@ -107,9 +102,9 @@ class ClassToken:
     ):
         self._architecture = architecture
         self._is_clip = architecture.projection is not None
-        self._weights = {name: tensor.to(device) for name, tensor in weights.items()}
         positions = _positions(weights["pos_embed"], architecture.grid, size // architecture.patch)
-        self._positions = positions.to(device)
+        tensors = {**weights, "pos_embed": positions}
+        self._weights = {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, 3, size, size) float32, scaled as the network was trained, to (n, width or projection)."""
@@ -121,7 +116,7 @@ class ClassToken:
             stride=self._architecture.patch,
         )
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([weights["cls_token"].expand(len(x), 1, -1), x], 1) + self._positions
+        x = torch.cat([weights["cls_token"].expand(len(x), 1, -1), x], 1) + weights["pos_embed"]
         if self._is_clip:
             x = self._norm(x, "norm_pre")
         for number in range(self._architecture.depth):
@@ -190,6 +185,8 @@ class VisionTransformer(Travels):
         architecture: Its sizes.
         published: Where its weights are.
         input_size: Side of the images that the network sees, pixels.
+        resize: Makes them this size, one of :mod:`evalkit.extractors.bicubic`.
+        statistics: Of the pixels that the network was trained on.
     """
 
     network: ClassVar[str]
@@ -199,6 +196,8 @@ class VisionTransformer(Travels):
     architecture: ClassVar[Architecture]
     published: ClassVar[Published]
     input_size: ClassVar[int] = 224
+    resize: ClassVar[Resize]
+    statistics: ClassVar[Statistics]
     backend: ClassVar[str] = "torch"
     precision: ClassVar[str] = "float32"
     derived: ClassVar[Mapping[str, str]] = {}
@@ -206,15 +205,12 @@ class VisionTransformer(Travels):
     def __init__(
         self, weights: str | Path | None = None, *, device: str = "auto", batch_size: int | None = None
     ):
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(f"Batch size {batch_size!r}: expected a whole number from 1, or None.")
-        self._device = resolve_device(device)
-        self.device = str(self._device)
+        super().__init__(device, batch_size)
         shapes = self.architecture.shapes
-        if weights is None:
-            self._weights = find_weights(self.published, shapes)
-        else:
-            self._weights = read_weights(expand_user(weights), self.published, shapes)
+        file = find_weights(self.published, shapes) if weights is None else expand_user(weights)
+        self._weights = read_once(
+            file, (self.published.name, self.architecture), lambda: read_weights(file, self.published, shapes)
+        )
         # On a CPU, small batches keep the activations in its caches.
         self.batch_size = batch_size or (8 if self._device.type == "cpu" else 128)
 
@@ -239,12 +235,16 @@ class VisionTransformer(Travels):
         Returns:
             (n, 3, size, size), float32, on the device of the network.
         """
-        raise NotImplementedError
+        resize = type(self).resize  # a function and no method
+        return scaled(resize(images, self.input_size, self._device), self.statistics).to(self._device)
 
     @cached_property
     def _layers(self) -> ClassToken:
-        return self._keep(
-            lambda: ClassToken(self.architecture, self._weights.tensors, self.input_size, self._device)
+        architecture, size, weights = self.architecture, self.input_size, self._weights
+        return self._shared(
+            ClassToken,
+            (architecture, size, weights.digest),
+            lambda: ClassToken(architecture, weights.tensors, size, self._device),
         )
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -256,22 +256,8 @@ class VisionTransformer(Travels):
         Returns:
             Rows of the one output, float32.
         """
-        prepare_forked_process()
-        check_not_forked(self._device)
-
-        def forward(batch_size: int) -> list[Tensor]:
-            begins = range(0, len(images), batch_size)
-            return [self._forward(images[begin : begin + batch_size]) for begin in begins]
-
-        parts = with_smaller_batches(forward, self.batch_size, self._use_batch_size)
         (output,) = self.outputs
-        return {output: torch.cat(parts).cpu().numpy()}
-
-    def _use_batch_size(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        warnings.warn(
-            f"{self.device} is out of memory: going on with {batch_size} images a batch.", stacklevel=4
-        )
+        return {output: self._in_batches(images, lambda parts: torch.cat(parts).cpu().numpy())}
 
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any]) -> Tensor:

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from evalkit.errors import DownloadError, InputError, OutputError, WeightsError, brief, listing
 from evalkit.system.download import download
-from evalkit.system.files import cache_directory, expand_user, tensor_digest, xdg_cache_home
+from evalkit.system.files import (
+    cache_directory,
+    expand_user,
+    tensor_digest,
+    torch_hub_checkpoints,
+    xdg_cache_home,
+)
 from evalkit.system.tensor_files import read_tensors
 from evalkit.system.urls import is_offline
 
@@ -179,26 +185,26 @@ class Weights:
     digest: str
 
 
-def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-    """Find weights and read them, or download them.
+def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+    """Find a file of weights, or download it.
 
     The order: the file that :attr:`Published.variable` names; the caches of evalkit, of torch.hub and of the
     Hugging Face hub; a download, unless ``EVALKIT_OFFLINE`` forbids it.
 
     Args:
         published: Which weights.
-        shapes: The tensors that the network needs, by timm's names.
+        shapes: The tensors that the network needs, by timm's names; a download is checked for them.
 
     Raises:
-        WeightsError: There are none, or the file holds something else.
+        WeightsError: There are none.
         OutputError: A download cannot be written to the cache.
     """
     if chosen := os.environ.get(published.variable):
-        return read_weights(expand_user(chosen), published, shapes)
+        return expand_user(chosen)
     own = cache_directory() / "weights" / published.file
     for place in (own, *_other_caches(published)):
         if place.is_file():
-            return read_weights(place, published, shapes)
+            return place
     failure = "no download was tried, as EVALKIT_OFFLINE is set"
     if not is_offline():
         log.info("Downloading the weights of %s from %s", published.name, published.url)
@@ -211,7 +217,7 @@ def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) ->
                 attempts=2,
                 check=lambda path: read_weights(path, published, shapes),
             )
-            return read_weights(own, published, shapes)
+            return own
         except DownloadError as error:
             failure = brief(error, 300)
     raise WeightsError(
@@ -223,8 +229,7 @@ def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) ->
 
 def _other_caches(published: Published) -> Iterator[Path]:
     with contextlib.suppress(OutputError):  # a user without a home folder has none
-        torch_home = expand_user(os.environ.get("TORCH_HOME") or xdg_cache_home() / "torch")
-        yield torch_home / "hub" / "checkpoints" / published.file
+        yield torch_hub_checkpoints() / published.file
         hub_home = expand_user(os.environ.get("HF_HOME") or xdg_cache_home() / "huggingface")
         hub = expand_user(os.environ.get("HF_HUB_CACHE") or hub_home / "hub")
         for repository in published.repositories:

@@ -123,15 +123,11 @@ class Neighbours:
             self._bound_by_the_nearest(own, other, matrix)
             bound = self._bound[own]
             # A radius of 0 cannot shrink, so duplicates need not be compared with each other.
-            limits = screening.limits(torch.where(bound > 0, bound, -1), points, own, points)
-            i, j = _not_above(matrix, limits)
-            near = screening.near_enough(
-                matrix[i, j], bound[i], points, i + own.start, points, j + other.start
-            )
-            i, j = i[near], j[near]
-            if len(i) > _affordable(matrix, self._k) and screening.refine():
+            limits = torch.where(bound > 0, bound, -1)
+            found = _candidates(screening, matrix, limits, points, own, points, other, self._k)
+            if found is None:
                 return None
-            pairs.append((own, i, other, j))
+            pairs.append((own, found[0], other, found[1]))
         return pairs
 
     def _bound_by_the_nearest(self, own: slice, other: slice, seen: Tensor) -> None:
@@ -245,13 +241,11 @@ class Inside:
         seen = screening.seen(centres, rows, points, columns)
         radii = self._radii[rows]
         # Nothing is strictly inside a ball of radius 0.
-        limits = screening.limits(torch.where(radii > 0, radii, -1), centres, rows, points)
-        i, j = _not_above(seen, limits)
-        value, i, j = seen[i, j], i + rows.start, j + columns.start
-        near = screening.near_enough(value, self._radii[i], centres, i, points, j)
-        i, j = i[near], j[near]
-        if len(i) > _affordable(seen, 1) and screening.refine():
+        limits = torch.where(radii > 0, radii, -1)
+        found = _candidates(screening, seen, limits, centres, rows, points, columns)
+        if found is None:
             return None
+        i, j = found[0] + rows.start, found[1] + columns.start
         inside = decide(centres, i, points, j) < self._radii[i]
         return i[inside], j[inside]
 
@@ -276,7 +270,7 @@ class Nearest:
             pairs = None
             while pairs is None:
                 pairs = self._pairs(rows, columns, distance)
-            i, j = pairs
+            i, j = pairs[0], pairs[1] + columns.start
             found = decide(self._points, i + rows.start, self._others, j)
             nearest = torch.full_like(distance, torch.inf).scatter_reduce_(0, i, found, "amin")
             first = torch.full_like(index, len(self._others.x))
@@ -287,19 +281,46 @@ class Nearest:
         return index, distance
 
     def _pairs(self, rows: slice, columns: slice, distance: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Pairs of one tile that may be nearer, (pairs,) of each side; None after refining the screen."""
+        """Pairs that may be nearer, as indices into two ranges; None after refining the screen."""
         screening, points, others = self._screening, self._points, self._others
         seen = screening.seen(points, rows, others, columns)
         own = torch.arange(rows.start, rows.stop, device=distance.device)
         by_screen = decide(points, own, others, seen.argmin(dim=1) + columns.start)
         bound = torch.minimum(distance, by_screen)
-        i, j = _not_above(seen, screening.limits(bound, points, rows, others))
-        value, j = seen[i, j], j + columns.start
-        near = screening.near_enough(value, bound[i], points, i + rows.start, others, j)
-        i, j = i[near], j[near]
-        if len(i) > _affordable(seen, 1) and screening.refine():
-            return None
-        return i, j
+        return _candidates(screening, seen, bound, points, rows, others, columns)
+
+
+def _candidates(
+    screening: Screening,
+    seen: Tensor,
+    t: Tensor,
+    a: Points,
+    rows: slice,
+    b: Points,
+    columns: slice,
+    k: int = 1,
+) -> tuple[Tensor, Tensor] | None:
+    """Pairs of one tile that may be decided as at most ``t``; None after refining the screen.
+
+    Args:
+        screening: The screen.
+        seen: (rows, columns) what it gives for the points of ``a`` and of ``b``.
+        t: (rows,) squared distances; where it is negative, there is no pair.
+        a: Points of the rows.
+        rows: Which of them.
+        b: Points of the columns.
+        columns: Which of them.
+        k: Neighbours of each point that are looked for.
+
+    Returns:
+        Indices into the two ranges, (pairs,) each.
+    """
+    i, j = _not_above(seen, screening.limits(t, a, rows, b))
+    near = screening.near_enough(seen[i, j], t[i], a, i + rows.start, b, j + columns.start)
+    i, j = i[near], j[near]
+    if len(i) > _affordable(seen, k) and screening.refine():
+        return None
+    return i, j
 
 
 def _not_above(seen: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:

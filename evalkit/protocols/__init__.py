@@ -45,5 +45,6 @@ def protocol_named(name: str) -> Protocol:
     found: list[Protocol] = [pkgutil.resolve_name(PROTOCOLS[each]) for each in names]
     if len(found) == 1:
         return found[0]
-    together: Protocol = pkgutil.resolve_name("evalkit.protocols.base:side_by_side")(found)
-    return together
+    from evalkit.protocols.base import side_by_side  # here, so that the names alone load no metric
+
+    return side_by_side(found)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from evalkit.metrics.base import Metric
 from evalkit.metrics.frechet import FID
 from evalkit.metrics.kernel import KernelDistance
 from evalkit.protocols.base import Protocol
 
 __all__ = ["CLEAN_FID", "LEGACY_PYTORCH"]
 
+
+def _metrics(network: str) -> tuple[Metric, ...]:
+    output = f"{network}:pool"
+    return replace(FID, output=output, mean_dtype="float32"), KernelDistance(output=output)
+
+
 CLEAN_FID = Protocol(
     name="clean-fid",
     title="clean-fid 0.1.35, mode clean: FID and KID with Pillow's bicubic resize",
     citation="Parmar, Zhang and Zhu, On Aliased Resizing and Surprising Subtleties in GAN Evaluation, "
     "arXiv 2104.11222",
-    metrics=(
-        replace(FID, output="inception_clean_fid:pool", mean_dtype="float32"),
-        KernelDistance(output="inception_clean_fid:pool"),
-    ),
+    metrics=_metrics("inception_clean_fid"),
     byte_rule="8-bit RGB; images of the network's size are made from any size by Pillow's bicubic resize "
     "with antialiasing, of floats that are not rounded.",
     reference="Images of the dataset.",
@@ -32,9 +36,6 @@ LEGACY_PYTORCH = replace(
     CLEAN_FID,
     name="clean-fid-legacy-pytorch",
     title="clean-fid 0.1.35, mode legacy_pytorch: pytorch-fid's resize",
-    metrics=(
-        replace(FID, output="inception_clean_fid_legacy_pytorch:pool", mean_dtype="float32"),
-        KernelDistance(output="inception_clean_fid_legacy_pytorch:pool"),
-    ),
+    metrics=_metrics("inception_clean_fid_legacy_pytorch"),
     byte_rule="8-bit RGB; images of the network's size are made from any size by PyTorch's bilinear resize.",
 )

@@ -35,6 +35,7 @@ __all__ = [
     "remove_stale_partials",
     "replace_atomically",
     "tensor_digest",
+    "torch_hub_checkpoints",
     "versions",
     "working_path",
     "xdg_cache_home",
@@ -181,6 +182,15 @@ def xdg_cache_home() -> Path:
         OutputError: Neither is known, because the user has no home folder.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache")
+
+
+def torch_hub_checkpoints() -> Path:
+    """Where torch.hub keeps weights that it has downloaded: ``$TORCH_HOME/hub/checkpoints``.
+
+    Raises:
+        OutputError: ``TORCH_HOME`` is not set, and the user has no home folder.
+    """
+    return expand_user(os.environ.get("TORCH_HOME") or xdg_cache_home() / "torch") / "hub" / "checkpoints"
 
 
 def home_directory() -> Path:

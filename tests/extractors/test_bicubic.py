@@ -13,10 +13,12 @@ from PIL import Image
 from small_transformers import shrink
 
 from evalkit.extractors import extractor_class
-from evalkit.extractors.bicubic import crop_and_resize, resize_and_crop, squash, squash_as_floats
+from evalkit.extractors.bicubic import Resize, crop_and_resize, resize_and_crop, squash, squash_as_floats
 from evalkit.verify import pictures
 
 Array = NDArray[Any]
+
+CPU = torch.device("cpu")
 
 # Height and width, from 32 to 512; those of odd differences are cropped halfway between pixels.
 SHAPES = [
@@ -130,25 +132,26 @@ def formula(image: Array, height: int, width: int) -> Array:
 def test_resizes_follow_the_formula(shape: tuple[int, int]) -> None:
     image = pictures(*shape, 1) // 2 + 64  # so that nothing is clipped, which Pillow does after each pass
     expected = formula(image[0], 224, 224)
-    floats = squash_as_floats(torch.from_numpy(image), 224)[0].permute(1, 2, 0).numpy()
+    floats = squash_as_floats(image, 224, CPU)[0].permute(1, 2, 0).numpy()
     # Positions are float32: 1.5e-5 pixels at 256, between pixels that may be 128 levels apart.
     np.testing.assert_allclose(floats, expected, rtol=0, atol=5e-3)
     # Rounded to bytes after each of two passes.
-    np.testing.assert_allclose(squash(image, 224)[0], expected, rtol=0, atol=1.5)
+    resized = squash(image, 224, CPU)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(resized, expected, rtol=0, atol=1.5)
 
 
 def test_crops_are_central() -> None:
     """One grey level for each column: what is left of a wide image shows where it was cut."""
     ramp = np.broadcast_to(np.arange(0, 240, 2, dtype=np.uint8)[None, :, None], (60, 120, 3))[None]
     for change in (crop_and_resize, resize_and_crop):
-        row = change(ramp, 60)[0, 30, :, 0]
+        row = change(ramp, 60, CPU)[0, 0, 30]
         np.testing.assert_array_equal(row, np.arange(60, 180, 2))
-        column = change(np.ascontiguousarray(ramp.transpose(0, 2, 1, 3)), 60)[0, :, 30, 0]
+        column = change(np.ascontiguousarray(ramp.transpose(0, 2, 1, 3)), 60, CPU)[0, 0, :, 30]
         np.testing.assert_array_equal(column, np.arange(60, 180, 2))
 
 
 @pytest.mark.parametrize("change", [squash, crop_and_resize, resize_and_crop])
-def test_floats_are_rounded_to_bytes(change: Callable[[Array, int], Array]) -> None:
+def test_floats_are_rounded_to_bytes(change: Resize) -> None:
     images = images_of(40, 50)
     moved = images.astype(np.float32) + np.float32(0.4) * np.where(images % 2, 1, -1)
-    np.testing.assert_array_equal(change(moved, 32), change(images, 32))
+    np.testing.assert_array_equal(change(moved, 32, CPU), change(images, 32, CPU))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evalkit.extractors.sharing import read_once
 from evalkit.extractors.weights.find import (
     WEIGHTS_URLS,
     WeightsPlace,
@@ -60,4 +61,4 @@ def load_weights(
         OutputError: A download cannot be written to the cache.
     """
     file = find_weights(path, offline=offline, progress=progress)
-    return read_weights(file, allow_other=allow_other)
+    return read_once(file, allow_other, lambda: read_weights(file, allow_other=allow_other))

