@@ -279,7 +279,10 @@ def test_what_is_missing_is_shown_with_its_reason(metric: Metric, images: NDArra
     assert Comparison.from_json(without.to_json()) == without
 
 
-def test_a_subset_and_a_reduced_precision_are_recorded(metric: Metric, images: NDArray[np.uint8]) -> None:
+def test_a_subset_and_a_reduced_precision_are_recorded(
+    metric: Metric, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evalkit.comparison.precision_check.LEAST", 128)  # too few, and some are undefined
     some = compared(metric, images, subset=20)
     for score in some.scores:
         assert ("subset" in score.parameters) == ("rows" in metric.needs.values())

@@ -57,7 +57,7 @@ def test_exact_equals_every_pair(name, k):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("name", CLOUDS.keys() - OVERFLOWING)
+@pytest.mark.parametrize("name", [name for name in CLOUDS if name not in OVERFLOWING])
 def test_float16_equals_every_pair(name, k):
     r, s = CLOUDS[name]
     assert precision_recall(r, s, k=k, arithmetic="float16") == every_pair(r, s, k, "float16")
@@ -79,7 +79,7 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("arithmetic", DISTANCES)
-@pytest.mark.parametrize("name", CLOUDS.keys() - OVERFLOWING)
+@pytest.mark.parametrize("name", [name for name in CLOUDS if name not in OVERFLOWING])
 def test_tiles_do_not_matter(small_tiles, name, arithmetic):
     r, s = CLOUDS[name]
     assert precision_recall(r, s, arithmetic=arithmetic) == every_pair(r, s, 3, arithmetic)
