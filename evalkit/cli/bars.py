@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 
-from rich import filesize
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from evalkit.cli.progress import figures
 from evalkit.system.engine import WorkerState
 from evalkit.system.progress import Stage
 
@@ -69,24 +68,17 @@ class Bars:
         return Group(self._bar(self._stage), _lines(self._workers))
 
     def _bar(self, stage: Stage) -> RenderableType:
-        now = self._clock()
-        rate, left = stage.per_second(now), stage.seconds_left(now)
-        time_left = "" if left is None else f"{timedelta(seconds=round(left))} left"
+        amount, rate, left = figures(stage, self._clock(), in_bytes=self._in_bytes)
         row = _table(5, narrowed=(0, 1))
         row.columns[1].max_width = 40
         row.add_row(
             Text(stage.name, no_wrap=True, overflow="ellipsis"),
             ProgressBar(total=stage.total or None, completed=stage.done),
-            Text(f"{self._amount(stage.done)}/{self._amount(stage.total) if stage.total else '?'}"),
-            Text("" if rate is None else f"{self._amount(rate)}/s", style="progress.data.speed"),
-            Text(time_left, style="progress.remaining"),
+            Text(amount),
+            Text(rate, style="progress.data.speed"),
+            Text(left, style="progress.remaining"),
         )
         return row
-
-    def _amount(self, amount: float) -> str:
-        if self._in_bytes:
-            return filesize.decimal(round(amount))
-        return f"{amount:,}" if isinstance(amount, int) else f"{amount:,.1f}"
 
 
 def _lines(workers: Sequence[WorkerState]) -> RenderableType:

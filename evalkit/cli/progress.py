@@ -1,22 +1,24 @@
-"""Progress on standard error: bars on a terminal, lines of JSON for scripts, or nothing."""
+"""Progress on standard error: bars on a terminal, lines of text elsewhere, lines of JSON for scripts."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import click
 
-from evalkit.cli.messages import is_json, say_json
+from evalkit.cli.messages import is_json, say, say_json
 from evalkit.system.engine import WorkerState
 from evalkit.system.processes import is_main_process
 from evalkit.system.progress import Stage
 
-__all__ = ["Lines", "Silence", "View", "progress_bars"]
+__all__ = ["Lines", "Silence", "Texts", "View", "figures", "progress_bars"]
 
 BETWEEN_LINES = 0.95  # seconds: workers are watched about once a second
+BETWEEN_TEXTS = 10.0  # seconds, and a tenth of a stage's time so far: a log is read later, and as a whole
 
 
 class View(Protocol):
@@ -33,9 +35,9 @@ class View(Protocol):
 
 
 def progress_bars(*, in_bytes: bool = False) -> View:
-    """What shows progress until the command ends: lines of JSON where these are asked for, else bars.
+    """What shows progress until the command ends: bars on a terminal, else lines of text; JSON if asked for.
 
-    Bars have rate and time left. They are shown on a terminal, by the main process.
+    All have rate and time left. Only the main process shows bars or lines of text.
 
     Args:
         in_bytes: Stages count bytes, as downloads do, not images.
@@ -43,14 +45,16 @@ def progress_bars(*, in_bytes: bool = False) -> View:
     view: View
     if is_json():
         view = Lines(in_bytes=in_bytes)
-    elif is_main_process() and sys.stderr is not None and sys.stderr.isatty():
+    elif not is_main_process() or sys.stderr is None:
+        view = Silence()
+    elif sys.stderr.isatty():
         from rich.console import Console
 
         from evalkit.cli.bars import Bars
 
         view = Bars(Console(stderr=True), in_bytes=in_bytes)
     else:
-        view = Silence()
+        view = Texts(in_bytes=in_bytes)
     if context := click.get_current_context(silent=True):
         context.call_on_close(view.close)  # before an error is shown
     return view
@@ -61,6 +65,37 @@ class Silence:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Does nothing."""
+
+    def watch(self, workers: Sequence[WorkerState]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class Texts:
+    """A line every 10 seconds or less often, for output that goes to a file or a pipe."""
+
+    def __init__(self, *, in_bytes: bool = False, clock: Callable[[], float] = time.monotonic):
+        self._in_bytes = in_bytes
+        self._clock = clock
+        self._stages: dict[str, Stage] = {}
+        self._began: dict[str, float] = {}
+        self._next: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Print a line, if the stage has been going on for long enough since the last."""
+        now = self._clock()
+        if stage not in self._stages:
+            self._stages[stage] = Stage(stage, done, total)
+            self._began[stage], self._next[stage] = now, now + BETWEEN_TEXTS
+        state = self._stages[stage]
+        state.update(done, total, now)
+        if now >= self._next[stage]:
+            say(f"{stage}: {', '.join(filter(None, figures(state, now, in_bytes=self._in_bytes)))}")
+            self._next[stage] = now + max(BETWEEN_TEXTS, (now - self._began[stage]) / 10)
+        if state.is_over:
+            del self._stages[stage]
 
     def watch(self, workers: Sequence[WorkerState]) -> None:
         """Does nothing."""
@@ -124,6 +159,24 @@ class Lines:
                 ],
             }
         )
+
+
+def figures(stage: Stage, now: float, *, in_bytes: bool) -> tuple[str, str, str]:
+    """``1,300/5,000``, ``10.0/s`` and ``0:06:10 left``; the last two empty where they are not known."""
+
+    def amount(value: float) -> str:
+        if in_bytes:
+            from rich import filesize
+
+            return filesize.decimal(round(value))
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+    rate, left = stage.per_second(now), stage.seconds_left(now)
+    return (
+        f"{amount(stage.done)}/{amount(stage.total) if stage.total else '?'}",
+        "" if rate is None else f"{amount(rate)}/s",
+        "" if left is None else f"{timedelta(seconds=round(left))} left",
+    )
 
 
 def _rounded(value: float | None) -> float | None:

@@ -18,7 +18,7 @@ from stand_ins import InceptionPixels
 
 from evalkit.cli.engine import open_engine
 from evalkit.cli.messages import show_messages
-from evalkit.cli.progress import Silence
+from evalkit.cli.progress import Texts
 from evalkit.errors import InputError, MissingDependencyError
 from evalkit.system.engine import Engine, Inline, WorkerState
 
@@ -57,7 +57,7 @@ def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
 def test_this_process_is_the_default() -> None:
     with open_engine("inline") as (engine, progress):
         assert type(engine) is Inline
-        assert isinstance(progress, Silence)
+        assert isinstance(progress, Texts)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from evalkit.cli.bars import Bars
 from evalkit.cli.messages import say, show_messages
-from evalkit.cli.progress import Lines, Silence, progress_bars
+from evalkit.cli.progress import Lines, Silence, Texts, progress_bars
 from evalkit.system.engine import WorkerState
 from evalkit.system.progress import Stage
 
@@ -308,13 +309,38 @@ def test_the_screen_is_left_as_it_was_after_an_error(monkeypatch: pytest.MonkeyP
     assert sys.stderr is terminal
 
 
-def test_nothing_is_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_stage_shows_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     view = progress_bars()
-    assert isinstance(view, Silence)
+    assert isinstance(view, Texts)
     view("reading", 1, 5)
     view.watch([worker()])
     view.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_stage_has_lines_of_text(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    view = Texts(clock=clock)
+    began = clock.now
+    for done in range(0, 4001, 10):  # a second for 10
+        view("features", done, 4000)
+        clock.now += 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "features: 100/4,000, 10.0/s, 0:06:30 left"
+    times = [int(re.search(r" ([\d,]+)/", line)[1].replace(",", "")) / 10 for line in lines]  # type: ignore[index]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert gaps[0] == 10
+    assert all(max(10, earlier / 10) <= gap <= 41 for earlier, gap in zip(times, gaps, strict=False))
+    assert clock.now - began == 401
+    view("features", 0, 50)  # the next of that name begins anew
+    assert capsys.readouterr().err == ""
+
+
+def test_bytes_have_units_in_text(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    view = Texts(in_bytes=True, clock=clock)
+    for done in range(0, 50, 10):
+        view("weights", done * 1_000_000, 0)
+        clock.now += 5
+    assert capsys.readouterr().err.splitlines()[0] == "weights: 20.0 MB/?, 2.0 MB/s"
 
 
 def test_other_ranks_of_training_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
