@@ -1,24 +1,27 @@
-"""The whole path in minutes: a small model of digits, sampled at five guidance scales, compared, drawn.
+"""The whole path in two minutes: real digits against real digits, then a model's at four guidance scales.
 
-The images are scikit-learn's 1,797 handwritten digits, in a seeded random order: the second half trained
-the shipped model (``generation/models``), the first half is the reference, which the model has never seen.
+The images are scikit-learn's 1,797 handwritten digits, in a seeded random order. The second half trained the
+shipped model (``generation/models``). The first half, which the model has never seen, has the reference and
+as many other real images: what they score is what a perfect model would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evalkit.comparison import compare
 from evalkit.errors import MissingDependencyError, OutputError
 from evalkit.extractors.base import Extractor
 from evalkit.report.plot import write_curves
-from evalkit.results import Sweep
+from evalkit.results import Comparison, Sweep
 from evalkit.system.files import replace_atomically
 from evalkit.system.progress import Progress
+from evalkit.system.run import Run
 from generation.batch import Networks
 from generation.checkpoints import load_network
 from generation.recipe import SHIPPED
@@ -29,8 +32,9 @@ from generation.sweep import sweep
 __all__ = ["SCALES", "SETTINGS", "demo", "digits", "digits_model", "write_digits"]
 
 TRAINING_IMAGES = 899
-SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
-SETTINGS = Settings(count=800, classes="balanced", sampler=DDIM(), respacing="ddim25", shard_size=100)
+PROTOCOL = "exact"
+SCALES = (0.0, 1.0, 4.0, 8.0)
+SETTINGS = Settings(count=400, classes="balanced", sampler=DDIM(), respacing="ddim10", shard_size=100)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -61,6 +65,13 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
         MissingDependencyError: scikit-learn is not installed.
         OutputError: ``folder`` cannot be made or written.
     """
+    halves = {"training.npz": slice(-TRAINING_IMAGES, None), "reference.npz": slice(-TRAINING_IMAGES)}
+    training, reference = _write(folder, halves)
+    return training, reference
+
+
+def _write(folder: Path, parts: Mapping[str, slice]) -> list[Path]:
+    """Write these parts of the digits, with labels, under these names."""
     images, labels = digits()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +79,11 @@ def write_digits(folder: Path) -> tuple[Path, Path]:
         raise OutputError(
             f"Cannot make the folder {folder}: {error.strerror}. Give another --out."
         ) from error
-    halves = {
-        folder / "training.npz": slice(-TRAINING_IMAGES, None),
-        folder / "reference.npz": slice(-TRAINING_IMAGES),
-    }
-    for path, half in halves.items():
+    paths = [folder / name for name in parts]
+    for path, part in zip(paths, parts.values(), strict=True):
         with replace_atomically(path) as partial, partial.open("wb") as file:
-            np.savez(file, arr_0=images[half], arr_1=labels[half])
-    training, reference = halves
-    return training, reference
+            np.savez(file, arr_0=images[part], arr_1=labels[part])
+    return paths
 
 
 def digits_model() -> Networks:
@@ -94,22 +101,32 @@ def demo(
     settings: Settings = SETTINGS,
     scales: Sequence[float] = SCALES,
     progress: Progress | None = None,
+    measured: Callable[[Comparison], object] | None = None,
 ) -> Sweep:
-    """Sweep the digits model over guidance scales, against digits that it has not seen.
+    """Compare real digits with real digits, then the model's at several guidance scales with the same.
 
     Args:
-        out: The folder for the two halves of the digits, a folder ``sweep`` as `evalkit sweep` fills it,
+        out: The folder for ``reference.npz`` and ``real.npz``, digits that the model has not seen;
+            ``real.json``, their comparison; a folder ``sweep`` as `evalkit sweep` fills it;
             ``results.csv``, ``samples.png`` and ``curves.png``.
         extractor: The Inception network.
-        settings: What to sample at each scale.
+        settings: What to sample at each scale; there are as many real images of either kind, at most 449.
         scales: Guidance scales.
         progress: Called with (stage, done, total), see :func:`generation.sweep.sweep`.
+        measured: Called with the comparison of real with real digits, before the model samples.
 
     Raises:
         EvalkitError: As :func:`generation.sweep.sweep`; MissingDependencyError: scikit-learn or Matplotlib is
             not installed.
     """
-    _, reference = write_digits(out)
+    count = min(settings.count, TRAINING_IMAGES // 2)
+    parts = {"reference.npz": slice(count), "real.npz": slice(count, 2 * count)}
+    reference, others = _write(out, parts)
+    real = compare(reference, others, protocol=PROTOCOL, extractor=extractor, run=Run(progress=progress))
+    with replace_atomically(out / "real.json") as partial:
+        partial.write_text(real.to_json(), encoding="utf-8")
+    if measured is not None:
+        measured(real)
     result = sweep(
         settings,
         scales,
@@ -118,7 +135,7 @@ def demo(
         out / "sweep",
         extractor=extractor,
         name="digits",
-        protocol="exact",
+        protocol=PROTOCOL,
         batch_size=settings.shard_size,  # the images are small
         progress=progress,
     )

@@ -23,6 +23,7 @@ __all__ = [
     "check_not_forked",
     "float32_arithmetic",
     "float64_device",
+    "has_fast_bfloat16",
     "has_triton",
     "is_out_of_memory",
     "prepare_forked_process",
@@ -105,6 +106,12 @@ def _named(name: str) -> torch.device:
     if not present[device.type]:
         raise InputError(f"Device {name[:80]!r} is not present on this machine. Use --device auto or cpu.")
     return device
+
+
+def has_fast_bfloat16(name: str) -> bool:
+    """Whether a device is a CPU that multiplies bfloat16 in hardware, several times as fast as float32."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public way to ask
+    return resolve_device(name).type == "cpu" and known is not None and bool(known())
 
 
 # These settings are the whole process's: without a lock, two threads would change them under each other.
