@@ -12,7 +12,7 @@ What a record does not hold is never taken to be the same: it is a reason of its
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,21 +62,31 @@ def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
     cells: dict[str, list[tuple[int, str]]] = {}
     for rule in _RULES:
         for name in names:
-            found = {i: score for i, each in enumerate(comparisons) if (score := each.score(name))}
-            known: dict[str, _Fact] = {}  # the standard, for each protocol where a rule looks at one alone
-            for number, score in found.items() if len(found) > 1 else ():
-                comparison = comparisons[number]
-                fact = rule.of(comparison, score)
-                if fact is None:
-                    continue
-                within = _protocol_of(comparison, score) if rule.within_protocol else ""
-                if fact.key is None:
-                    cells.setdefault(f"{rule.name} not recorded", []).append((number, name))
-                elif (standard := known.setdefault(within, fact)).key != fact.key:
-                    cells.setdefault(f"another {rule.name}: {_unlike(fact, standard)}", []).append(
-                        (number, name)
-                    )
+            for number, text in _differences(rule, name, comparisons):
+                cells.setdefault(text, []).append((number, name))
     return tuple(Reason(text=text, cells=tuple(marked)) for text, marked in cells.items())
+
+
+def _differences(rule: _Rule, name: str, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, str]]:
+    """Where a rule marks a score, by number of the comparison, and why. Equal texts are of equal facts."""
+    scores = {i: score for i, each in enumerate(comparisons) if (score := each.score(name)) is not None}
+    standards: dict[str, _Fact] = {}  # by protocol, where the rule looks within one
+    told: dict[str, object] = {}
+    for number, score in scores.items() if len(scores) > 1 else ():
+        fact = rule.of(comparisons[number], score)
+        if fact is None:
+            continue
+        if fact.key is None:
+            yield number, f"{rule.name} not recorded"
+            continue
+        within = _protocol_of(comparisons[number], score) if rule.within_protocol else ""
+        standard = standards.setdefault(within, fact)
+        if fact.key == standard.key:
+            continue
+        text = _unlike(fact, standard)
+        if told.setdefault(text, fact.key) != fact.key:
+            text = f"{fact.words}, not {standard.words}"
+        yield number, f"another {rule.name}: {text}"
 
 
 @dataclass(frozen=True, kw_only=True)

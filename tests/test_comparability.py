@@ -256,6 +256,23 @@ def test_of_several_equal_marks_mean_like_for_like() -> None:
     }
 
 
+def test_two_that_differ_in_more_than_is_said_have_two_reasons() -> None:
+    """Two extractors of the same precision, which is another than the first one's, need not be the same."""
+    several = [
+        OURS,
+        *(
+            replace(OURS, extractors=extractor(fingerprint=digit * 64, precision="bfloat16"))
+            for digit in "89"
+        ),
+    ]
+    found = {reason.text: reason.comparisons for reason in reasons_of(several)}
+    assert found == {
+        "another network: precision bfloat16, not float32": (1,),
+        "another network: inception-2015-12-05 (fingerprint 999999999999), not inception-2015-12-05 "
+        "(fingerprint 111111111111)": (2,),
+    }
+
+
 def test_another_protocol_has_its_own_parameters() -> None:
     """They are not said to differ from another protocol's, but from those of the same one."""
     exact = replace(OURS, protocol="exact", byte_rules={"exact": "x"})
