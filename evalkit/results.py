@@ -12,6 +12,7 @@ from evalkit.system.records import read_record, record_text
 __all__ = [
     "Batch",
     "Comparison",
+    "LabelBalance",
     "Point",
     "PublishedRow",
     "Score",
@@ -22,10 +23,12 @@ __all__ = [
     "specs_of",
 ]
 
-# Records of format 2 have no standard errors, and are read likewise.
-FORMATS = ("evalkit comparison 3", "evalkit comparison 2")
-# Sweeps of format 3 have no differences between scales, those of format 2 no standard errors either.
-SWEEP_FORMATS = ("evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
+# Earlier records are read likewise: those of format 3 lack byte rules, labels and what scores look at, and
+# those of format 2 also standard errors.
+FORMATS = ("evalkit comparison 4", "evalkit comparison 3", "evalkit comparison 2")
+# Sweeps of format 4 have comparisons of format 3; those of format 3 have no differences between scales, and
+# those of format 2 no standard errors either.
+SWEEP_FORMATS = ("evalkit sweep 5", "evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,9 @@ class Score:
         no_stderr: Why there is no standard error, where one was requested.
         unbiased: What the value is expected to be with infinitely many images; None where that is not known.
         n: Number of samples that the standard error is of.
+        outputs: The outputs of networks that it looks at, such as ``inception:pool``; empty: not recorded.
+        reference: What of the reference it looks at: its ``images``, the ``statistics`` in its file, or
+            ``nothing``; None: not recorded.
     """
 
     name: str
@@ -82,6 +88,34 @@ class Score:
     no_stderr: str | None = None
     unbiased: float | None = None
     n: int | None = None
+    outputs: tuple[str, ...] = ()
+    reference: Literal["images", "statistics", "nothing"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelBalance:
+    """How many images each class of a batch has.
+
+    Attributes:
+        kind: ``none``: the batch has no labels. ``ids``: they are seeds or ids rather than classes.
+            ``balanced``: every class has as many images. ``random``: as if labels were drawn uniformly.
+            ``uneven``: anything else.
+        classes: Number of classes that occur.
+        least: Images of the smallest class.
+        most: Images of the largest class.
+    """
+
+    kind: Literal["none", "ids", "balanced", "random", "uneven"]
+    classes: int = 0
+    least: int = 0
+    most: int = 0
+
+    def __str__(self) -> str:
+        """In words: ``balanced, 1,000 classes of 50 images``."""
+        if self.kind in ("none", "ids"):
+            return {"none": "no labels", "ids": "ids, not classes"}[self.kind]
+        images = f"{self.least:,} to {self.most:,}" if self.least < self.most else f"{self.most:,}"
+        return f"{self.kind}, {self.classes:,} class{'es' if self.classes > 1 else ''} of {images} images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +131,10 @@ class Batch:
         statistics_images: How many images these are of; None where the file does not say.
         features: ``extracted``, ``stored`` (read back from the store) or ``file`` (a features file).
         statistics_digest: Digest of the statistics that the file has; None where it has none.
+        statistics_preprocess: What was done to the images that the file's statistics are of, in words, or
+            ``not said``; None where statistics are of the images, or it is not recorded.
+        source: ``published NAME`` for a published batch, else path or URL; empty: not recorded.
+        labels: How the images spread over classes; None: not recorded.
     """
 
     name: str
@@ -107,6 +145,9 @@ class Batch:
     features: Literal["extracted", "stored", "file"]
     statistics_images: int | None = None
     statistics_digest: str | None = None
+    statistics_preprocess: str | None = None
+    source: str = ""
+    labels: LabelBalance | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +202,10 @@ class Comparison:
         protocol: Name of the protocol, such as ``adm``.
         reference: The reference batch.
         samples: The sample batch.
-        extractors: By network: name, fingerprint, backend, precision, device; source and digests of the
-            weights.
+        extractors: By network: name, fingerprint, backend, precision, device, what is done to images before
+            (``preprocess``); source and digests of the weights.
+        byte_rules: By protocol, what is done to images that are not 8-bit RGB of the right size; empty: not
+            recorded.
         warnings: Where a number means less than it seems, one sentence each.
         precision_check: For a precision other than float32, the scores of the first images of both batches
             in both: ``{"images": [n, m], "float32": {...}, <precision>: {...}}``. Empty in float32.
@@ -179,6 +222,7 @@ class Comparison:
     reference: Batch
     samples: Batch
     extractors: Mapping[str, Mapping[str, Any]]
+    byte_rules: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     precision_check: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()

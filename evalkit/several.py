@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import PurePosixPath
+from typing import Any
 
 from evalkit.errors import InputError, brief
 from evalkit.pairs import Pair, Runs, pairs_with_best
-from evalkit.results import Comparison, ScoreSpec, check_pairs, column, specs_of
-from evalkit.system.records import read_record, record_text
+from evalkit.results import Comparison, ScoreSpec, Sweep, check_pairs, column, specs_of
+from evalkit.system.records import read_json, read_record, record_text
 
-__all__ = ["Comparisons", "Setting"]
+__all__ = ["Comparisons", "Setting", "comparisons_in", "distinct"]
 
-FORMATS = ("evalkit comparisons 1",)
+# Those of format 1 have comparisons of format 3.
+FORMATS = ("evalkit comparisons 2", "evalkit comparisons 1")
 
 Which = int | str | PathLike[str]
 """A set of samples, or a setting, among several."""
@@ -65,13 +67,7 @@ class Comparisons:
     @property
     def labels(self) -> list[str]:
         """What tells the sets apart: the last parts of their names, as many as that takes."""
-        names = [each.samples.name for each in self.comparisons]
-        parts = [PurePosixPath(name).parts or (name,) for name in names]
-        for depth in range(1, max(map(len, parts))):
-            shown = ["/".join(each[-depth:]) for each in parts]
-            if len(set(shown)) == len(shown):
-                return shown
-        return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+        return distinct([each.samples.name for each in self.comparisons])
 
     def difference(self, score: str, first: Which, second: Which) -> Pair:
         """How two sets of samples, or two settings, differ in a score: the first minus the second.
@@ -133,6 +129,44 @@ class Comparisons:
             InputError: Not JSON, or of another format.
         """
         return read_record(text, cls, formats=FORMATS, what="comparison of several sets of samples")
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The last parts of names of files, as many as it takes to tell them apart; else all, with numbers."""
+    parts = [PurePosixPath(name).parts or (name,) for name in names]
+    for depth in range(1, max(map(len, parts), default=0)):
+        shown = ["/".join(each[-depth:]) for each in parts]
+        if len(set(shown)) == len(shown):
+            return shown
+    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+
+
+def comparisons_in(text: str | bytes) -> list[tuple[str, Comparison]]:
+    """The comparisons of a record that `evalkit compare` or `evalkit sweep` wrote.
+
+    Returns:
+        Each with what tells it from the others of the record: the samples, or ``scale 1.5``; empty for a
+        record of one.
+
+    Raises:
+        InputError: It is no such record.
+    """
+    try:
+        form: Any = read_json(text).get("format")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Not a record of `evalkit compare` or `evalkit sweep`: {error}.") from error
+    kind = form.rpartition(" ")[0] if isinstance(form, str) else form
+    if kind == "evalkit comparison":
+        return [("", Comparison.from_json(text))]
+    if kind == "evalkit comparisons":
+        several = Comparisons.from_json(text)
+        return list(zip(several.labels, several.comparisons, strict=True))
+    if kind == "evalkit sweep":
+        return [(f"scale {point.scale:g}", point.comparison) for point in Sweep.from_json(text).points]
+    raise InputError(
+        "Not a record of `evalkit compare` or `evalkit sweep`: its format is "
+        f"{brief(repr(form))}. Give what `evalkit compare --json` wrote, or results.json of a sweep."
+    )
 
 
 def _means(settings: Iterable[Mapping[str, Runs]], score: str) -> list[float | None]:

@@ -5,8 +5,9 @@
     path = fetch("imagenet256")  # from the cache, or downloaded
 
 Their sizes and digests were not published. So the first fetch reads the whole file, checks it against the
-catalog and writes its digest to ``<file>.json``; from then on the file must have this digest. Statistics of
-other tools are downloaded only where their digest is known; the user gets the others.
+catalog and writes its digest to ``<file>.json``; from then on the file must have this digest. So it is with
+statistics of other tools, too, unless a public repository tells git's digest of them: then the first download
+has to have that. Those without a direct address the user gets.
 """
 
 from __future__ import annotations
@@ -81,6 +82,13 @@ def fetch(
     elif not is_offline():
         about = f"about {published.approximate_bytes / 1e9:.2g} GB " if isinstance(published, Entry) else ""
         _log.info("%s: %sfrom %s to %s", name, about, published.urls[0], file)
+        if isinstance(published, StatisticsFile) and not published.git_blob and record is None:
+            _log.info(
+                "%s: no digest of this file was published. Its arrays are checked, and the digest of this "
+                "first download, in %s.json beside it, has to stay.",
+                name,
+                file.name,
+            )
     done = download(
         published.urls,
         file,
@@ -97,9 +105,8 @@ def _check_there(row: StatisticsFile, file: Path, record: _Record | None) -> Non
     """Raise an error unless a file that has to be got by hand is there, and is used for the first time."""
     if not file.is_file():
         raise DownloadError(
-            f"{row.name}: {row.file} is not on this machine. It is not downloaded, because no digest of it "
-            f"is known that a download could be checked with. Get it from {row.at}. Then give its path in "
-            f"place of the name, or save it as {file}."
+            f"{row.name}: {row.file} is not on this machine. It is not downloaded, because it has no direct "
+            f"address. Get it from {row.at}. Then give its path in place of the name, or save it as {file}."
         )
     if record is not None:
         raise InputError(
@@ -193,8 +200,12 @@ def _check_statistics(row: StatisticsFile, path: Path) -> None:
                 f"{path} is not {row.file} as {row.users.partition(',')[0]} has it: git's digest of it is "
                 f"{digest.hexdigest()}, expected {row.git_blob}"
             )
-    if read_rows(path) is None and not open_images(path).statistics:
-        raise InputError(f"{path} holds no statistics; expected {row.file}, with {row.keys}")
+    if read_rows(path) is not None:
+        return
+    there = open_images(path).statistics or {}
+    if not row.statistics or not row.statistics <= there.keys():
+        found = ", ".join(there) or "no statistics"
+        raise InputError(f"{path} holds {found}; expected {row.file}, with {row.keys}")
 
 
 def _words(count: int, shape: tuple[int, int, int] | None, statistics: bool, labels: bool) -> str:

@@ -9,12 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from evalkit.layouts import LAYOUTS
+
 __all__ = ["StatisticsFile", "statistics_files", "statistics_table"]
 
 FILE = Path(__file__).with_name("statistics.toml")
 # Of Inception's and DINOv2's mean and covariance in float64; features of 50,000 images.
 MOST_BYTES = 2**29
 MOST_USERS = 60
+
+_MEANS = {"mu": "mu", "ref_mu": "mu", "fid": "mu", "fd_dinov2": "mu_dinov2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class StatisticsFile:
         at: Where people find it.
         url: A direct address; empty where there is none.
         git_blob: Hex sha1 by which git knows the content; empty where it is not known.
+        tool: A row of :data:`evalkit.layouts.LAYOUTS`, which says how its images were resized; empty where
+            that is not known.
     """
 
     name: str
@@ -42,11 +48,22 @@ class StatisticsFile:
     at: str
     url: str = ""
     git_blob: str = ""
+    tool: str = ""
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Addresses to download it from; none where a download could not be checked."""
-        return (self.url,) if self.url and self.git_blob else ()
+        """Addresses to download it from; none where a person has to get it."""
+        return (self.url,) if self.url else ()
+
+    @property
+    def resize(self) -> str | None:
+        """How the images behind it were resized, in words; None where that is not known."""
+        return LAYOUTS[self.tool].resize if self.tool else None
+
+    @property
+    def statistics(self) -> set[str]:
+        """What is to be in it, by our names: the means; none where it holds rows of features."""
+        return {_MEANS[key] for key in self.keys.split() if key in _MEANS}
 
     @property
     def max_bytes(self) -> int:

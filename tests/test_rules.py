@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.pairs": (),
     "evalkit.results": ("evalkit.pairs", "evalkit.system.records"),
     "evalkit.several": ("evalkit.pairs", "evalkit.results", "evalkit.system.records"),
+    "evalkit.comparability": ("evalkit.results",),
     "evalkit.deviations": (),
     "evalkit.layouts": (),
     "evalkit.uncertainty": ("evalkit.deviations", "evalkit.pairs"),
@@ -77,6 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "evalkit.report": (
         "evalkit.report",
+        "evalkit.comparability",
         "evalkit.pairs",
         "evalkit.results",
         "evalkit.several",

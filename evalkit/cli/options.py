@@ -184,7 +184,7 @@ def open_batches(
 
     Paths are opened first, so that nothing is downloaded if one of them is damaged.
     """
-    from evalkit.comparison.sources import open_source
+    from evalkit.comparison.sources import as_published, open_source
     from evalkit.images import check_range_used
     from reference_batches.fetch import fetch, named
 
@@ -197,7 +197,8 @@ def open_batches(
     for batch in batches:
         if batch is not None:
             path = fetch(batch.name, progress=progress_bars(in_bytes=True))
-            opened[batch.name] = open_source(path)
+            resize = getattr(batch, "resize", None)  # of statistics of another tool
+            opened[batch.name] = as_published(open_source(path), batch.name, resize)
     check_range_used(opened.values(), value_range)
     first = batches[0]
     rows: tuple[PublishedRow, ...] = ()

@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "sample": "generation.cli.sample:sample",
     "stats": "evalkit.cli.compare:stats",
     "sweep": "generation.cli.sweep:sweep",
+    "table": "evalkit.cli.table:table",
     "train": "generation.cli.train:train",
     "upsample": "generation.cli.sample:upsample",
     "verify": "evalkit.cli.tools:verify",

@@ -19,7 +19,15 @@ from evalkit.comparison.pairs import (
     sets_of,
     settings_of,
 )
-from evalkit.comparison.plan import Choice, Plan, Subset, as_subset, choose_metrics, make_plan
+from evalkit.comparison.plan import (
+    Choice,
+    Plan,
+    Subset,
+    as_subset,
+    choose_metrics,
+    make_plan,
+    with_inputs,
+)
 from evalkit.comparison.precision_check import check_scores
 from evalkit.comparison.sources import (
     Opened,
@@ -27,10 +35,12 @@ from evalkit.comparison.sources import (
     Source,
     check_fingerprints,
     check_networks,
+    file_outputs,
     has_full_rank,
     make_extractors,
     open_source,
     open_sources,
+    settle_statistics,
 )
 from evalkit.deviations import Deviations
 from evalkit.errors import UndefinedMetricError, brief
@@ -187,6 +197,7 @@ def measure(
         One for each set of samples.
     """
     clock = _Clock()
+    settle_statistics(sources, choice.networks)
     for source in sources:
         check_enough_images(source, choice.protocol.published_images)
     check_networks(sources, choice.networks)
@@ -226,12 +237,12 @@ def _measured(
     plan, extractors, run = sides[1].plan, sides[1].extractors, sides[1].run
     sources = [side.source for side in sides]
     batches = [side.batch(found) for side, found in zip(sides, features, strict=True)]
-    warnings = tuple(warnings_of(choice, sources, features, batches))
+    warnings = tuple(warnings_of(choice, sources, features, batches, extractors))
     described = _describe(extractors, features)
 
     algebra = replace(run, device=_algebra_device(run, extractors))
     streamed = sides[1].moments if error_bars else None
-    scores, missing, deviations = _compute(plan, features, algebra, clock, streamed)
+    scores, missing, deviations = _compute(plan, features, algebra, clock, streamed, file_outputs(sources[0]))
     with clock.stage("precision check"):
         checked = check_scores(sources, extractors, plan.metrics, algebra)
     comparison = Comparison(
@@ -242,6 +253,7 @@ def _measured(
         reference=batches[0],
         samples=batches[1],
         extractors=described,
+        byte_rules=choice.byte_rules,
         warnings=warnings,
         precision_check=checked,
         versions=library_versions(),
@@ -288,6 +300,7 @@ def _compute(
     run: Run,
     clock: _Clock,
     streamed: frozenset[str] | None,
+    of_file: Collection[str],
 ) -> tuple[list[Score], dict[str, str], dict[str, Deviations]]:
     """What was computed; why the rest was not, by name; and how the scores deviate.
 
@@ -297,6 +310,7 @@ def _compute(
         run: Device and progress.
         clock: Takes the time of each stage.
         streamed: Outputs of the samples of which there are sums alone, and no rows; None for no error bars.
+        of_file: Outputs of which the reference's file has mean and covariance.
     """
     scores: list[Score] = []
     missing: dict[str, str] = {}
@@ -312,6 +326,7 @@ def _compute(
         except UndefinedMetricError as error:
             missing |= dict.fromkeys(names, str(error))
             continue
+        found = with_inputs(found, metric, of_file)
         if streamed is not None:
             bars = _error_bars(found, metric, features, run, clock, streamed)
             found = tuple(with_error_bars(score, bars[score.name]) for score in found)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from evalkit.comparison.balance import are_far_from_uniform
 from evalkit.comparison.plan import Choice, Plan
-from evalkit.comparison.sources import Opened, Side, file_networks, file_outputs, widths_of
+from evalkit.comparison.sources import (
+    Opened,
+    Side,
+    file_networks,
+    file_outputs,
+    has_plain_statistics,
+    inception_networks,
+    widths_of,
+)
 from evalkit.errors import UndefinedMetricError
-from evalkit.features.adm_npz import NETWORK, written_record
-from evalkit.features.record import BatchFeatures, Features
+from evalkit.extractors.base import Extractor
+from evalkit.features.adm_npz import outputs_in_file, written_preprocess, written_record
+from evalkit.features.record import BatchFeatures, Features, split_output
 from evalkit.images import are_ids
 from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
@@ -72,6 +82,7 @@ def warnings_of(
     sources: Sequence[Opened],
     features: Sequence[BatchFeatures],
     batches: Sequence[Batch],
+    extractors: Mapping[str, Extractor],
 ) -> Iterator[str]:
     """Where a number means less than it seems, one sentence each."""
     reference, samples = batches
@@ -99,7 +110,8 @@ def warnings_of(
         )
     for source, side in zip(sources, features, strict=True):
         made_by = written_record(source).get("fingerprint")
-        in_use = side.networks[NETWORK].fingerprint if NETWORK in side.networks else None
+        of = getattr(source, "statistics_network", "")
+        in_use = side.networks[of].fingerprint if of in side.networks else None
         if file_outputs(source) and made_by is not None and in_use not in (None, made_by):
             yield (
                 f"The statistics in {side.name} are of another extractor than the one in use (weights, "
@@ -111,9 +123,38 @@ def warnings_of(
                 f"The statistics in {side.name} are of the network {' and '.join(sorted(there))}, which no "
                 "metric here looks at: they are not used."
             )
+        yield from _unknown_resize(choice, source, extractors)
         yield from _label_warning(next(iter(side.networks.values())))
     for source in sources:
         yield from source.notes
+
+
+def _unknown_resize(choice: Choice, source: Opened, extractors: Mapping[str, Extractor]) -> Iterator[str]:
+    """Whether mean and covariance may be of images that were resized in another way than the other side's."""
+    if isinstance(source, Features) or not has_plain_statistics(source):
+        return
+    output = outputs_in_file(source)[""]
+    titles = [metric.scores[0].title for metric in choice.metrics if metric.needs.get(output) == "gaussian"]
+    extractor = extractors.get(split_output(output)[0])
+    # Where evalkit wrote the file, it is known of which extractor it is, and compared with the one in use.
+    if not titles or extractor is None or "fingerprint" in written_record(source):
+        return
+    scores, said = " and ".join(titles), written_preprocess(source)
+    if said is not None:
+        if said not in extractor.preprocess:
+            yield (
+                f"The images behind {source.name} were resized with {said}, and those of the other side "
+                f"with {extractor.preprocess}: {scores} is WRONG. Name the protocol of the file's tool."
+            )
+        return
+    text = (
+        f"{source.name} does not say how the images behind its mean and covariance were resized, and tools "
+        f"differ in that. They are taken as resized like the other side: {extractor.preprocess}. If they "
+        f"were not, {scores} is wrong."
+    )
+    if len(inception_networks(choice.networks)) > 1:
+        text += " With several protocols only ADM's resize is assumed; for another, name it alone."
+    yield text
 
 
 def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequence[Batch]) -> Iterator[str]:
@@ -156,8 +197,7 @@ def _label_warning(features: Features) -> Iterator[str]:
             "uses them."
         )
         return
-    expected = counts.mean()
-    if len(counts) > 1 and np.abs(counts - expected).max() > max(6 * np.sqrt(expected), 2):
+    if are_far_from_uniform(counts):
         yield (
             f"The labels of {features.name} are far from uniform: {len(counts)} classes of {counts.min()} to "
             f"{counts.max()} images. {PUBLISHED_NUMBERS.capitalize()} labels drawn uniformly."

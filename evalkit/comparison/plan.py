@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,9 @@ from evalkit.metrics import named
 from evalkit.metrics.base import Metric
 from evalkit.protocols import protocol_named
 from evalkit.protocols.base import Protocol
-from evalkit.results import ScoreSpec
+from evalkit.results import Score, ScoreSpec
 
-__all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan"]
+__all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan", "with_inputs"]
 
 NOT_REQUESTED = "not requested"
 
@@ -88,6 +88,12 @@ class Choice:
         """The networks that are needed, each once."""
         needs = (split_output(output)[0] for metric in self.metrics for output in metric.needs)
         return tuple(dict.fromkeys(needs))
+
+    @property
+    def byte_rules(self) -> dict[str, str]:
+        """By protocol, what is done to images that are not 8-bit RGB of the right size."""
+        names = self.protocol.name.split(",")
+        return {name: protocol_named(name).byte_rule for name in names}
 
     @property
     def specs(self) -> tuple[ScoreSpec, ...]:
@@ -198,3 +204,17 @@ def make_plan(
 def _streamed(metric: Metric) -> Metric:
     variant: Metric = metric.streamed() if hasattr(metric, "streamed") else metric
     return variant
+
+
+def with_inputs(scores: Sequence[Score], metric: Metric, of_file: Collection[str]) -> tuple[Score, ...]:
+    """The scores of a metric, with what it looked at.
+
+    Args:
+        scores: As the metric gives them.
+        metric: The metric.
+        of_file: Outputs of which the reference's file has mean and covariance.
+    """
+    seen: Literal["images", "statistics", "nothing"] = "images" if metric.uses_reference else "nothing"
+    if metric.uses_reference and any(metric.needs.get(output) == "gaussian" for output in of_file):
+        seen = "statistics"
+    return tuple(replace(score, outputs=tuple(metric.needs), reference=seen) for score in scores)

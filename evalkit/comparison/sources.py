@@ -12,11 +12,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.comparison.balance import label_balance
 from evalkit.comparison.plan import Plan
 from evalkit.errors import FeatureError, InputError
-from evalkit.extractors import make_extractor
+from evalkit.extractors import extractor_class, make_extractor
 from evalkit.extractors.base import Extractor
-from evalkit.features.adm_npz import OUTPUTS_IN_FILES, written_images
+from evalkit.features.adm_npz import (
+    NETWORK,
+    outputs_in_file,
+    written_images,
+    written_preprocess,
+    written_record,
+)
 from evalkit.features.extraction import Extraction, Wanted, derive
 from evalkit.features.moments import Moments
 from evalkit.features.other_tools import read_rows
@@ -46,15 +53,19 @@ __all__ = [
     "Opened",
     "Side",
     "Source",
+    "as_published",
     "check_fingerprints",
     "check_networks",
     "file_networks",
     "file_outputs",
     "has_full_rank",
+    "has_plain_statistics",
     "has_statistics",
+    "inception_networks",
     "make_extractors",
     "open_source",
     "open_sources",
+    "settle_statistics",
     "widths_of",
 ]
 
@@ -97,6 +108,23 @@ def open_source(source: Source, value_range: ValueRange | None = None) -> Opened
     return open_images(source, value_range=value_range)
 
 
+def as_published(source: Opened, name: str, resize: str | None = None) -> Opened:
+    """A file with what is known of it as a published batch.
+
+    Args:
+        source: The file, open.
+        name: The batch's name.
+        resize: How the images behind its statistics were resized, in words, if the file does not say.
+    """
+    if isinstance(source, Features):
+        return replace(source, published=name)
+    source.published = name
+    if resize is not None and written_preprocess(source) is None:
+        known = {**written_record(source), "preprocess": resize}
+        source.provenance = {**(source.provenance or {}), "statistics": known}
+    return source
+
+
 def open_sources(*sources: Source, value_range: ValueRange | None = None) -> list[Opened]:
     """Open all sides before any work on one; see :func:`open_source`.
 
@@ -112,8 +140,7 @@ def file_outputs(source: Opened) -> set[str]:
     """The outputs, ``"network:output"``, of which a file carries mean and covariance."""
     if isinstance(source, Features):
         return {f"{source.network}:{output}" for output in source.gaussians}
-    found = source.statistics or {}
-    return {output for suffix, output in OUTPUTS_IN_FILES.items() if f"mu{suffix}" in found}
+    return {*outputs_in_file(source).values()}
 
 
 def file_networks(source: Opened) -> set[str]:
@@ -124,6 +151,39 @@ def file_networks(source: Opened) -> set[str]:
 def has_statistics(source: Opened, outputs: Iterable[str]) -> bool:
     """Whether a file carries mean and covariance of the network of one of these outputs."""
     return not file_networks(source).isdisjoint(split_output(output)[0] for output in outputs)
+
+
+def has_plain_statistics(source: Opened) -> bool:
+    """Whether a file has ``mu`` and ``sigma`` alone, as many tools write them, each behind its own resize."""
+    if isinstance(source, Features) or source.kind != "npz":
+        return False
+    return (source.statistics or {}).keys() == {"mu", "sigma"}
+
+
+def inception_networks(networks: Iterable[str]) -> list[str]:
+    """Those of the networks that are the 2015 Inception behind some resize."""
+    return [network for network in networks if network == NETWORK or network.startswith(f"{NETWORK}_")]
+
+
+def settle_statistics(sources: Iterable[Opened], networks: Iterable[str]) -> None:
+    """Settle which network plain statistics without images are taken to be of.
+
+    It is ADM's where a metric looks at that. Otherwise it is the one Inception that the metrics look at,
+    unless the file is known to be of another resize.
+
+    Args:
+        sources: Both sides; :attr:`evalkit.images.source.ImageSource.statistics_network` is set.
+        networks: Those that the metrics look at.
+    """
+    known = inception_networks(networks)
+    for source in sources:
+        if isinstance(source, Features):
+            continue
+        source.statistics_network = NETWORK
+        if len(known) == 1 and not len(source) and has_plain_statistics(source):
+            resize = written_preprocess(source)
+            if resize is None or resize in extractor_class(known[0]).preprocess:
+                source.statistics_network = known[0]
 
 
 def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None:
@@ -261,6 +321,8 @@ class Side:
         first = next(iter(features.networks.values()))
         needed = {output for metric in self.plan.metrics for output in metric.needs}
         of_file = has_statistics(self.source, needed)
+        preprocess = (written_preprocess(self.source) or "not said") if of_file else None
+        published = self.source.published
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin
@@ -273,6 +335,9 @@ class Side:
             statistics_images=written_images(self.source) if of_file else images,
             features=origin,
             statistics_digest=self.source.statistics_digest,
+            statistics_preprocess=preprocess,
+            source=f"published {published}" if published else features.name,
+            labels=label_balance(first.labels),
         )
 
     def _of_file(self, features: Features) -> Features:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evalkit.comparison.pairs import Measured
 from evalkit.comparison.plan import Choice, Subset
-from evalkit.comparison.sources import Opened, file_outputs, widths_of
+from evalkit.comparison.sources import Opened, file_outputs, settle_statistics, widths_of
 from evalkit.deviations import Influence
 from evalkit.errors import InputError, UndefinedMetricError, brief
 from evalkit.extractors.base import Extractor
@@ -64,6 +64,7 @@ def check_worst(
     if not error_bars:
         raise InputError("Which images cost most is computed with the error bars; do not leave them out.")
     outputs = {output for metric in metrics for output in metric.needs}
+    settle_statistics([samples, *([] if reference is None else [reference])], choice.networks)
     if outputs & file_outputs(samples):
         raise InputError(
             "Which images cost most is computed from the features of all images, but "

@@ -17,7 +17,7 @@ from evalkit.system.run import library_versions
 __all__ = [
     "NETWORK",
     "OUTPUTS",
-    "OUTPUTS_IN_FILES",
+    "outputs_in_file",
     "read_gaussians",
     "statistics_of",
     "statistics_record",
@@ -30,10 +30,20 @@ NETWORK = "inception"
 OUTPUTS = {"": "pool", "_s": "spatial"}
 """Outputs of the network by the suffix of ``mu`` and ``sigma``."""
 
-OUTPUTS_IN_FILES = {suffix: f"{NETWORK}:{output}" for suffix, output in OUTPUTS.items()} | {
-    "_dinov2": "dinov2_vitl14:class_token"
-}
-"""Likewise of every network that files have statistics of: EDM2's are of DINOv2's class token, too."""
+
+def outputs_in_file(images: ImageSource) -> dict[str, str]:
+    """Outputs, ``"network:output"``, of which a file has mean and covariance, by the suffix of ``mu``.
+
+    EDM2's are of DINOv2's class token, too.
+    """
+    network = images.statistics_network
+    every = {
+        "": f"{network}:{OUTPUTS['']}",
+        "_s": f"{NETWORK}:{OUTPUTS['_s']}",
+        "_dinov2": "dinov2_vitl14:class_token",
+    }
+    there = images.statistics or {}
+    return {suffix: output for suffix, output in every.items() if f"mu{suffix}" in there}
 
 
 def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
@@ -43,7 +53,7 @@ def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
         FeatureError: They are no mean and covariance.
     """
     found = images.statistics or {}
-    outputs = {suffix: split_output(output) for suffix, output in OUTPUTS_IN_FILES.items()}
+    outputs = {suffix: split_output(output) for suffix, output in outputs_in_file(images).items()}
     try:
         return {
             output: Gaussian(
@@ -52,7 +62,7 @@ def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
                 n=written_images(images),
             )
             for suffix, (of, output) in outputs.items()
-            if of == network and f"mu{suffix}" in found
+            if of == network
         }
     except FeatureError as error:
         raise FeatureError(f"{images.name}: {error}") from error

@@ -41,6 +41,7 @@ class Features:
         image_shape: (height, width, 3) of the images, or None.
         labels: (n,) int64, or None.
         count: Number of images of the batch, where `arrays` hold only some or none of them.
+        published: Name of the published batch that it is, which no file keeps; else empty.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Features:
     image_shape: tuple[int, ...] | None = None
     labels: NDArray[np.int64] | None = None
     count: int | None = None
+    published: str = ""
 
     def __len__(self) -> int:
         if self.count is not None:

@@ -70,9 +70,12 @@ class ImageSource(ABC):
         statistics: ``mu`` (2048,) and ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023)
             of the reference evaluator, both pairs or one, finite floats as the file holds them; EDM2's also
             ``mu_dinov2`` (1024,) and ``sigma_dinov2`` (1024, 1024); or None.
-        provenance: The record that evalkit writes into an npz of how it was made, or None. Of EDM2's
-            statistics ``{"statistics": {"images": n}}``.
+        provenance: The record that evalkit writes into an npz of how it was made, or None. Of other tools'
+            statistics what is known, such as ``{"statistics": {"images": n}}`` of EDM2's.
         notes: What the user should know but is not an error, one sentence each.
+        published: Name of the published batch that it is; empty for a file of one's own.
+        statistics_network: The network that ``mu`` and ``sigma`` are taken to be of; see
+            :func:`evalkit.comparison.sources.settle_statistics`.
         opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
         reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
 
@@ -95,6 +98,8 @@ class ImageSource(ABC):
         self.statistics: Mapping[str, NDArray[Any]] | None = None
         self.provenance: Mapping[str, Any] | None = None
         self.notes: tuple[str, ...] = ()
+        self.published = ""
+        self.statistics_network = "inception"
         self.opened_by: Callable[[Known], ImageSource] | None = None
         self.reads_in_order = False
         self._count = count

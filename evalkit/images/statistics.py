@@ -44,8 +44,4 @@ def one_pair_note(name: str, names: Mapping[str, str], images: bool) -> str:
         (missing, which), (there, of) = (there, of), (missing, which)
     pair = " and ".join(names.values())
     rest = f"{which} uses its images" if images else f"there is no {missing} for {which}"
-    return (
-        f"{name} has only {pair}: {of} uses these, {rest}. Other tools also write mu and "
-        f"sigma, but from images resized in another way: {of} is comparable only if the file was made for "
-        "this protocol."
-    )
+    return f"{name} has only {pair}: {of} uses these, {rest}."

@@ -21,7 +21,7 @@ from evalkit.comparison.plan import choose_metrics
 from evalkit.comparison.saved import load_deviations, save_deviations
 from evalkit.deviations import Deviations, Excess, HalfSplit, Influence
 
-RECORD = b'{"format": "evalkit comparison 3"}'
+RECORD = b'{"format": "evalkit comparison 4"}'
 
 
 def made_up() -> dict[str, Deviations]:

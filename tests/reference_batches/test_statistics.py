@@ -1,8 +1,9 @@
-"""Statistics of other tools by name: listed, downloaded where their digest is known, or got by hand."""
+"""Statistics of other tools by name: listed, downloaded and checked, or got by hand."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from invoked import Result
 from stand_ins import STATISTICS_OF_PIXELS
 
 from evalkit.errors import DownloadError, InputError
+from evalkit.layouts import LAYOUTS
+from evalkit.results import Comparison
 from reference_batches import statistics
 from reference_batches.catalog import closest, entries
 from reference_batches.fetch import cache_path, fetch, named
@@ -36,9 +39,10 @@ def git_blob(content: bytes) -> str:
 
 def toml(url: str, blob: str) -> str:
     common = 'keys = "mu sigma", users = "someone/tool"'
-    known = f'url = "{url}/a/near.npz", git_blob = "{blob}"'
+    known = f'url = "{url}/a/near.npz", git_blob = "{blob}", tool = "jit"'
     return f"""files = [
   {{ name = "near", file = "near.npz", dataset = "tiny", at = "x", {known}, {common} }},
+  {{ name = "unknown", file = "unknown.npz", at = "x", url = "{url}/unknown.npz", {common} }},
   {{ name = "far", file = "far.npz", at = "https://tool.example, fid_stats/", {common} }},
   {{ name = "net", file = "net.pt", kind = "network", at = "https://tool.example/net.pt", {common} }},
 ]
@@ -122,9 +126,13 @@ def test_every_row_is_sound() -> None:
         assert re.fullmatch(r"[a-z0-9-]+", name)
         assert row.users
         assert row.at.startswith("https://")
-        assert bool(row.url) == bool(row.git_blob)
-        assert not row.url or (row.url.endswith(row.file) and re.fullmatch("[0-9a-f]{40}", row.git_blob))
+        assert row.url or not row.git_blob
+        assert not row.url or row.url.endswith(row.file)
+        assert re.fullmatch("([0-9a-f]{40})?", row.git_blob)
+        assert ("raw.githubusercontent.com" in row.url) == bool(row.git_blob)
         assert bool(row.keys) == (row.kind == "statistics")
+        assert bool(row.statistics) == (row.kind == "statistics" and row.keys != "pool_3")
+        assert row.tool in ("", *LAYOUTS)
     assert "facebookresearch/DiT" in entries()["imagenet256"].users
 
 
@@ -139,15 +147,24 @@ def test_the_table_stays_readable() -> None:
     assert named("jit-in256") == statistics_files()["jit-in256"]
 
 
-def test_jits_is_got_by_hand(run: Invoke, tmp_path: Path, own_cache: Path) -> None:
+def test_jits_is_downloaded_by_its_name(run: Invoke, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", np.zeros((9, 8, 8, 3), np.uint8))
-    result = run("compare", "jit-in256", tmp_path / "x.npz")
-    place = own_cache / "reference_batches" / "jit_in256_stats.npz"
+    result = run("compare", "jit-in256", tmp_path / "x.npz")  # offline, as all tests are
+    assert (result.code, result.out) == (2, "")
+    assert "Get https://raw.githubusercontent.com/LTH14/JiT/" in result.err
+    assert "/fid_stats/jit_in256_stats.npz by other means" in result.err
+
+
+def test_uvits_is_got_by_hand(run: Invoke, tmp_path: Path, own_cache: Path) -> None:
+    np.savez(tmp_path / "x.npz", np.zeros((9, 8, 8, 3), np.uint8))
+    result = run("compare", "uvit-cifar10", tmp_path / "x.npz")
+    place = own_cache / "reference_batches" / "fid_stats_cifar10_train_pytorch.npz"
     assert (result.code, result.out) == (2, "")
     assert result.err == (
-        "Error: jit-in256: jit_in256_stats.npz is not on this machine. It is not downloaded, because no "
-        "digest of it is known that a download could be checked with. Get it from https://github.com/LTH14/JiT"
-        f", fid_stats/. Then give its path in place of the name, or save it as {place}.\n"
+        "Error: uvit-cifar10: fid_stats_cifar10_train_pytorch.npz is not on this machine. It is not "
+        "downloaded, because it has no direct address. Get it from https://drive.google.com/drive/folders/"
+        "1yo-XhqbPue3rp5P57j6QbA5QZx6KybvP, assets/fid_stats/. Then give its path in place of the name, or "
+        f"save it as {place}.\n"
     )
 
 
@@ -178,8 +195,47 @@ def test_another_content_gets_no_name(server: Server) -> None:
     assert path.read_bytes() == server.content
 
 
+def test_without_a_known_digest_that_of_the_first_download_holds(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reference_batches")
+    path = fetch("unknown")
+    assert path.read_bytes() == CONTENT
+    said = [text for text in caplog.messages if "no digest of this file was published" in text]
+    assert len(said) == 1
+    assert "this first download, in unknown.npz.json beside it, has to stay" in said[0]
+    path.unlink()
+    server.content = npz(1.0)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(DownloadError, match=f"sha256 .*, expected {digest}"):
+        fetch("unknown")
+    assert not path.exists()
+    server.content = CONTENT
+    assert fetch("unknown").read_bytes() == CONTENT
+    assert len([text for text in caplog.messages if "no digest" in text]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (npz_bytes(mu=np.zeros(1024), sigma=np.eye(1024)), "Statistics 1024 wide are of another network"),
+        (npz_bytes(mu=np.zeros(2048)), "has mu without sigma"),
+        (npz_bytes(mu_s=np.zeros(2023), sigma_s=np.eye(2023)), "holds mu_s, sigma_s; expected unknown.npz"),
+        (npz_bytes(np.zeros((3, 8, 8, 3), np.uint8)), "holds no statistics; expected unknown.npz"),
+        (npz_bytes(mu=np.array([{}]), sigma=np.eye(2048)), "pickled Python objects"),
+        (b"<html>sign in</html>", "not that of a known container"),
+    ],
+    ids=["other shapes", "no sigma", "other keys", "images", "pickled objects", "web page"],
+)
+def test_what_holds_no_statistics_gets_no_name(server: Server, content: bytes, words: str) -> None:
+    server.content = content
+    with pytest.raises(DownloadError, match=re.escape(words)):
+        fetch("unknown")
+    assert list(cache_path(statistics_files()["unknown"]).parent.iterdir()) == []
+
+
 def test_by_hand(server: Server) -> None:
-    with pytest.raises(DownloadError, match="no digest of it is known"):
+    with pytest.raises(DownloadError, match="it has no direct address"):
         fetch("far")
     path = cache_path(statistics_files()["far"])
     path.parent.mkdir(parents=True)
@@ -216,8 +272,10 @@ def test_compare_by_name(
     )
     statistics._read.cache_clear()
     np.savez("mine.npz", np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8))
-    result = run("compare", "near", "mine.npz")
+    result = run("compare", "near", "mine.npz", "--json", "out.json")
     assert result.code == 0, result.err
+    batch = Comparison.from_json(Path("out.json").read_text()).reference
+    assert (batch.source, batch.statistics_preprocess) == ("published near", "TF1 bilinear")
     assert "FID" in result.out
     assert "there is no mu_s for sFID" in result.out
     assert "as published" not in result.out

@@ -134,7 +134,21 @@ def test_csv_has_what_is_known_of_errors_at_its_end(headless: Sweep, with_bars: 
 def test_records_from_before_standard_errors_are_read(headless: Sweep, with_bars: Sweep) -> None:
     later = ("stderr", "stderr_sampling", "stderr_reference", "no_stderr", "unbiased", "n")
     record = json.loads(headless.to_json())
-    assert record["format"] == "evalkit sweep 4"
+    assert record["format"] == "evalkit sweep 5"
+    for point in record["points"]:
+        one = point["comparison"]
+        assert one.pop("byte_rules") == {}
+        for batch in (one["reference"], one["samples"]):
+            assert [batch.pop(name) for name in ("statistics_preprocess", "source", "labels")] == [
+                None,
+                "",
+                None,
+            ]
+        for score in one["scores"]:
+            assert [score.pop(name) for name in ("outputs", "reference")] == [[], None]
+    assert Sweep.from_json(json.dumps(record | {"format": "evalkit sweep 4"})) == headless
+    first = record["points"][0]["comparison"] | {"format": "evalkit comparison 3"}
+    assert Comparison.from_json(json.dumps(first)) == headless.points[0].comparison
     assert record.pop("pairs") == []
     assert Sweep.from_json(json.dumps(record | {"format": "evalkit sweep 3"})) == headless
     record["format"] = "evalkit sweep 2"

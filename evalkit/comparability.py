@@ -1,0 +1,251 @@
+"""Which scores of several comparisons may stand side by side, and why others may not.
+
+A rule says of one score of one comparison what has to be the same, such as its protocol. Values in which all
+rules agree are like for like::
+
+    for reason in reasons_of([ours, theirs]):
+        print(reason.text, reason.scores)  # another reference: ...  ('fid', 'sfid')
+
+What a record does not hold is never taken to be the same: it is a reason of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evalkit.errors import brief
+from evalkit.results import Batch, Comparison, Score
+
+__all__ = ["Reason", "reasons_of"]
+
+DIGITS = 12
+"""Of a digest that are shown."""
+
+# Two seeds give two draws of the same score; how many images a subset has is a rule of its own.
+_NOT_COMPARED = {"seed", "subset", "subset_seed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why values of some scores may not stand side by side with the others of the same score.
+
+    Attributes:
+        text: In words, such as ``another protocol: clean-fid, not adm``.
+        cells: The values that it marks: number of the comparison, from 0, and name of the score.
+    """
+
+    text: str
+    cells: tuple[tuple[int, str], ...]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that it concerns."""
+        return tuple(dict.fromkeys(name for _, name in self.cells))
+
+    @property
+    def comparisons(self) -> tuple[int, ...]:
+        """Numbers of the comparisons that it marks."""
+        return tuple(sorted({number for number, _ in self.cells}))
+
+
+def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
+    """Why scores of these comparisons may not stand side by side; empty if all may.
+
+    In each score the first comparison that has it sets the standard, and those that differ are marked. So two
+    values of a score are like for like if, and only if, the same reasons mark both and none of these says
+    that something is not recorded.
+    """
+    names = dict.fromkeys(score.name for each in comparisons for score in each.scores)
+    cells: dict[str, list[tuple[int, str]]] = {}
+    for rule in _RULES:
+        for name in names:
+            for number, text in _differences(rule, name, comparisons):
+                cells.setdefault(text, []).append((number, name))
+    return tuple(Reason(text=text, cells=tuple(marked)) for text, marked in cells.items())
+
+
+def _differences(rule: _Rule, name: str, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, str]]:
+    """Where a rule marks a score, by number of the comparison, and why. Equal texts are of equal facts."""
+    scores = {i: score for i, each in enumerate(comparisons) if (score := each.score(name)) is not None}
+    standards: dict[str, _Fact] = {}  # by protocol, where the rule looks within one
+    told: dict[str, object] = {}
+    for number, score in scores.items() if len(scores) > 1 else ():
+        fact = rule.of(comparisons[number], score)
+        if fact is None:
+            continue
+        if fact.key is None:
+            yield number, f"{rule.name} not recorded"
+            continue
+        within = _protocol_of(comparisons[number], score) if rule.within_protocol else ""
+        standard = standards.setdefault(within, fact)
+        if fact.key == standard.key:
+            continue
+        text = _unlike(fact, standard)
+        if told.setdefault(text, fact.key) != fact.key:
+            text = f"{fact.words}, not {standard.words}"
+        yield number, f"another {rule.name}: {text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fact:
+    """What a rule finds.
+
+    Attributes:
+        key: Equal where two values are like for like; None: not recorded.
+        words: What it is.
+        parts: Of a fact with several: each by name, of which those that differ are said.
+    """
+
+    key: object
+    words: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict)
+
+
+_NOT_RECORDED = _Fact(key=None)
+
+
+def _unlike(fact: _Fact, standard: _Fact) -> str:
+    """The difference in words: ``clean-fid, not adm``."""
+    both = [name for name in fact.parts if name in standard.parts]
+    differing = [name for name in both if fact.parts[name] != standard.parts[name]]
+    if not differing:
+        return f"{fact.words}, not {standard.words}"
+    return "; ".join(f"{name} {fact.parts[name]}, not {standard.parts[name]}" for name in differing)
+
+
+# The rules: what has to be the same. None where the score does not depend on it --------------------------
+
+
+def _protocol_of(comparison: Comparison, score: Score) -> str:
+    """Of several protocols that of the score: ``fid@clean-fid`` is clean-fid's, ``fid`` the first one's."""
+    first, *others = comparison.protocol.split(",")
+    of = score.name.partition("@")[2]
+    return of if of in others else first
+
+
+def _protocol(comparison: Comparison, score: Score) -> _Fact:
+    found = _protocol_of(comparison, score)
+    return _Fact(key=found, words=found)
+
+
+def _network(comparison: Comparison, score: Score) -> _Fact:
+    """By fingerprints, which cover weights, resize, precision and backend."""
+    outputs = score.outputs or [text for text in (score.parameters.get("output"),) if isinstance(text, str)]
+    networks = dict.fromkeys(output.partition(":")[0] for output in outputs)
+    if not networks and len(comparison.extractors) == 1:
+        networks = dict.fromkeys(comparison.extractors)
+    found = [comparison.extractors.get(network, {}) for network in networks]
+    prints = [str(extractor.get("fingerprint", "")) for extractor in found]
+    if not prints or not all(prints):
+        return _NOT_RECORDED
+    parts: dict[str, str] = {}
+    for network, extractor in zip(networks, found, strict=True):
+        of = f" of {network}" if len(found) > 1 else ""
+        parts |= {f"{name}{of}": text for name, text in _parts(extractor).items()}
+    words = " and ".join(
+        f"{extractor['name']} (fingerprint {each[:DIGITS]})"
+        for extractor, each in zip(found, prints, strict=True)
+    )
+    return _Fact(key=tuple(prints), words=words, parts=parts)
+
+
+def _parts(extractor: Mapping[str, Any]) -> dict[str, str]:
+    weights = extractor.get("weights")
+    parts = {
+        "weights": str(weights["digest"])[:DIGITS]
+        if isinstance(weights, Mapping) and "digest" in weights
+        else None,
+        "resize": extractor.get("preprocess"),
+        "precision": extractor.get("precision"),
+        "backend": extractor.get("backend"),
+    }
+    return {name: str(text) for name, text in parts.items() if text is not None}
+
+
+def _byte_rule(comparison: Comparison, score: Score) -> _Fact:
+    found = comparison.byte_rules.get(_protocol_of(comparison, score))
+    return _Fact(key=found, words=(found or "").rstrip("."))
+
+
+def _parameters(comparison: Comparison, score: Score) -> _Fact:
+    del comparison
+    found = {name: json.dumps(value) for name, value in score.parameters.items() if name not in _NOT_COMPARED}
+    every = ", ".join(f"{name} {value}" for name, value in found.items())
+    return _Fact(key=tuple(sorted(found.items())), words=every or "none", parts=found)
+
+
+def _reference(comparison: Comparison, score: Score) -> _Fact | None:
+    """By the digest of what the score looks at; earlier records say so only if the file has no statistics."""
+    batch, seen = comparison.reference, score.reference
+    if seen is None and batch.statistics == "images":
+        seen = "images"
+    if seen == "nothing":
+        return None
+    digest = batch.statistics_digest if seen == "statistics" else batch.digest
+    if seen is None or not digest:
+        return _NOT_RECORDED
+    what = f"the {seen} of {_source(batch)} ({_count(batch, seen)}digest {digest[:DIGITS]})"
+    return _Fact(key=(seen, digest), words=what)
+
+
+def _source(batch: Batch) -> str:
+    return brief(batch.source or batch.name, 80)
+
+
+def _count(batch: Batch, seen: str) -> str:
+    count = batch.statistics_images if seen == "statistics" else batch.images
+    return f"{count:,} images, " if count else ""
+
+
+def _samples(comparison: Comparison, score: Score) -> _Fact | None:
+    """Where bias depends on it; without bias more samples only make a value more certain."""
+    if score.unbiased == score.value:
+        return None
+    batch, subset = comparison.samples, score.parameters.get("subset")
+    count = batch.images or batch.statistics_images
+    if isinstance(subset, int) and count:
+        count = min(subset, count)
+    return _Fact(key=count, words=f"{count:,}") if count else _NOT_RECORDED
+
+
+def _labels(comparison: Comparison, score: Score) -> _Fact:
+    del score
+    found = comparison.samples.labels
+    if found is None:
+        return _NOT_RECORDED
+    # The number of samples says how many images balanced classes have; of random ones, all varies by chance.
+    keys: dict[str, tuple[object, ...]] = {
+        "balanced": (found.classes,),
+        "uneven": (found.classes, found.least, found.most),
+    }
+    return _Fact(key=(found.kind, *keys.get(found.kind, ())), words=str(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """What has to be the same.
+
+    Attributes:
+        name: As a reason calls it.
+        of: What a score of a comparison has; None where the score does not depend on it.
+        within_protocol: Whether it is compared only between values of one protocol. Between two, it is
+            another anyway.
+    """
+
+    name: str
+    of: Callable[[Comparison, Score], _Fact | None]
+    within_protocol: bool = False
+
+
+_RULES = (
+    _Rule(name="protocol", of=_protocol),
+    _Rule(name="reference", of=_reference),
+    _Rule(name="number of samples", of=_samples),
+    _Rule(name="label balance of the samples", of=_labels),
+    _Rule(name="network", of=_network),
+    _Rule(name="byte rule", of=_byte_rule, within_protocol=True),
+    _Rule(name="set of parameters", of=_parameters, within_protocol=True),
+)
