@@ -61,7 +61,7 @@ class Score:
     Attributes:
         name: That of its :class:`ScoreSpec`.
         value: The number itself; always finite.
-        std: Standard deviation over the metric's own splits, where it has splits.
+        std: Standard deviation over the metric's own splits or classes, where it has such.
         parameters: The metric's parameters, so that a report can say how the number was made.
         stderr: Standard error from the draw of samples and reference. Training again varies more.
         stderr_sampling: The part of it from the draw of the samples.
@@ -70,6 +70,7 @@ class Score:
         no_stderr: Why there is no standard error, where one was requested.
         unbiased: What the value is expected to be with infinitely many images; None where that is not known.
         n: Number of samples that the standard error is of.
+        by_class: The value within each class, by its label; empty where the score is not of classes.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Score:
     no_stderr: str | None = None
     unbiased: float | None = None
     n: int | None = None
+    by_class: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

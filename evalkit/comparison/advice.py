@@ -12,11 +12,12 @@ from evalkit.errors import UndefinedMetricError
 from evalkit.features.adm_npz import NETWORK, written_record
 from evalkit.features.record import BatchFeatures, Features
 from evalkit.images import are_ids
+from evalkit.metrics.base import LABELS_NEEDED, Metric
 from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
 
-__all__ = ["PUBLISHED_NUMBERS", "check_enough_images", "memory_needed", "warnings_of"]
+__all__ = ["PUBLISHED_NUMBERS", "check_enough_images", "check_labels", "memory_needed", "warnings_of"]
 
 WORTH_SAYING = 5e8
 """Bytes of memory from which on they are announced."""
@@ -32,6 +33,13 @@ def check_enough_images(source: Opened, published: int) -> None:
             f"{source.name} holds one image; no metric of a batch is defined for it. Give at least 4 images, "
             f"and {published:,} for published numbers."
         )
+
+
+def check_labels(source: Opened, metrics: Sequence[Metric]) -> None:
+    """Raise an UndefinedMetricError for a batch without labels, if no metric can do without them."""
+    if source.labels is None and metrics and all(getattr(each, "needs_labels", False) for each in metrics):
+        why = getattr(source, "labels_problem", None)
+        raise UndefinedMetricError(f"{source.name} has no labels; {LABELS_NEEDED}.{f' {why}' if why else ''}")
 
 
 def memory_needed(sides: Sequence[Side], plan: Plan, *, error_bars: bool) -> str | None:
@@ -111,7 +119,8 @@ def warnings_of(
                 f"The statistics in {side.name} are of the network {' and '.join(sorted(there))}, which no "
                 "metric here looks at: they are not used."
             )
-        yield from _label_warning(next(iter(side.networks.values())))
+        of_classes = any(getattr(metric, "needs_labels", False) for metric in choice.metrics)
+        yield from _label_warning(next(iter(side.networks.values())), used=of_classes)
     for source in sources:
         yield from source.notes
 
@@ -143,7 +152,7 @@ def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequen
         )
 
 
-def _label_warning(features: Features) -> Iterator[str]:
+def _label_warning(features: Features, *, used: bool) -> Iterator[str]:
     """Labels drawn uniformly spread like a Poisson variable; far beyond that they were not."""
     if features.labels is None or not len(features.labels):
         return
@@ -152,8 +161,8 @@ def _label_warning(features: Features) -> Iterator[str]:
         yield (
             f"The labels of {features.name} are {len(counts):,} different numbers up to "
             f"{features.labels.max()} "
-            f"for {len(features.labels):,} images. They look like seeds or ids, not classes. No metric here "
-            "uses them."
+            f"for {len(features.labels):,} images. They look like seeds or ids, not classes"
+            f"{'' if used else '. No metric here uses them'}."
         )
         return
     expected = counts.mean()
