@@ -19,7 +19,7 @@ from scipy import linalg
 from evalkit.deviations import HalfSplit, Influence
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.record import BatchFeatures
-from evalkit.metrics.base import labels_of, parameters
+from evalkit.metrics.base import check_sides, labels_of, parameters
 from evalkit.metrics.frechet import frechet_distance, is_rank_deficient
 from evalkit.metrics.frechet_influence import Cloud, Transport
 from evalkit.metrics.halves import REPLICATES, scores_of_halves
@@ -196,13 +196,14 @@ def class_distance(reference: Rows, samples: Rows) -> float:
     """The Fréchet distance of few images; see :func:`~evalkit.metrics.frechet.frechet_distance`.
 
     Args:
-        reference: (n, d) finite float32 features of one class.
+        reference: (n, d) float features of one class.
         samples: (m, d) likewise.
 
     Raises:
-        FeatureError: Feature dimensions differ.
+        FeatureError: Feature dimensions differ, or values are not finite.
         UndefinedMetricError: Fewer than two rows.
     """
+    check_sides(reference, samples, "the Fréchet distance within a class")
     if not _is_thin(reference, samples):
         return frechet_distance(reference, samples)
     thin = _Thin.of(reference, samples)
@@ -219,7 +220,7 @@ def class_influence(reference: Rows, samples: Rows, *, device: str = "cpu") -> t
     :mod:`evalkit.metrics.frechet_influence`, which needs regular covariances, at those of fewer images.
 
     Args:
-        reference: (n, d) finite float32 features of one class.
+        reference: (n, d) finite features of one class.
         samples: (m, d) likewise.
         device: torch device of large products, with more images than features.
 
