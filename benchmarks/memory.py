@@ -1,11 +1,14 @@
 """Peak memory of comparing two npz files of 50,000 images of 256x256.
 
     python benchmarks/memory.py --images 50000
+    python benchmarks/memory.py --images 50000 --classes 1000
 
 The whole path runs at full size: the files are read to the end, features are stored and read, and every
 metric is computed. Only the network is spared most of its work: it runs on the first images, and the others
 get random features around theirs. So its memory counts, and its hours do not. Writes 2 GB of features to a
 temporary folder.
+
+With ``--classes``, the scores within so many classes are computed instead, of random features.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from numpy.typing import NDArray
 
 from evalkit.comparison import compare
 from evalkit.extractors.inception import Inception
+from evalkit.features.record import Features
+from evalkit.results import Comparison
 from evalkit.system.run import Run
 from evalkit.verify import pictures
 
@@ -66,12 +71,47 @@ def write(path: Path, count: int, shift: int) -> None:
             member.write(images[: count - begin].tobytes())
 
 
+def labelled(name: str, images: int, classes: int, seed: int) -> Features:
+    """Random features of Inception's width, with as many images of every class, in random order."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(images) % classes)
+    scales = np.arange(1, 2049, dtype=np.float32) ** -0.4
+    centres = np.random.default_rng(0).standard_normal((classes, 2048), np.float32)
+    rows = np.empty((images, 2048), np.float32)
+    for start in range(0, images, 1000):
+        block = slice(start, start + 1000)
+        noise = random.standard_normal(rows[block].shape, np.float32)
+        rows[block] = np.maximum(scales * (noise * (1 + seed / 10) + centres[labels[block]]), 0)
+    return Features(
+        name=name,
+        digest=name,
+        network="inception",
+        extractor="random",
+        fingerprint="random",
+        arrays={"pool": rows},
+        labels=labels,
+    )
+
+
+def show(comparison: Comparison, begin: float) -> None:
+    peak = peak_bytes() / 1024**3
+    size = comparison.reference.images, comparison.samples.images
+    print(f"{size[0]:,} against {size[1]:,} images: peak {peak:.2f} GiB, {time.perf_counter() - begin:.0f} s")
+    print({stage: round(seconds, 1) for stage, seconds in comparison.seconds.items()})
+
+
 @click.command()
 @click.option("--images", default=50_000, show_default=True, help="Images in each of the two files.")
+@click.option("--classes", default=0, help="Compute the scores within so many classes.")
 @click.option(
     "--folder", type=click.Path(path_type=Path), help="Run on files made before (used by this script)."
 )
-def main(images: int, folder: Path | None) -> None:
+def main(images: int, classes: int, folder: Path | None) -> None:
+    if classes:
+        sides = [labelled(name, images, classes, seed) for seed, name in enumerate(("ref", "samples"))]
+        begin = time.perf_counter()
+        show(compare(*sides, metrics="class_fid,class_precision_recall", run=Run(store=None)), begin)
+        return
     if folder is None:
         with tempfile.TemporaryDirectory() as name:
             for file, shift in (("ref.npz", 0), ("samples.npz", 9)):
@@ -83,10 +123,7 @@ def main(images: int, folder: Path | None) -> None:
     comparison = compare(
         folder / "ref.npz", folder / "samples.npz", extractor=Prefix(), run=Run(store=folder / "store")
     )
-    peak = peak_bytes() / 1024**3
-    size = comparison.reference.images, comparison.samples.images
-    print(f"{size[0]:,} against {size[1]:,} images: peak {peak:.2f} GiB, {time.perf_counter() - begin:.0f} s")
-    print({stage: round(seconds, 1) for stage, seconds in comparison.seconds.items()})
+    show(comparison, begin)
 
 
 if __name__ == "__main__":

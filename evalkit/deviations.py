@@ -276,12 +276,13 @@ def _variance_of_mean(values: Floats, classes: Labels | None) -> float:
 def _variance_within(values: Floats, classes: Labels) -> float:
     """Mean over the classes of the variance within each: that of a sample of fixed numbers of each class.
 
-    Cochran 1977, "Sampling Techniques", chapter 5, with proportional allocation.
+    Cochran 1977, "Sampling Techniques", chapter 5, with proportional allocation. A class of one image has
+    none: no score of classes counts it.
     """
     _, group, counts = np.unique(classes, return_inverse=True, return_counts=True)
     means = np.bincount(group, values) / counts
     squares = np.bincount(group, np.square(values - means[group]))
-    return float((counts / len(values)) @ (squares / (counts - 1)))
+    return float((counts / len(values)) @ (squares / np.maximum(counts - 1, 1)))
 
 
 def balanced_classes(labels: NDArray[Any] | None) -> Labels | None:

@@ -64,7 +64,7 @@ class Score:
     Attributes:
         name: That of its :class:`ScoreSpec`.
         value: The number itself; always finite.
-        std: Standard deviation over the metric's own splits, where it has splits.
+        std: Standard deviation over the metric's own splits or classes, where it has such.
         parameters: The metric's parameters, so that a report can say how the number was made.
         stderr: Standard error from the draw of samples and reference. Training again varies more.
         stderr_sampling: The part of it from the draw of the samples.
@@ -76,6 +76,7 @@ class Score:
         outputs: The outputs of networks that it looks at, such as ``inception:pool``; empty: not recorded.
         reference: What of the reference it looks at: its ``images``, the ``statistics`` in its file, or
             ``nothing``; None: not recorded.
+        by_class: The value within each class, by its label; empty where the score is not of classes.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Score:
     n: int | None = None
     outputs: tuple[str, ...] = ()
     reference: Literal["images", "statistics", "nothing"] | None = None
+    by_class: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, TypedDict, Unpack, overload
 
-from evalkit.comparison.advice import check_enough_images, memory_needed, warnings_of
+from evalkit.comparison.advice import check_enough_images, check_labels, memory_needed, warnings_of
 from evalkit.comparison.pairs import (
     Measured,
     check_paired,
@@ -200,6 +200,7 @@ def measure(
     settle_statistics(sources, choice.networks)
     for source in sources:
         check_enough_images(source, choice.protocol.published_images)
+        check_labels(source, choice.metrics)
     check_networks(sources, choice.networks)
     extractors = make_extractors(choice.networks, extractor, sources, run)
     check_fingerprints(sources, extractors)

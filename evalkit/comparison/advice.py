@@ -22,11 +22,12 @@ from evalkit.extractors.base import Extractor
 from evalkit.features.adm_npz import outputs_in_file, written_preprocess, written_record
 from evalkit.features.record import BatchFeatures, Features, split_output
 from evalkit.images import are_ids
+from evalkit.metrics.base import LABELS_NEEDED, Metric
 from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
 
-__all__ = ["PUBLISHED_NUMBERS", "check_enough_images", "memory_needed", "warnings_of"]
+__all__ = ["PUBLISHED_NUMBERS", "check_enough_images", "check_labels", "memory_needed", "warnings_of"]
 
 WORTH_SAYING = 5e8
 """Bytes of memory from which on they are announced."""
@@ -42,6 +43,13 @@ def check_enough_images(source: Opened, published: int) -> None:
             f"{source.name} holds one image; no metric of a batch is defined for it. Give at least 4 images, "
             f"and {published:,} for published numbers."
         )
+
+
+def check_labels(source: Opened, metrics: Sequence[Metric]) -> None:
+    """Raise an UndefinedMetricError for a batch without labels, if no metric can do without them."""
+    if source.labels is None and metrics and all(getattr(each, "needs_labels", False) for each in metrics):
+        why = getattr(source, "labels_problem", None)
+        raise UndefinedMetricError(f"{source.name} has no labels; {LABELS_NEEDED}.{f' {why}' if why else ''}")
 
 
 def memory_needed(sides: Sequence[Side], plan: Plan, *, error_bars: bool) -> str | None:
@@ -124,7 +132,8 @@ def warnings_of(
                 "metric here looks at: they are not used."
             )
         yield from _unknown_resize(choice, source, extractors)
-        yield from _label_warning(next(iter(side.networks.values())))
+        of_classes = any(getattr(metric, "needs_labels", False) for metric in choice.metrics)
+        yield from _label_warning(next(iter(side.networks.values())), used=of_classes)
     for source in sources:
         yield from source.notes
 
@@ -184,7 +193,7 @@ def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequen
         )
 
 
-def _label_warning(features: Features) -> Iterator[str]:
+def _label_warning(features: Features, *, used: bool) -> Iterator[str]:
     """Labels drawn uniformly spread like a Poisson variable; far beyond that they were not."""
     if features.labels is None or not len(features.labels):
         return
@@ -193,8 +202,8 @@ def _label_warning(features: Features) -> Iterator[str]:
         yield (
             f"The labels of {features.name} are {len(counts):,} different numbers up to "
             f"{features.labels.max()} "
-            f"for {len(features.labels):,} images. They look like seeds or ids, not classes. No metric here "
-            "uses them."
+            f"for {len(features.labels):,} images. They look like seeds or ids, not classes"
+            f"{'' if used else '. No metric here uses them'}."
         )
         return
     if are_far_from_uniform(counts):

@@ -304,5 +304,6 @@ def first_features(images: ImageSource, extractor: Extractor, count: int, *, run
         arrays=arrays | derived,
         absent=absent,
         image_shape=images.shape,
+        labels=None if images.labels is None else images.labels[:count],
         count=count,
     )

@@ -318,7 +318,7 @@ class ImageSource(ABC):
     def _take_labels(
         self, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], load: Callable[[], NDArray[Any]]
     ) -> None:
-        """Keep one integer for each image; anything else is only noted, as no metric needs labels."""
+        """Keep one integer for each image; anything else is only noted, as few metrics need labels."""
         problem = labels_problem(len(self), key, shape, dtype)
         if problem is None:
             labels = load()

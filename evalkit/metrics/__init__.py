@@ -35,6 +35,8 @@ METRICS: dict[str, str] = {
     "vendi": "evalkit.metrics.vendi:Vendi",
     "authpct": "evalkit.metrics.authenticity:AuthPct",
     "c_t": "evalkit.metrics.data_copying:DataCopying",
+    "class_fid": "evalkit.metrics.by_class:ClassFrechet",
+    "class_precision_recall": "evalkit.metrics.by_class:ClassPrecisionRecall",
 }
 
 

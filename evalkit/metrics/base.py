@@ -18,12 +18,14 @@ from evalkit.results import Score, ScoreSpec
 from evalkit.system.run import Run
 
 __all__ = [
+    "LABELS_NEEDED",
     "Metric",
     "Need",
     "check_directions",
     "check_sides",
     "classes_of",
     "influence_of",
+    "labels_of",
     "parameters",
     "scores_at",
     "with_classes",
@@ -33,6 +35,12 @@ __all__ = [
 Need: TypeAlias = Literal["rows", "gaussian"]
 """``rows`` are the features of every image. A ``gaussian`` comes from a file, or is summed up as
 features stream past; a metric that needs one takes rows as well."""
+
+LABELS_NEEDED = (
+    "scores within classes need the class of every image: give images with labels, such as arr_1 of an npz "
+    "or dataset.json in a folder"
+)
+"""What to do about a batch without labels."""
 
 
 @runtime_checkable
@@ -55,7 +63,8 @@ class Metric(Protocol):
     (:class:`~evalkit.deviations.Influence` or :class:`~evalkit.deviations.HalfSplit`), and raises
     UndefinedMetricError where that cannot be said. Error bars and tests of differences follow from it.
     Their memory beyond the rows is said by a method ``influence_bytes(images, width)``, with the number of
-    images of each side. ``depends_on_order = True`` says that images are drawn by index.
+    images of each side. ``depends_on_order = True`` says that images are drawn by index, and
+    ``needs_labels = True`` that both sides need labels (:func:`labels_of`).
     """
 
     @property
@@ -151,6 +160,24 @@ def with_error_bars(score: Score, found: Deviations | str) -> Score:
         unbiased=None if found.bias is None else score.value - found.bias,
         n=found.images,
     )
+
+
+def labels_of(batch: BatchFeatures, output: str) -> NDArray[np.int64]:
+    """(n,) class of each image of an output's rows, for metrics that need it.
+
+    Raises:
+        UndefinedMetricError: The batch has no labels, or rows of some of its images alone.
+    """
+    network, key = split_output(output)
+    labels, count = batch.networks[network].labels, len(batch.networks[network].arrays[key])
+    if labels is None:
+        raise UndefinedMetricError(f"{batch.name} has no labels; {LABELS_NEEDED}")
+    if len(labels) != count:
+        raise UndefinedMetricError(
+            f"{batch.name} has labels of {len(labels):,} images, and features of {count:,} of these; leave "
+            "out the subset"
+        )
+    return labels
 
 
 def classes_of(batch: BatchFeatures, output: str, count: int) -> NDArray[np.int64] | None:

@@ -10,7 +10,6 @@ bit a replicate, and words of 64 bits hold 64 replicates: the halves together co
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from evalkit.deviations import HalfSplit
 from evalkit.errors import UndefinedMetricError
+from evalkit.metrics.points import centred_sides
 from evalkit.system.devices import float32_arithmetic
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "halves_of_authenticity",
     "halves_of_density_coverage",
     "halves_of_precision_recall",
+    "scores_of_halves",
 ]
 
 Words = NDArray[np.uint64]
@@ -77,6 +78,21 @@ def halves_of_precision_recall(
         UndefinedMetricError: Half of a side has no more than k images.
     """
     sides = _Sides.of(reference, samples, k, classes, reference_classes, device)
+    precision, recall = _precision_recall(sides, k)
+    return (
+        _half_split(precision, sides.samples.name, len(samples), "the bias of precision is not known"),
+        _half_split(recall, sides.samples.name, len(samples), "the bias of recall is not known"),
+    )
+
+
+def scores_of_halves(
+    reference: NDArray[np.float32], samples: NDArray[np.float32], *, k: int, device: torch.device
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(2, 2, replicates) precision and recall: by half of the samples, by half of the reference."""
+    return _precision_recall(_Sides.of(reference, samples, k, None, None, device), k)
+
+
+def _precision_recall(sides: _Sides, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     r, s = sides.reference, sides.samples
     covered_r, covered_s = _Covered.none(r.second), _Covered.none(s.second)
     with torch.inference_mode(), float32_arithmetic():
@@ -87,11 +103,7 @@ def halves_of_precision_recall(
             for point, centre, inside in _inside(balls_s, slice(None), rows, distances.T):
                 covered_r.mark(point, inside, s.second[centre])
     scale = np.sqrt(sides.share)
-    precision, recall = scale * covered_s.shares(s.second), scale * covered_r.shares(r.second)
-    return (
-        _half_split(precision, s.name, len(samples), "the bias of precision is not known"),
-        _half_split(recall.swapaxes(0, 1), s.name, len(samples), "the bias of recall is not known"),
-    )
+    return scale * covered_s.shares(s.second), scale * covered_r.shares(r.second).swapaxes(0, 1)
 
 
 def halves_of_density_coverage(
@@ -207,7 +219,7 @@ class _Sides:
                     f"halves of {len(side.drawn)} images ({name}) are too few for {k} neighbours; give at "
                     f"least {2 * (k + 1)}"
                 )
-        x, y = _scaled(reference[r.drawn], samples[s.drawn], device or torch.device("cpu"))
+        x, y = centred_sides(reference[r.drawn], samples[s.drawn], device or torch.device("cpu"))
         return cls(r, s, share, x, y)
 
 
@@ -366,18 +378,6 @@ def _few(second: Words, neighbours: NDArray[np.int64], k: int) -> Words:
         at_least[0] |= same
     few[:, count] = ~at_least[-1]
     return few
-
-
-def _scaled(x: NDArray[np.float32], y: NDArray[np.float32], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both in float32, around the reference's mean, and below 1: no square overflows, and less cancels.
-
-    The scale is a power of 2, which leaves ties what they are.
-    """
-    centre = x.mean(axis=0, dtype=np.float64).astype(np.float32)
-    a, b = (torch.from_numpy(each - centre).to(device) for each in (x, y))
-    exponent = math.frexp(max(float(a.abs().max()), float(b.abs().max())))[1]
-    scale = 2.0 ** -max(-126, min(126, exponent))
-    return a * scale, b * scale
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:

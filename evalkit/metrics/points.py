@@ -12,7 +12,16 @@ from torch import Tensor
 
 from evalkit.system.devices import float64_device
 
-__all__ = ["BLOCK_ENTRIES", "Exact", "Points", "block_rows", "decide", "exact_sides", "on_device"]
+__all__ = [
+    "BLOCK_ENTRIES",
+    "Exact",
+    "Points",
+    "block_rows",
+    "centred_sides",
+    "decide",
+    "exact_sides",
+    "on_device",
+]
 
 BLOCK_ENTRIES = 2**22
 """Numbers in a block of features that are converted at a time."""
@@ -69,6 +78,25 @@ def exact_sides(r: Tensor, s: Tensor) -> tuple[Exact, Exact]:
         return Exact(r), Exact(s)
     scale = 2.0 ** -max(-126, min(126, math.frexp(largest)[1]))
     return Exact(r * scale), Exact(s * scale)
+
+
+def centred_sides(
+    r: NDArray[np.float32], s: NDArray[np.float32], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both in float32, around the reference's mean, and below 1: no square overflows, and less cancels.
+
+    The scale is a power of 2, which leaves ties what they are.
+
+    Args:
+        r: (m, d) float32.
+        s: (n, d) float32.
+        device: Where they go.
+    """
+    centre = r.mean(axis=0, dtype=np.float64).astype(np.float32)
+    a, b = (torch.from_numpy(each - centre).to(device) for each in (r, s))
+    exponent = math.frexp(max(float(a.abs().max()), float(b.abs().max())))[1]
+    scale = 2.0 ** -max(-126, min(126, exponent))
+    return a * scale, b * scale
 
 
 def decide(a: Points, i: Tensor, b: Points, j: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from evalkit.pairs import LEVEL, Pair, Runs
+from evalkit.report.classes import left_out
 from evalkit.report.text import (
     MARKS,
     adm_lines,
@@ -151,6 +152,7 @@ def _below(found: Comparisons) -> list[str]:
     lines += _by_set(found, ((_no_bar(each, said=untested), each) for each in found.comparisons))
     lines += _by_set(found, ((_missing(each), each) for each in found.comparisons))
     lines += _by_set(found, ((_subsets(each), each) for each in found.comparisons))
+    lines += _by_set(found, ((_left_out(each), each) for each in found.comparisons))
     return [*lines, *_by_set(found, ((remarks(each), each) for each in found.comparisons))]
 
 
@@ -239,6 +241,11 @@ def _subsets(comparison: Comparison) -> Iterator[str]:
     said = {score.name: drawn(score, comparison) or None for score in comparison.scores}
     for of, titles in titles_by(comparison, said).items():
         yield f"{', '.join(titles)}: {of.strip().strip('()')}"
+
+
+def _left_out(comparison: Comparison) -> Iterator[str]:
+    for why, titles in titles_by(comparison, {s.name: left_out(s) for s in comparison.scores}).items():
+        yield f"{', '.join(titles)}: {why}"
 
 
 def _by_set(found: Comparisons, notes: Iterable[tuple[Iterable[str], Comparison]]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from evalkit.pairs import LEVEL, Pair
+from evalkit.report.classes import class_lines
 from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep
 
 __all__ = [
@@ -67,11 +68,13 @@ def table(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
-            std = "" if score.std is None else f"   (± {spec.format(score.std)} over splits)"
+            of = "classes" if score.by_class else "splits"
+            std = "" if score.std is None else f"   (± {spec.format(score.std)} over {of})"
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
             lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{drawn(score, comparison)}")
+            lines += [f"  {line}" for line in class_lines(spec, score)]
     lines += error_notes(comparison)
     if comparison.published:
         lines += ["", _citation(comparison), *aligned(_beside_published(comparison), others=9)]
@@ -92,6 +95,9 @@ def markdown(comparison: Comparison) -> str:
             value = " ".join(filter(None, (spec.format(score.value), shown_error(spec, score))))
             more = f" {_unbiased(spec, score)} |" if with_bars else ""
             lines.append(f"| {spec.title} | {value}{drawn(score, comparison)} |{more} {spec.better} |")
+    for spec, score, _ in _rows(comparison):
+        if score is not None and (within := class_lines(spec, score)):
+            lines += ["", f"{spec.title}, {'; '.join(within)}."]
     lines += [text for line in error_notes(comparison) for text in ("", line)]
     if comparison.published:
         cells = _beside_published(comparison)

@@ -23,6 +23,7 @@ from evalkit.deviations import Deviations, HalfSplit, Influence
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.features.moments import Moments
 from evalkit.features.record import BatchFeatures, Features
+from evalkit.images import open_images
 from evalkit.metrics import METRICS, named
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.protocols import PROTOCOLS, protocol_named
@@ -60,8 +61,21 @@ def rows(seed: int = 0, n: int = N, offset: float = 0.0) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).standard_normal((n, D)) + offset).astype(np.float32)
 
 
-def side(metric: Metric, array: NDArray[np.float32], *, as_gaussian: bool = False) -> BatchFeatures:
-    """A batch in which every output that the metric needs has these rows."""
+def needs_labels(metric: Metric) -> bool:
+    return getattr(metric, "needs_labels", False)
+
+
+def side(
+    metric: Metric,
+    array: NDArray[np.float32],
+    *,
+    as_gaussian: bool = False,
+    labelled: bool | None = None,
+    order: NDArray[np.int64] | slice = slice(None),
+) -> BatchFeatures:
+    """A batch in which every output that the metric needs has these rows, with labels where it needs them."""
+    labels = np.arange(len(array)) % 4 if (needs_labels(metric) if labelled is None else labelled) else None
+    array = array[order]
     networks: dict[str, list[str]] = {}
     for output in metric.needs:
         network, _, key = output.partition(":")
@@ -76,6 +90,7 @@ def side(metric: Metric, array: NDArray[np.float32], *, as_gaussian: bool = Fals
                 fingerprint="",
                 arrays={} if as_gaussian else dict.fromkeys(keys, array),
                 gaussians=dict.fromkeys(keys, Moments.of(array).gaussian()) if as_gaussian else {},
+                labels=None if labels is None else labels[order],
             )
             for network, keys in networks.items()
         )
@@ -106,13 +121,26 @@ def test_it_says_what_it_yields(metric: Metric) -> None:
 
 
 def test_the_order_of_images_does_not_matter_or_it_says_so(metric: Metric) -> None:
-    shuffled = [rows(seed)[np.random.default_rng(9).permutation(N)] for seed in (0, 1)]
+    order = np.random.default_rng(9).permutation(N)
     expected = values(metric, side(metric, rows()), side(metric, rows(1)))
-    found = values(metric, *(side(metric, each) for each in shuffled))
+    found = values(metric, *(side(metric, rows(seed), order=order) for seed in (0, 1)))
     if getattr(metric, "depends_on_order", False):
         assert found != pytest.approx(expected, rel=1e-5)
     else:
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_do_not_matter_or_it_says_so(metric: Metric) -> None:
+    without = [side(metric, rows(seed), labelled=False) for seed in (0, 1)]
+    if needs_labels(metric):
+        for missing in (0, 1):
+            sides = [side(metric, rows(seed)) for seed in (0, 1)]
+            sides[missing] = without[missing]
+            with pytest.raises(UndefinedMetricError, match="batch has no labels"):
+                metric(*sides, CPU)
+    else:
+        expected = values(metric, *(side(metric, rows(seed), labelled=True) for seed in (0, 1)))
+        assert values(metric, *without) == expected
 
 
 def test_nothing_is_closer_than_the_same_images(metric: Metric) -> None:
@@ -216,9 +244,11 @@ def test_it_has_no_standard_error_of_too_few_images(metric: Metric) -> None:
 def compared(metric: Metric, images: NDArray[np.uint8], **settings: object) -> Comparison:
     precision = str(settings.pop("precision", "float32"))
     networks = {output.partition(":")[0] for output in metric.needs}
+    sources = [open_images(images[start::2]) for start in (0, 1)]
+    for source in sources:
+        source.labels = np.arange(len(source)) % 3 if needs_labels(metric) else None
     return compare(
-        images[::2],
-        images[1::2],
+        *sources,
         metrics=[metric],
         extractor=[stand_in(network, precision) for network in sorted(networks)],
         run=NO_STORE,
@@ -286,6 +316,10 @@ def test_a_subset_and_a_reduced_precision_are_recorded(
     some = compared(metric, images, subset=20)
     for score in some.scores:
         assert ("subset" in score.parameters) == ("rows" in metric.needs.values())
+    if needs_labels(metric):
+        assert all("leave out the subset" in some.missing[spec.name] for spec in metric.scores)
+    else:
+        assert [score.name for score in some.scores] == [spec.name for spec in metric.scores]
     reduced = compared(metric, images, precision="bfloat16")
     names = {spec.name for spec in metric.scores}
     assert set(reduced.precision_check["bfloat16"]) == set(reduced.precision_check["float32"]) == names
