@@ -35,6 +35,7 @@ METRICS: dict[str, str] = {
     "vendi": "evalkit.metrics.vendi:Vendi",
     "authpct": "evalkit.metrics.authenticity:AuthPct",
     "c_t": "evalkit.metrics.data_copying:DataCopying",
+    "fdr6": "evalkit.metrics.fdr6:FDr6",
 }
 
 

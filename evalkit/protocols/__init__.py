@@ -27,6 +27,7 @@ PROTOCOLS: dict[str, str] = {
     "edm2": "evalkit.protocols.edm2:EDM2",
     "dgm-eval": "evalkit.protocols.dgm_eval:DGM_EVAL",
     "cmmd": "evalkit.protocols.cmmd:CMMD",
+    "fdr6": "evalkit.protocols.fdr6:FDR6",
 }
 
 
