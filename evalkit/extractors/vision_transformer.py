@@ -24,7 +24,7 @@ __all__ = ["Architecture", "TransformerLayers", "VisionTransformer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The sizes of a network, and where it departs from the first of these, which is MAE's encoder.
+    """The sizes of a network, and how it departs from a plain vision transformer, which MAE's encoder is.
 
     Attributes:
         width: Numbers in a token.
@@ -38,9 +38,9 @@ class Architecture:
             and the GELU and an epsilon are others.
         attention_pool: SigLIP: there is no class token, the features are what a learned query finds, and the
             GELU is another.
-        as_timm: Positions for another number of patches are interpolated with antialiasing, and images are
-            padded to whole patches. Of CLIP, the GELU is the exact one, and the features are those before
-            the projection. So does timm, with the model names that FDr6 takes.
+        as_timm: As timm runs the models that FDr6 takes. Positions for another number of patches are
+            interpolated with antialiasing, and images are padded to whole patches. Of CLIP, the GELU is the
+            exact one, and the features are those before the projection.
     """
 
     width: int
