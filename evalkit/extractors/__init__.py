@@ -28,6 +28,11 @@ EXTRACTORS: dict[str, str] = {
     "clip_vitb32": "evalkit.extractors.clip:CLIPViTB32",
     "clip_vitl14": "evalkit.extractors.clip:CLIPViTL14",
     "clip_vitl14_336": "evalkit.extractors.clip:CLIPViTL14At336",
+    "convnextv2_base": "evalkit.extractors.fdr6:ConvNeXtV2Base",
+    "mae_vitl16": "evalkit.extractors.fdr6:MAEViTL16",
+    "siglip2_so400m": "evalkit.extractors.fdr6:SigLIP2So400m",
+    "dinov2_vitl14_fdr6": "evalkit.extractors.fdr6:DINOv2ViTL14FDr6",
+    "clip_vitl14_fdr6": "evalkit.extractors.fdr6:CLIPViTL14FDr6",
     "efficientnet_lite0": "evalkit.extractors.efficientnet_lite0:EfficientNetLite0",
     "pixels": "evalkit.extractors.pixels:Pixels",
 }

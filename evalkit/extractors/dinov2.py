@@ -27,7 +27,9 @@ class DINOv2ViTL14(VisionTransformer):
     name: ClassVar[str] = "dinov2-vitl14"
     preprocess: ClassVar[str] = "torch bicubic antialias 224x224, ImageNet mean and std"
     outputs: ClassVar[Mapping[str, int]] = {"class_token": 1024}
-    architecture: ClassVar[Architecture] = Architecture(width=1024, depth=24, heads=16, patch=14, grid=37)
+    architecture: ClassVar[Architecture] = Architecture(
+        width=1024, depth=24, heads=16, patch=14, grid=37, layer_scale=True
+    )
     published: ClassVar[Published] = Published(
         name="dinov2_vitl14",
         file="dinov2_vitl14_pretrain.pth",
@@ -46,7 +48,9 @@ class DINOv2ViTB14(DINOv2ViTL14):
     network: ClassVar[str] = "dinov2_vitb14"
     name: ClassVar[str] = "dinov2-vitb14"
     outputs: ClassVar[Mapping[str, int]] = {"class_token": 768}
-    architecture: ClassVar[Architecture] = Architecture(width=768, depth=12, heads=12, patch=14, grid=37)
+    architecture: ClassVar[Architecture] = Architecture(
+        width=768, depth=12, heads=12, patch=14, grid=37, layer_scale=True
+    )
     published: ClassVar[Published] = Published(
         name="dinov2_vitb14",
         file="dinov2_vitb14_pretrain.pth",

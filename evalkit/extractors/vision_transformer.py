@@ -1,7 +1,7 @@
-"""Vision transformers in PyTorch, as DINOv2 and CLIP use them.
+"""Vision transformers in PyTorch, as DINOv2, CLIP, MAE and SigLIP use them.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929), equations 1 to 4, with what DINOv2
-(arXiv 2304.07193) and CLIP (arXiv 2103.00020) change.
+(arXiv 2304.07193), CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343) change.
 
 Why not transformers or timm: each reads one of the three ways in which weights are published, and each
 interpolates DINOv2's positions in a way of its own, other than that of the code behind published numbers.
@@ -9,33 +9,22 @@ interpolates DINOv2's positions in a way of its own, other than that of the code
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import InputError
-from evalkit.extractors.bicubic import Resize, Statistics, scaled
-from evalkit.extractors.sharing import read_once
-from evalkit.extractors.travel import Travels
-from evalkit.extractors.vision_weights import Published, find_weights, read_weights
-from evalkit.system.devices import float32_arithmetic
-from evalkit.system.files import expand_user
+from evalkit.extractors.published import Layers, PublishedNetwork
 
-__all__ = ["Architecture", "ClassToken", "VisionTransformer"]
+__all__ = ["Architecture", "TransformerLayers", "VisionTransformer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The sizes of a network.
+    """The sizes of a network, and how it departs from a plain vision transformer, which MAE's encoder is.
 
     Attributes:
         width: Numbers in a token.
@@ -43,8 +32,15 @@ class Architecture:
         heads: Of each attention.
         patch: Side of a patch, pixels.
         grid: Patches along a side for which the network was trained.
-        projection: Width of CLIP's embedding. None is DINOv2: no norm before the blocks and no projection
-            after them, a factor for each channel of each branch, the exact GELU, another epsilon.
+        hidden: Numbers inside an MLP; None is 4 times the width.
+        layer_scale: DINOv2: each branch has a factor for each channel.
+        projection: CLIP: width of the embedding. There is a norm before the blocks, patches have no bias,
+            and the GELU and an epsilon are others.
+        attention_pool: SigLIP: there is no class token, the features are what a learned query finds, and the
+            GELU is another.
+        as_timm: As timm runs the models that FDr6 takes. Positions for another number of patches are
+            interpolated with antialiasing, and images are padded to whole patches. Of CLIP, the GELU is the
+            exact one, and the features are those before the projection.
     """
 
     width: int
@@ -52,15 +48,25 @@ class Architecture:
     heads: int
     patch: int
     grid: int
+    hidden: int | None = None
+    layer_scale: bool = False
     projection: int | None = None
+    attention_pool: bool = False
+    as_timm: bool = False
+
+    @property
+    def features(self) -> int:
+        """Width of the features."""
+        return self.width if self.projection is None or self.as_timm else self.projection
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor, by timm's names."""
         width = self.width
-        found: dict[str, tuple[int, ...]] = {
-            "cls_token": (width,),
-            "pos_embed": (1 + self.grid**2, width),
+        hidden = self.hidden or 4 * width
+        found: dict[str, tuple[int, ...]] = {} if self.attention_pool else {"cls_token": (width,)}
+        found |= {
+            "pos_embed": (self.grid**2 + len(found), width),
             "patch_embed.proj.weight": (width, 3, self.patch, self.patch),
         }
         norms = ["norm"]
@@ -70,25 +76,38 @@ class Architecture:
             linear |= {
                 f"{block}.attn.qkv": (3 * width, width),
                 f"{block}.attn.proj": (width, width),
-                f"{block}.mlp.fc1": (4 * width, width),
-                f"{block}.mlp.fc2": (width, 4 * width),
+                f"{block}.mlp.fc1": (hidden, width),
+                f"{block}.mlp.fc2": (width, hidden),
             }
-            if self.projection is None:
+            if self.layer_scale:
                 found |= {f"{block}.ls1.gamma": (width,), f"{block}.ls2.gamma": (width,)}
         if self.projection is None:
             found["patch_embed.proj.bias"] = (width,)
         else:
             norms.append("norm_pre")
             found["head.weight"] = (self.projection, width)
+        if self.attention_pool:
+            norms.append("attn_pool.norm")
+            found["attn_pool.latent"] = (width,)
+            linear |= {
+                "attn_pool.qkv": (3 * width, width),
+                "attn_pool.proj": (width, width),
+                "attn_pool.mlp.fc1": (hidden, width),
+                "attn_pool.mlp.fc2": (width, hidden),
+            }
         for name in norms:
             found |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
         for name, shape in linear.items():
             found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
         return found
 
+    def layers(self, weights: Mapping[str, Tensor], size: int, device: torch.device) -> TransformerLayers:
+        """See :class:`~evalkit.extractors.published.Sizes`."""
+        return TransformerLayers(self, weights, size, device)
 
-class ClassToken:
-    """The layers of a network, on one device: images to the class token after the last norm.
+
+class TransformerLayers(Layers):
+    """The layers of a network, on one device: images to the class token after the last norm, or to the pool.
 
     Args:
         architecture: Its sizes.
@@ -102,27 +121,33 @@ class ClassToken:
     ):
         self._architecture = architecture
         self._is_clip = architecture.projection is not None
-        positions = _positions(weights["pos_embed"], architecture.grid, size // architecture.patch)
+        positions = _positions(weights["pos_embed"], architecture, -(-size // architecture.patch))
         tensors = {**weights, "pos_embed": positions}
         self._weights = {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(n, 3, size, size) float32, scaled as the network was trained, to (n, width or projection)."""
-        weights = self._weights
+        """(n, 3, size, size) float32, scaled as the network was trained, to (n, features)."""
+        architecture, weights = self._architecture, self._weights
+        if missing := -x.shape[-1] % architecture.patch:
+            x = F.pad(x, (0, missing, 0, missing))
         x = F.conv2d(
             x,
             weights["patch_embed.proj.weight"],
             weights.get("patch_embed.proj.bias"),
-            stride=self._architecture.patch,
+            stride=architecture.patch,
         )
         x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([weights["cls_token"].expand(len(x), 1, -1), x], 1) + weights["pos_embed"]
+        if not architecture.attention_pool:
+            x = torch.cat([weights["cls_token"].expand(len(x), 1, -1), x], 1)
+        x = x + weights["pos_embed"]
         if self._is_clip:
             x = self._norm(x, "norm_pre")
-        for number in range(self._architecture.depth):
+        for number in range(architecture.depth):
             x = self._block(x, f"blocks.{number}")
+        if architecture.attention_pool:
+            return self._pool(self._norm(x, "norm"))
         x = self._norm(x[:, 0], "norm")
-        return F.linear(x, weights["head.weight"]) if self._is_clip else x
+        return F.linear(x, weights["head.weight"]) if self._is_clip and not architecture.as_timm else x
 
     def _block(self, x: Tensor, name: str) -> Tensor:
         y = self._linear(self._norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
@@ -130,10 +155,28 @@ class ClassToken:
         query, key, value = y.reshape(n, tokens, 3, self._architecture.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
         x = x + self._scaled(self._linear(y, f"{name}.attn.proj"), f"{name}.ls1")
-        y = self._linear(self._norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
-        # CLIP's GELU is an approximation.
-        y = y * torch.sigmoid(1.702 * y) if self._is_clip else F.gelu(y)
-        return x + self._scaled(self._linear(y, f"{name}.mlp.fc2"), f"{name}.ls2")
+        return x + self._scaled(self._mlp(self._norm(x, f"{name}.norm2"), f"{name}.mlp"), f"{name}.ls2")
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """What one learned query finds among the tokens: multi-head attention, then an MLP."""
+        n, _, width = x.shape
+        weight, bias = (self._weights[f"attn_pool.qkv.{part}"] for part in ("weight", "bias"))
+        query = F.linear(self._weights["attn_pool.latent"], weight[:width], bias[:width])
+        query = query.reshape(1, self._architecture.heads, 1, -1).expand(n, -1, -1, -1)
+        both = F.linear(x, weight[width:], bias[width:])
+        key, value = both.reshape(n, -1, 2, self._architecture.heads, query.shape[-1]).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(query, key, value).reshape(n, width)
+        y = self._linear(y, "attn_pool.proj")
+        return y + self._mlp(self._norm(y, "attn_pool.norm"), "attn_pool.mlp")
+
+    def _mlp(self, x: Tensor, name: str) -> Tensor:
+        y = self._linear(x, f"{name}.fc1")
+        # CLIP's GELU is an approximation, SigLIP's another.
+        if self._is_clip and not self._architecture.as_timm:
+            y = y * torch.sigmoid(1.702 * y)
+        else:
+            y = F.gelu(y, approximate="tanh" if self._architecture.attention_pool else "none")
+        return self._linear(y, f"{name}.fc2")
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
@@ -143,128 +186,37 @@ class ClassToken:
         return F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5 if self._is_clip else 1e-6)
 
     def _scaled(self, x: Tensor, name: str) -> Tensor:
-        return x if self._is_clip else x * self._weights[f"{name}.gamma"]
+        return x * self._weights[f"{name}.gamma"] if self._architecture.layer_scale else x
 
 
-def _positions(trained: Tensor, grid: int, wanted: int) -> Tensor:
+def _positions(trained: Tensor, architecture: Architecture, wanted: int) -> Tensor:
     """The position of each token where the image has another number of patches than in training.
 
-    As ``interpolate_pos_encoding`` in DINOv2's own ``vision_transformer.py``: with a scale that is off by 0.1
-    patches. timm and transformers scale otherwise.
+    As ``interpolate_pos_encoding`` in DINOv2's own ``vision_transformer.py``, with a scale that is off by 0.1
+    patches; or as ``resample_abs_pos_embed`` of timm. transformers scales otherwise.
 
     Args:
-        trained: (1 + grid * grid, width); the first is the class token's.
-        grid: Patches along a side in training.
+        trained: (grid * grid, width), with the class token's before them if there is one.
+        architecture: Of the network.
         wanted: Patches along a side.
 
     Returns:
-        (1 + wanted * wanted, width).
+        (wanted * wanted, width), likewise.
     """
+    grid = architecture.grid
     if grid == wanted:
         return trained
-    patches = trained[1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-    scale = (wanted + 0.1) / grid
-    patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
-    return torch.cat([trained[:1], patches.permute(0, 2, 3, 1).reshape(wanted**2, -1)])
+    first, patches = trained[: -(grid**2)], trained[-(grid**2) :]
+    patches = patches.reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    if architecture.as_timm:
+        patches = F.interpolate(patches, (wanted, wanted), mode="bicubic", antialias=True)
+    else:
+        scale = (wanted + 0.1) / grid
+        patches = F.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([first, patches.permute(0, 2, 3, 1).reshape(wanted**2, -1)])
 
 
-class VisionTransformer(Travels):
-    """Features of a vision transformer; subclasses say of which, and what is done to the images first.
+class VisionTransformer(PublishedNetwork):
+    """Features of a vision transformer."""
 
-    Args:
-        weights: A file in any of the layouts of :mod:`evalkit.extractors.vision_weights`; by default what
-            :func:`~evalkit.extractors.vision_weights.find_weights` finds.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        batch_size: Images per forward pass; ``None`` chooses by device. It changes features only by rounding.
-
-    Raises:
-        InputError: The device is unknown or this machine does not have it; the batch size is below 1.
-        WeightsError: No weights were found, or they are of another network.
-
-    Attributes:
-        architecture: Its sizes.
-        published: Where its weights are.
-        input_size: Side of the images that the network sees, pixels.
-        resize: Makes them this size, one of :mod:`evalkit.extractors.bicubic`.
-        statistics: Of the pixels that the network was trained on.
-    """
-
-    network: ClassVar[str]
-    name: ClassVar[str]
-    preprocess: ClassVar[str]
-    outputs: ClassVar[Mapping[str, int]]
     architecture: ClassVar[Architecture]
-    published: ClassVar[Published]
-    input_size: ClassVar[int] = 224
-    resize: ClassVar[Resize]
-    statistics: ClassVar[Statistics]
-    backend: ClassVar[str] = "torch"
-    precision: ClassVar[str] = "float32"
-    derived: ClassVar[Mapping[str, str]] = {}
-
-    def __init__(
-        self, weights: str | Path | None = None, *, device: str = "auto", batch_size: int | None = None
-    ):
-        super().__init__(device, batch_size)
-        shapes = self.architecture.shapes
-        file = find_weights(self.published, shapes) if weights is None else expand_user(weights)
-        self._weights = read_once(
-            file, (self.published.name, self.architecture), lambda: read_weights(file, self.published, shapes)
-        )
-        # On a CPU, small batches keep the activations in its caches.
-        self.batch_size = batch_size or (8 if self._device.type == "cpu" else 128)
-
-    @property
-    def weights_record(self) -> dict[str, Any]:
-        """Source, layout and digest of the weights."""
-        found = self._weights
-        return {"source": found.source, "layout": found.layout, "digest": found.digest}
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of everything that the features depend on: weights, preprocessing, precision, backend."""
-        parts = (self.name, self.backend, self._weights.digest, self.preprocess, self.precision)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def prepared(self, images: NDArray[Any]) -> Tensor:
-        """What the network sees of images: :attr:`preprocess`.
-
-        Args:
-            images: (n, h, w, 3), uint8 or float32, values in [0, 255].
-
-        Returns:
-            (n, 3, size, size), float32, on the device of the network.
-        """
-        resize = type(self).resize  # a function and no method
-        return scaled(resize(images, self.input_size, self._device), self.statistics).to(self._device)
-
-    @cached_property
-    def _layers(self) -> ClassToken:
-        architecture, size, weights = self.architecture, self.input_size, self._weights
-        return self._shared(
-            ClassToken,
-            (architecture, size, weights.digest),
-            lambda: ClassToken(architecture, weights.tensors, size, self._device),
-        )
-
-    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Features of a batch.
-
-        Args:
-            images: (n, h, w, 3), uint8 or float32, values in [0, 255].
-
-        Returns:
-            Rows of the one output, float32.
-        """
-        (output,) = self.outputs
-        return {output: self._in_batches(images, lambda parts: torch.cat(parts).cpu().numpy())}
-
-    @torch.inference_mode()
-    def _forward(self, images: NDArray[Any]) -> Tensor:
-        with float32_arithmetic():
-            return self._layers(self.prepared(images))
-
-    def derive(self, output: str, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """There are no derived outputs."""
-        del rows
-        raise InputError(f"{self.network} has no output {output!r}. It has {', '.join(self.outputs)}.")

@@ -1,8 +1,8 @@
-"""Weights of DINOv2 and CLIP: where they are looked for, and the ways in which they are published.
+"""Weights of vision networks: where they are looked for, and the ways in which they are published.
 
-The same tensors go by three sets of names: those of the authors (torch.hub's for DINOv2, OpenAI's and
+The same tensors go by several sets of names: those of the authors (torch.hub's for DINOv2, OpenAI's and
 open_clip's for CLIP), of timm and of transformers. Here they have timm's, and a digest that is the same for
-all three. Files hold tensors alone: PyTorch's are read with ``weights_only=True``, safetensors as they are.
+all. Files hold tensors alone: PyTorch's are read with ``weights_only=True``, safetensors as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,17 @@ from evalkit.system.files import (
 from evalkit.system.tensor_files import read_tensors
 from evalkit.system.urls import is_offline
 
-__all__ = ["CLIP_LAYOUTS", "DINOV2_LAYOUTS", "Published", "Weights", "find_weights", "read_weights"]
+__all__ = [
+    "CLIP_LAYOUTS",
+    "CONVNEXTV2_LAYOUTS",
+    "DINOV2_LAYOUTS",
+    "MAE_LAYOUTS",
+    "SIGLIP_LAYOUTS",
+    "Published",
+    "Weights",
+    "find_weights",
+    "read_weights",
+]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +57,7 @@ class Layout:
     Attributes:
         name: Of the library.
         renames: Patterns in timm's names, each with what replaces it, in this order.
-        parts: What takes the place of ``{}`` where a tensor is kept in three, query, key and value.
+        parts: What takes the place of ``{}`` where a tensor is kept in parts: query, key and value.
         transposed: timm's name of a matrix that is kept transposed.
         prefix: What the names of the image encoder begin with, where the file holds more.
         ignored: Names of tensors that features do not depend on.
@@ -61,7 +71,7 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
     def names(self, name: str) -> list[str]:
-        """The library's name for timm's: one, or those of the three parts."""
+        """The library's name for timm's: one, or those of its parts."""
         for pattern, new in self.renames.items():
             name = re.sub(pattern, new, name)
         return [name.format(part) for part in self.parts] if "{}" in name else [name]
@@ -69,7 +79,7 @@ class Layout:
     def read(self, tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
         """The tensor that timm calls so; None if it, or a part of it, is not there."""
         parts = [tensors[each] for each in self.names(name) if each in tensors]
-        if len(parts) < len(self.names(name)) or len({part.shape for part in parts}) > 1:
+        if len(parts) < len(self.names(name)) or len({part.shape[1:] for part in parts}) > 1:
             return None
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
         return whole.T if name == self.transposed else whole
@@ -140,6 +150,71 @@ CLIP_LAYOUTS = (
         parts=("q", "k", "v"),
         prefix="vision_model.",
         ignored=("vision_model.embeddings.position_ids",),
+    ),
+)
+MAE_LAYOUTS = (
+    Layout("timm"),
+    Layout(
+        "transformers",
+        {
+            "^cls_token": "vit.embeddings.cls_token",
+            "^pos_embed": "vit.embeddings.position_embeddings",
+            "^patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+            "^blocks": "vit.encoder.layer",
+            r"\.norm1": ".layernorm_before",
+            r"\.norm2": ".layernorm_after",
+            r"\.attn.qkv": ".attention.attention.{}",
+            r"\.attn.proj": ".attention.output.dense",
+            r"\.mlp.fc1": ".intermediate.dense",
+            r"\.mlp.fc2": ".output.dense",
+            "^norm": "vit.layernorm",
+        },
+        parts=("query", "key", "value"),
+        prefix="vit.",
+    ),
+)
+SIGLIP_LAYOUTS = (
+    Layout("timm", {"^attn_pool.qkv": "attn_pool.{}"}, parts=("q", "kv")),
+    Layout(
+        "transformers",
+        {
+            "^pos_embed": "vision_model.embeddings.position_embedding.weight",
+            "^patch_embed.proj": "vision_model.embeddings.patch_embedding",
+            "^attn_pool.latent": "vision_model.head.probe",
+            "^attn_pool.qkv.": "vision_model.head.attention.in_proj_",
+            "^attn_pool.proj": "vision_model.head.attention.out_proj",
+            "^attn_pool.norm": "vision_model.head.layernorm",
+            "^attn_pool.mlp": "vision_model.head.mlp",
+            "^blocks": "vision_model.encoder.layers",
+            r"\.norm(\d)": r".layer_norm\1",
+            r"\.attn.qkv": ".self_attn.{}_proj",
+            r"\.attn.proj": ".self_attn.out_proj",
+            "^norm": "vision_model.post_layernorm",
+        },
+        parts=("q", "k", "v"),
+        prefix="vision_model.",
+        ignored=("vision_model.embeddings.position_ids",),
+    ),
+)
+CONVNEXTV2_LAYOUTS = (
+    # The classifier comes after the features.
+    Layout("timm", ignored=("head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias")),
+    Layout(
+        "transformers",
+        {
+            "^stem.0": "convnextv2.embeddings.patch_embeddings",
+            "^stem.1": "convnextv2.embeddings.layernorm",
+            "^stages": "convnextv2.encoder.stages",
+            r"\.downsample": ".downsampling_layer",
+            r"\.blocks": ".layers",
+            r"\.conv_dw": ".dwconv",
+            r"\.norm": ".layernorm",
+            r"\.mlp.fc1": ".pwconv1",
+            r"\.mlp.grn": ".grn",
+            r"\.mlp.fc2": ".pwconv2",
+        },
+        prefix="convnextv2.",
+        ignored=("convnextv2.layernorm.weight", "convnextv2.layernorm.bias"),
     ),
 )
 
@@ -262,7 +337,8 @@ def read_weights(file: Path, published: Published, shapes: Mapping[str, tuple[in
         for name, tensor in (content.items() if isinstance(content, dict) else ())
         if isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
     }
-    layout = next((each for each in published.layouts if each.names("cls_token")[0] in tensors), None)
+    first = next(iter(shapes))
+    layout = next((each for each in published.layouts if each.names(first)[0] in tensors), None)
     if layout is None:
         raise WeightsError(f"{file} holds other tensors, or none. {expected}")
     found: dict[str, Tensor] = {}

@@ -37,6 +37,7 @@ METRICS: dict[str, str] = {
     "c_t": "evalkit.metrics.data_copying:DataCopying",
     "class_fid": "evalkit.metrics.by_class:ClassFrechet",
     "class_precision_recall": "evalkit.metrics.by_class:ClassPrecisionRecall",
+    "fdr6": "evalkit.metrics.fdr6:FDr6",
 }
 
 

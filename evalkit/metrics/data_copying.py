@@ -5,7 +5,6 @@ Meehan, Chaudhuri and Dasgupta 2020, "A Non-Parametric Test to Detect Data-Copyi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -22,7 +21,7 @@ from evalkit.features.moments import Moments
 from evalkit.features.record import BatchFeatures
 from evalkit.metrics.base import check_sides, parameters
 from evalkit.metrics.on_rows import OnRows
-from evalkit.metrics.points import exact_sides, on_device
+from evalkit.metrics.points import by_lot, exact_sides, on_device
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Nearest, counted, each_stripe
 from evalkit.results import Score, ScoreSpec
@@ -112,10 +111,8 @@ def data_copying(
 
 
 def _halves(rows: Rows) -> tuple[Rows, Rows]:
-    """Two halves at random, whatever the order of the images: the lot is drawn by a digest of each."""
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
-    order = np.argsort(np.array(digests), kind="stable")
-    first, second = np.array_split(order, 2)
+    """Two halves at random, whatever the order of the images."""
+    first, second = np.array_split(by_lot(rows), 2)
     return rows[first], rows[second]
 
 

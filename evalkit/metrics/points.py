@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Protocol
 
@@ -17,6 +18,7 @@ __all__ = [
     "Exact",
     "Points",
     "block_rows",
+    "by_lot",
     "centred_sides",
     "decide",
     "exact_sides",
@@ -115,3 +117,9 @@ def decide(a: Points, i: Tensor, b: Points, j: Tensor) -> Tensor:
 def block_rows(columns: int) -> int:
     """Number of rows in a block of so many columns."""
     return max(256, min(1024, BLOCK_ENTRIES // columns))
+
+
+def by_lot(rows: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Indices of the rows in a random order, whatever order they come in: a digest of each is its lot."""
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+    return np.argsort(np.array(digests), kind="stable").astype(np.int64)

@@ -24,6 +24,10 @@ PROTOCOLS: dict[str, str] = {
     "pytorch-fid": "evalkit.protocols.pytorch_fid:PYTORCH_FID",
     "clean-fid": "evalkit.protocols.clean_fid:CLEAN_FID",
     "clean-fid-legacy-pytorch": "evalkit.protocols.clean_fid:LEGACY_PYTORCH",
+    "edm2": "evalkit.protocols.edm2:EDM2",
+    "dgm-eval": "evalkit.protocols.dgm_eval:DGM_EVAL",
+    "cmmd": "evalkit.protocols.cmmd:CMMD",
+    "fdr6": "evalkit.protocols.fdr6:FDR6",
 }
 
 

@@ -26,7 +26,7 @@ from evalkit.errors import InputError, WeightsError
 from evalkit.extractors import extractor_class, make_extractor
 from evalkit.extractors.clip import CLIPViTB32, CLIPViTL14At336
 from evalkit.extractors.dinov2 import DINOv2ViTB14, DINOv2ViTL14
-from evalkit.extractors.vision_transformer import Architecture, ClassToken, VisionTransformer
+from evalkit.extractors.vision_transformer import Architecture, TransformerLayers, VisionTransformer
 from evalkit.extractors.vision_weights import Published, read_weights
 from evalkit.system.files import cache_directory
 from evalkit.verify import pictures
@@ -39,6 +39,11 @@ ROWS = [
     "clip_vitb32",
     "clip_vitl14",
     "clip_vitl14_336",
+    "convnextv2_base",
+    "mae_vitl16",
+    "siglip2_so400m",
+    "dinov2_vitl14_fdr6",
+    "clip_vitl14_fdr6",
 ]
 
 # Network, side of the images in pixels, the first six features of two images.
@@ -84,7 +89,7 @@ def noise(size: int) -> Tensor:
 
 @torch.inference_mode()
 def features_of(architecture: Architecture, weights: dict[str, Tensor], x: Tensor) -> np.ndarray[Any, Any]:
-    return ClassToken(architecture, weights, x.shape[-1], CPU)(x).numpy()
+    return TransformerLayers(architecture, weights, x.shape[-1], CPU)(x).numpy()
 
 
 @pytest.mark.parametrize(("cls", "size", "expected"), GOLDEN, ids=lambda each: getattr(each, "network", ""))
