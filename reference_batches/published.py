@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "SCORES",
     "all_rows",
     "beside",
+    "beside_all",
     "curves",
     "evaluators",
     "published_rows",
@@ -115,17 +116,27 @@ def beside(comparison: Comparison, rows: Iterable[PublishedRow]) -> Comparison:
 
     They are sorted by that score, the best first. ``published_rows`` becomes the number of all of them.
     """
-    evaluator = EVALUATOR_OF.get(comparison.protocol, comparison.protocol)
+    (found,) = beside_all([comparison], rows)
+    return found
+
+
+def beside_all(comparisons: Sequence[Comparison], rows: Iterable[PublishedRow]) -> tuple[Comparison, ...]:
+    """The same for several of one protocol: each with the rows that are nearest to any of them."""
+    protocol = comparisons[0].protocol
+    evaluator = EVALUATOR_OF.get(protocol, protocol)
     alike = [row for row in rows if row.evaluator == evaluator]
     for spec in SCORES:
         having = [row for row in alike if spec.name in row.scores]
-        measured = comparison.score(spec.name)
-        if having and measured is not None:
-            value = measured.value
-            near = sorted(having, key=lambda row: abs(row.scores[spec.name] - value))[:NEAREST]
+        measured = [score.value for each in comparisons if (score := each.score(spec.name)) is not None]
+        if having and measured:
+            near = sorted(having, key=partial(_distance, name=spec.name, values=measured))[:NEAREST]
             chosen = tuple(ranked(near, spec.name))
-            return replace(comparison, published=chosen, published_rows=len(alike))
-    return comparison
+            return tuple(replace(each, published=chosen, published_rows=len(alike)) for each in comparisons)
+    return tuple(comparisons)
+
+
+def _distance(row: PublishedRow, name: str, values: Iterable[float]) -> float:
+    return min(abs(row.scores[name] - value) for value in values)
 
 
 def curves(dataset: str) -> list[PublishedRow]:

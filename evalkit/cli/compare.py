@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def compare(
     from evalkit.report import text as single
     from evalkit.results import Comparison
     from evalkit.several import Comparisons
-    from reference_batches.published import beside
+    from reference_batches.published import beside, beside_all
 
     choice = choose_metrics(protocol, metrics)
     every, numbers = sets_of(samples, groups, paired)
@@ -190,6 +191,7 @@ def compare(
             shown_text = single.FORMATS[format_](found)
             notes = [*single.remarks(found)]
         else:
+            found = replace(found, comparisons=beside_all(found.comparisons, published))
             shown_text = several.FORMATS[format_](found)
             notes = [*dict.fromkeys(note for each in found.comparisons for note in single.remarks(each))]
         failure: EvalkitError | None = None

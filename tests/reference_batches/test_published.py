@@ -14,10 +14,21 @@ import pytest
 from invoked import Result
 
 from evalkit.errors import InputError
+from evalkit.report import several
 from evalkit.results import Batch, Comparison, PublishedRow, Score
+from evalkit.several import Comparisons
 from reference_batches import published
 from reference_batches.catalog import entries, find
-from reference_batches.published import SCORES, all_rows, beside, curves, evaluators, published_rows, ranked
+from reference_batches.published import (
+    SCORES,
+    all_rows,
+    beside,
+    beside_all,
+    curves,
+    evaluators,
+    published_rows,
+    ranked,
+)
 
 Invoke = Callable[..., Result]
 
@@ -259,9 +270,9 @@ def test_unknown_names(run: Invoke, arguments: tuple[str, ...], message: str) ->
 # Beside a comparison and in figures --------------------------------------------------------------------
 
 
-def comparison(protocol: str = "adm", **scores: float) -> Comparison:
+def comparison(protocol: str = "adm", samples: str = "a", **scores: float) -> Comparison:
     side = Batch(
-        name="a", images=9, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
+        name=samples, images=9, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
     )
     return Comparison(
         specs=tuple(spec for spec in SCORES if spec.name in scores),
@@ -295,6 +306,39 @@ def test_nearest_in_another_score_where_there_is_no_fid() -> None:
     assert best.scores["recall"] == max(
         row.scores.get("recall", 0) for row in published_rows("imagenet256", "adm")
     )
+
+
+@pytest.mark.parametrize("form", ["table", "markdown"])
+def test_rows_near_any_of_several_sets_are_shown_once(form: str) -> None:
+    rows = published_rows("imagenet256")
+    far = max(row.scores["fid"] for row in published_rows("imagenet256", "adm"))
+    sets = [comparison(samples="a", fid=4.0), comparison(samples="b", fid=far), comparison(samples="c")]
+    plain = several.FORMATS[form](Comparisons(comparisons=tuple(sets)))
+    found = beside_all(sets, rows)
+    fids = [row.scores["fid"] for row in found[0].published]
+    assert len(fids) == 5
+    assert fids == sorted(fids)
+    assert fids[0] < 4.5
+    assert fids[-1] == far
+    distances = [
+        min(abs(row.scores["fid"] - 4.0), abs(row.scores["fid"] - far))
+        for row in sorted(published_rows("imagenet256", "adm"), key=lambda row: row not in found[0].published)
+    ]
+    assert max(distances[:5]) <= min(distances[5:])
+    assert all(each.published == found[0].published for each in found)
+    assert all(each.published_rows == beside(sets[0], rows).published_rows for each in found)
+    shown = several.FORMATS[form](Comparisons(comparisons=found))
+    assert shown.count("imagenet256 as published, 50,000 samples each, evaluator adm. The nearest 5 of") == 1
+    assert "Not like for like, here: 9 samples" in shown
+    assert all(sum(f"{fid:.2f}" in line for line in shown.splitlines()) for fid in fids)
+    head, *_ = shown.partition("imagenet256 as published")
+    assert plain.startswith(head.rstrip())
+
+
+def test_of_several_sets_without_rows_nothing_is_said() -> None:
+    sets = (comparison(fid=4.0), comparison(fid=5.0))
+    assert beside_all(sets, published_rows("cifar10")) == sets
+    assert "as published" not in several.table(Comparisons(comparisons=sets))
 
 
 @pytest.mark.parametrize("protocol", ["adm", "no-such-evaluator"])
