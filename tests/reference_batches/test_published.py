@@ -198,23 +198,55 @@ def test_a_mistake_in_the_file_is_an_error(
 def test_the_table(run: Invoke) -> None:
     result = run("published", "imagenet256", "--sort", "fid", "--evaluator", "adm")
     assert result.code == 0
-    table, papers, known, notes = result.out.split("\n\n")
+    table, left_out, papers, known, notes = result.out.split("\n\n")
     head, *lines = table.splitlines()
     rows = published_rows("imagenet256", "adm")
     assert len(lines) == len(rows)
-    start, end = head.index("steps"), head.index("FID") + len("FID")
+    start, end = head.index("scale") + len("scale"), head.index("FID") + len("FID")
     fids = [float(line[start:end].split()[-1]) for line in lines]
     assert fids == sorted(fids)
     assert sorted(fids) == sorted(round(row.scores["fid"], 2) for row in rows)
     (line,) = (line for line in lines if line.startswith("ADM-G+U "))
     assert "classifier" in line
-    assert "3.94   6.14  215.84       0.83    0.53  arXiv:2105.05233v4, table 6" in line
+    assert "3.94   6.14  215.84   0.83  0.53  " in line
+    number = line[: head.index("paper") + len("paper")].split()[-1]
+    paper = "Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233v4"
+    assert f"  {number:<2}  {paper}" in papers.splitlines()
     assert "evaluator" not in head  # one alone, named below
+    assert left_out == "Left out: steps; --format markdown has every column."
     assert known == "Evaluators:\n  adm  the evaluator of the ADM paper, or a copy of it"
-    assert "  arXiv:2212.09748    Scalable Diffusion Models with Transformers" in papers.splitlines()
     numbers = [line.split()[0] for line in notes.splitlines()[1:]]
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert any(line.endswith(f"  {numbers[-1]}") for line in lines)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_table_fits_the_terminal(dataset: str) -> None:
+    """And no row is without a score, nor the table without what it is sorted by."""
+    every = published_rows(dataset)
+    for evaluator in (None, *dict.fromkeys(row.evaluator for row in every)):
+        rows = published_rows(dataset, evaluator)
+        for sort in (None, *dict.fromkeys(name for row in rows for name in row.scores)):
+            text = published.FORMATS["table"](rows, sort)
+            assert max(map(len, text.splitlines())) <= 110
+            head, *lines = text.partition("\n\n")[0].splitlines()
+            there = [spec for spec in SCORES if published.SHORT.get(spec.title, spec.title) in head.split()]
+            assert sort in (None, *(spec.name for spec in there))
+            for line, row in zip(lines, rows, strict=True):
+                shown = [spec for spec in there if spec.name in row.scores]
+                assert shown
+                assert all(f" {spec.format(row.scores[spec.name])}" in line for spec in shown)
+
+
+def test_a_long_cell_keeps_its_beginning_and_its_end() -> None:
+    lines = published.FORMATS["table"](published_rows("cifar10"), None).splitlines()
+    models = {line.split("  ")[0] for line in lines if line.startswith("EDM config A")}
+    assert {model.rpartition("…")[2] for model in models} == {
+        " VP, conditional",
+        " VE, conditional",
+        "P, unconditional",
+        "E, unconditional",
+    }
 
 
 def test_markdown_and_json(run: Invoke) -> None:
