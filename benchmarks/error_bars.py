@@ -3,6 +3,7 @@
     python benchmarks/error_bars.py DATA FEATURES            # DATA/cifar10_jpeg.npz; features go to FEATURES
     python benchmarks/error_bars.py DATA FEATURES --plan     # what it would do, and for how long
     python benchmarks/error_bars.py DATA FEATURES --quick    # a minute, few images, numbers of no use
+    python benchmarks/error_bars.py DATA FEATURES --only kid    # one part, to run several at once
     python benchmarks/error_bars.py DATA FEATURES --figure error-bars.png    # that of docs/error-bars.md
 
 The 50,000 training images are divided at random into disjoint sets, so each score has as many values as there
@@ -66,6 +67,22 @@ FIGURE = (2_500, 5_000, 10_000, 25_000)
 WIDTHS = 2048 + 2023
 
 
+class Slow(NamedTuple):
+    """A case of a score that takes long.
+
+    Attributes:
+        reference: Which.
+        sets: Images in a set.
+        divisions: Times that the training images are divided.
+        images: The first so many of a given reference; None for all of it.
+    """
+
+    reference: str
+    sets: tuple[int, ...]
+    divisions: int
+    images: int | None = None
+
+
 class Sizes(NamedTuple):
     """How much is measured.
 
@@ -74,7 +91,9 @@ class Sizes(NamedTuple):
         test: Test images.
         sets: Images in a set.
         widths: Principal components; 2048 stands for all features as they are.
-        divisions: Times that the images are divided, by width; for metrics that take long, the fewest.
+        divisions: Times that the images are divided, by width.
+        kid: Cases of KID.
+        neighbours: Cases of precision and recall.
     """
 
     train: int = 50_000
@@ -82,9 +101,26 @@ class Sizes(NamedTuple):
     sets: tuple[int, ...] = (2_500, 5_000, 10_000)
     widths: tuple[int, ...] = (64, 256, FULL)
     divisions: Mapping[int, int] = {64: 20, 256: 8, FULL: 1}
+    kid: tuple[Slow, ...] = (
+        Slow("given, clearly different", (2_500,), 1, 2_500),
+        Slow("drawn", (2_500,), 2),
+        Slow("given, nearly equal", (2_500,), 1, 2_500),
+    )
+    neighbours: tuple[Slow, ...] = (
+        Slow("given, clearly different", (2_500, 5_000), 2),
+        Slow("drawn", (2_500,), 4),
+    )
 
 
-QUICK = Sizes(train=480, test=160, sets=(60, 120), widths=(8, 16), divisions={8: 6, 16: 3})
+QUICK = Sizes(
+    train=480,
+    test=160,
+    sets=(60, 120),
+    widths=(8, 16),
+    divisions={8: 6, 16: 3},
+    kid=(Slow("given, clearly different", (60,), 1, 60), Slow("drawn", (60,), 2)),
+    neighbours=(Slow("given, clearly different", (60, 120), 2), Slow("drawn", (60,), 4)),
+)
 
 
 class Estimate(NamedTuple):
@@ -124,6 +160,11 @@ def images_of(data: Path, sizes: Sizes) -> dict[str, tuple[NDArray[np.uint8], ND
     return found | {"blurred": (np.stack(blurred), classes[:count])}
 
 
+def features_file(folder: Path, name: str, count: int, precision: str) -> Path:
+    """Where the features of some images are kept."""
+    return folder / f"{name}_{count}_{precision}.h5"
+
+
 def extract(
     data: Path, folder: Path, sizes: Sizes, precision: str
 ) -> tuple[dict[str, Rows], dict[str, NDArray[np.int64]]]:
@@ -131,7 +172,7 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     rows, classes = {}, {}
     for name, (images, labels) in images_of(data, sizes).items():
-        path = folder / f"{name}_{len(images)}.h5"
+        path = features_file(folder, name, len(images), precision)
         if not path.exists():
             begin = time.perf_counter()
             network = Inception(precision=precision)
@@ -201,7 +242,10 @@ class Case:
         train: Features of the training images.
         reference: Its features; None where it is drawn.
         divisions: Times that the training images are divided.
+        sets: Images in a set.
         least: Sets have more images than this.
+        has_truth: Whether, for a given reference, the score of all training images is computed, which the
+            intervals are to cover.
     """
 
     title: str
@@ -209,20 +253,23 @@ class Case:
     train: Rows
     reference: Rows | None
     divisions: int
+    sets: tuple[int, ...]
     least: int = 0
+    has_truth: bool = True
 
-    def measure(self, sizes: tuple[int, ...]) -> None:
+    def measure(self) -> None:
         """Print a line for each size and score."""
-        if max(sizes) <= self.least:
+        sizes = [size for size in self.sets if size > self.least]
+        if not sizes:
             return
-        whole = {} if self.reference is None else self.score(self.reference, self.train)
+        whole: Mapping[str, Estimate] = {}
+        if self.reference is not None and self.has_truth:
+            whole = self.score(self.reference, self.train)
         for size in sizes:
-            if size <= self.least:
-                continue
             divisions = [self._division(sets) for sets in divided(len(self.train), size, self.divisions)]
             for name in divisions[0][0]:
                 found = [[each[name] for each in division] for division in divisions]
-                truth = whole[name].unbiased if whole else 0.0
+                truth = 0.0 if self.reference is None else whole[name].unbiased if whole else None
                 print(self._line(name, size, found, truth), flush=True)
 
     def _division(self, sets: list[NDArray[np.int64]]) -> list[Mapping[str, Estimate]]:
@@ -260,38 +307,84 @@ HEADER = """
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
-def cases(rows: Mapping[str, Rows], classes: Mapping[str, NDArray[np.int64]], sizes: Sizes) -> Iterator[Case]:
-    """What is measured."""
-    references: dict[str, Rows | None] = {
-        "given, nearly equal": rows["test"],
-        "given, clearly different": rows["test"][np.isin(classes["test"], ANIMALS)],
-        "drawn": None,
-    }
+class Measured(NamedTuple):
+    """What cases are made of.
+
+    Attributes:
+        rows: Features by name.
+        references: Those of each kind of reference; None where it is drawn.
+        sizes: How much is measured.
+    """
+
+    rows: Mapping[str, Rows]
+    references: Mapping[str, Rows | None]
+    sizes: Sizes
+
+
+def frechet_cases(given: Measured) -> Iterator[Case]:
+    rows, sizes = given.rows, given.sizes
     for width in sizes.widths:
         narrow = Projection.of(rows["test"], width)
-        for title, reference in references.items():
+        for title, reference in given.references.items():
             yield Case(
                 f"{title}, {width} wide",
                 partial(frechet, drawn=reference is None),
                 narrow(rows["train"]),
                 None if reference is None else narrow(reference),
                 sizes.divisions[width],
+                sizes.sets,
                 least=width,
             )
-    spatial = partial(frechet, drawn=False)
+
+
+def spatial_cases(given: Measured) -> Iterator[Case]:
+    rows, sizes = given.rows, given.sizes
     yield Case(
         "given, nearly equal, spatial",
-        spatial,
+        partial(frechet, drawn=False),
         rows["train spatial"],
         rows["test spatial"],
         min(sizes.divisions.values()),
+        sizes.sets,
         least=rows["test spatial"].shape[1],
     )
-    yield Case("none", inception, rows["train"], rows["test"][:1], max(sizes.divisions.values()))
-    for score in (kernel, neighbours):
-        for title, reference in references.items():
-            slow = min(sizes.divisions.values())
-            yield Case(title, partial(score, drawn=reference is None), rows["train"], reference, slow)
+
+
+def inception_cases(given: Measured) -> Iterator[Case]:
+    rows, sizes = given.rows, given.sizes
+    yield Case("none", inception, rows["train"], rows["test"][:1], max(sizes.divisions.values()), sizes.sets)
+
+
+def kernel_cases(given: Measured) -> Iterator[Case]:
+    return slow_cases(given, kernel, given.sizes.kid)
+
+
+def neighbour_cases(given: Measured) -> Iterator[Case]:
+    return slow_cases(given, neighbours, given.sizes.neighbours)
+
+
+def slow_cases(
+    given: Measured, score: Callable[..., Mapping[str, Estimate]], slow: tuple[Slow, ...]
+) -> Iterator[Case]:
+    for each in slow:
+        reference = given.references[each.reference]
+        drawn, title = reference is None, each.reference
+        if reference is not None and each.images is not None:
+            reference, title = reference[: each.images], f"{title}, {each.images:,} images"
+        of = partial(score, drawn=drawn)
+        yield Case(title, of, given.rows["train"], reference, each.divisions, each.sets, has_truth=False)
+
+
+PARTS: Mapping[str, Callable[[Measured], Iterator[Case]]] = {
+    "fd": frechet_cases,
+    "sfid": spatial_cases,
+    "inception_score": inception_cases,
+    "kid": kernel_cases,
+    "precision_recall": neighbour_cases,
+}
+"""What is measured, in order; after it, the blurred images."""
+
+BLUR = "blur"
 
 
 @dataclass(frozen=True)
@@ -395,12 +488,24 @@ def draw(path: Path, rows: Mapping[str, Rows], sizes: Sizes) -> None:
 @click.option(
     "--precision", default="float32", show_default=True, help="Of Inception, as in `evalkit compare`."
 )
+@click.option("--only", type=click.Choice([*PARTS, BLUR]), help="One part of what is measured.")
 @click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw this and stop.")
-def main(data: Path, folder: Path, quick: bool, plan: bool, precision: str, figure: Path | None) -> None:
+def main(
+    data: Path,
+    folder: Path,
+    quick: bool,
+    plan: bool,
+    precision: str,
+    only: str | None,
+    figure: Path | None,
+) -> None:
     """Measure the error bars; DATA is the folder of cifar10_jpeg.npz."""
+    if figure is not None and (quick or only):
+        raise click.UsageError("--figure is of all images; leave out --quick and --only.")
     sizes = QUICK if quick else Sizes()
     counts = {"train": sizes.train, "test": sizes.test, "blurred": max(2, round(BLURRED * sizes.train))}
-    missing = [count for name, count in counts.items() if not (folder / f"{name}_{count}.h5").exists()]
+    files = {name: features_file(folder, name, count, precision) for name, count in counts.items()}
+    missing = [count for name, count in counts.items() if not files[name].exists()]
     minutes = sum(missing) / IMAGES_PER_SECOND / 60
     total, gigabytes = sum(counts.values()), sum(counts.values()) * WIDTHS * 4 / 1e9
     print(
@@ -414,10 +519,19 @@ def main(data: Path, folder: Path, quick: bool, plan: bool, precision: str, figu
     if figure is not None:
         draw(figure, rows, sizes)
         return
-    print(HEADER, flush=True)
-    for case in cases(rows, classes, sizes):
-        case.measure(sizes.sets)
-    blur(rows, sizes.widths[-1])
+    references: dict[str, Rows | None] = {
+        "given, nearly equal": rows["test"],
+        "given, clearly different": rows["test"][np.isin(classes["test"], ANIMALS)],
+        "drawn": None,
+    }
+    if only != BLUR:
+        print(HEADER, flush=True)
+    for part, cases in PARTS.items():
+        if only in (None, part):
+            for case in cases(Measured(rows, references, sizes)):
+                case.measure()
+    if only in (None, BLUR):
+        blur(rows, sizes.widths[-1])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from evalkit.system.records import read_record, record_text
 
 __all__ = [
     "Batch",
+    "ClosePair",
     "Comparison",
     "LabelBalance",
     "Point",
@@ -194,6 +195,31 @@ class PublishedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClosePair:
+    """A sample and the image of the reference that is nearest to it.
+
+    Attributes:
+        sample: Its index, from 0.
+        reference: Index of that image.
+        distance: Euclidean distance of their features.
+        to_another: Distance of the same image to the nearest other image of the reference.
+    """
+
+    sample: int
+    reference: int
+    distance: float
+    to_another: float
+
+    @property
+    def ratio(self) -> float | None:
+        """``distance / to_another``: below 1 the sample is nearer than any other image of the reference.
+
+        None if that image is in the reference twice.
+        """
+        return self.distance / self.to_another if self.to_another else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Samples compared with a reference: the scores, and everything needed to believe them.
 
@@ -213,6 +239,8 @@ class Comparison:
             in both: ``{"images": [n, m], "float32": {...}, <precision>: {...}}``. Empty in float32.
         published: What was published on the reference's dataset, to be shown beside the scores.
         published_rows: How many such rows there are; ``published`` may be the nearest of them.
+        closest: Samples and the images of the reference nearest to them, the nearest first, by the output
+            that the features are of, such as ``inception:pool``. Empty if not asked for.
         versions: evalkit, Python and the libraries that did the arithmetic.
         seconds: Wall time of each stage.
     """
@@ -229,6 +257,7 @@ class Comparison:
     precision_check: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[PublishedRow, ...] = ()
     published_rows: int = 0
+    closest: Mapping[str, tuple[ClosePair, ...]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 

@@ -236,4 +236,13 @@ def _draw_samples(path: Path, images: Mapping[float, ImageSource]) -> None:
     for _, each in sorted(images.items()):
         with closing(each.batches(COLUMNS)) as batches:
             rows.append(next(batches))
-    write_grid(path, np.concatenate(rows), len(rows[0]), [f"{scale:g}" for scale in sorted(images)])
+    scales = [f"{scale:g}" for scale in sorted(images)]
+    write_grid(
+        path,
+        np.concatenate(rows),
+        len(rows[0]),
+        scales,
+        title="Samples at each guidance scale",
+        description=f"The first {len(rows[0]):,} samples of the sweep {path.resolve().parent.name}; "
+        f"a row for each of the guidance scales {', '.join(scales)}.",
+    )

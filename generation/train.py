@@ -231,7 +231,14 @@ def _report(trainer: Trainer, images: ImageSource, out: Path, options: Options) 
     save_network(trainer.ema.state_dict(), model, out / trainer.weights_file)
     if model.kind == "diffusion":
         path = out / f"samples_{trainer.step:07d}.png"
-        write_grid(path, _samples(trainer.ema, model, options.device))
+        samples = _samples(trainer.ema, model, options.device)
+        write_grid(
+            path,
+            samples,
+            title=f"Samples after {trainer.step:,} steps",
+            description=f"{len(samples):,} samples of the averaged weights in {out.resolve().name} after "
+            f"{trainer.step:,} steps of training.",
+        )
         loss = (
             f"loss {trainer.loss:.4f}, " if math.isfinite(trainer.loss) else ""
         )  # NaN before the first step

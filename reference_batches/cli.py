@@ -278,4 +278,4 @@ def published(dataset: str, evaluator: str | None, model: str | None, sort: str 
     from reference_batches.published import FORMATS, published_rows, ranked
 
     rows = published_rows(dataset, evaluator, model)
-    click.echo(FORMATS[format_](rows if sort is None else ranked(rows, sort)))
+    click.echo(FORMATS[format_](rows if sort is None else ranked(rows, sort), sort))

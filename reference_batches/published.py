@@ -9,10 +9,11 @@ The content is ``published.toml``; here it becomes frozen objects::
 from __future__ import annotations
 
 import json
+import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "SCORES",
     "all_rows",
     "beside",
+    "beside_all",
     "curves",
     "evaluators",
     "published_rows",
@@ -48,8 +50,12 @@ NEAREST = 5
 # evalkit's own presets are the models of this paper.
 OWN_PAPER = "Diffusion Models Beat GANs on Image Synthesis"
 SAME_AT_ALL_STEPS = ("classifier", "cfg", "cfg (XS guide)")
-# Cells of the terminal's table are cut to this, but for sources; Markdown and JSON have all of them.
-WIDEST = 36
+# The terminal's table is at most so wide; Markdown and JSON have every column, and whole cells.
+WIDEST = 110
+GAP = 2
+# Columns of text, and how narrow each may become; and shorter titles. Sources are numbers of papers there.
+TEXTS = {"model": 30, "guidance": 14, "steps": 12, "evaluator": 14}
+SHORT = {"precision": "prec.", "recall": "rec.", "source": "paper"}
 
 
 def all_rows() -> tuple[PublishedRow, ...]:
@@ -115,17 +121,27 @@ def beside(comparison: Comparison, rows: Iterable[PublishedRow]) -> Comparison:
 
     They are sorted by that score, the best first. ``published_rows`` becomes the number of all of them.
     """
-    evaluator = EVALUATOR_OF.get(comparison.protocol, comparison.protocol)
+    (found,) = beside_all([comparison], rows)
+    return found
+
+
+def beside_all(comparisons: Sequence[Comparison], rows: Iterable[PublishedRow]) -> tuple[Comparison, ...]:
+    """The same for several of one protocol: each with the rows that are nearest to any of them."""
+    protocol = comparisons[0].protocol
+    evaluator = EVALUATOR_OF.get(protocol, protocol)
     alike = [row for row in rows if row.evaluator == evaluator]
     for spec in SCORES:
         having = [row for row in alike if spec.name in row.scores]
-        measured = comparison.score(spec.name)
-        if having and measured is not None:
-            value = measured.value
-            near = sorted(having, key=lambda row: abs(row.scores[spec.name] - value))[:NEAREST]
+        measured = [score.value for each in comparisons if (score := each.score(spec.name)) is not None]
+        if having and measured:
+            near = sorted(having, key=partial(_distance, name=spec.name, values=measured))[:NEAREST]
             chosen = tuple(ranked(near, spec.name))
-            return replace(comparison, published=chosen, published_rows=len(alike))
-    return comparison
+            return tuple(replace(each, published=chosen, published_rows=len(alike)) for each in comparisons)
+    return tuple(comparisons)
+
+
+def _distance(row: PublishedRow, name: str, values: Iterable[float]) -> float:
+    return min(abs(row.scores[name] - value) for value in values)
 
 
 def curves(dataset: str) -> list[PublishedRow]:
@@ -164,67 +180,120 @@ def _curves_of(same: Sequence[PublishedRow]) -> Iterator[list[PublishedRow]]:
             yield curve
 
 
-def _table(rows: Sequence[PublishedRow]) -> str:
+def _table(rows: Sequence[PublishedRow], sort: str | None) -> str:
     """A table for the terminal, with the papers, evaluators and notes below it."""
-    head, *lines = _cells(rows)
-    lines = [
-        [
-            f"{cell[: WIDEST - 1]}…" if title != "source" and len(cell) > WIDEST else cell
-            for title, cell in zip(head, line, strict=True)
-        ]
-        for line in lines
-    ]
-    titles = {spec.title for spec in SCORES} | {"scale"}
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    papers = {paper: number for number, paper in enumerate(dict.fromkeys(row.paper for row in rows), 1)}
+    columns = _columns(rows) | {"source": [str(papers[row.paper]) for row in rows]}
+    columns = {SHORT.get(title, title): column for title, column in columns.items()}
+    left_out = _left_out(columns, rows, sort)
+    columns = {title: column for title, column in columns.items() if title not in left_out}
+    widths = _fitted(columns)
     text = [
         "  ".join(
-            f"{cell:>{width}}" if title in titles else f"{cell:<{width}}"
-            for title, cell, width in zip(head, line, widths, strict=True)
+            f"{_cut(cell, width):{'<' if title in TEXTS else '>'}{width}}"
+            for (title, width), cell in zip(widths.items(), line, strict=True)
         ).rstrip()
-        for line in (head, *lines)
+        for line in (columns, *zip(*columns.values(), strict=True))
     ]
-    for title, found in _explained(rows):
+    if left_out:
+        text += ["", f"Left out: {', '.join(left_out)}; --format markdown has every column."]
+    numbered = {str(number): paper for paper, number in papers.items()}
+    for title, found in (_heading(rows, numbered), *_explained(rows)):
         width = max(map(len, found))
-        text += ["", title, *(f"  {key:<{width}}  {what}" for key, what in found.items())]
+        text += ["", title]
+        for key, what in found.items():
+            first, others = f"  {key:<{width}}  ", " " * (width + 4)
+            text += textwrap.wrap(what, WIDEST, initial_indent=first, subsequent_indent=others)
     return "\n".join(text)
 
 
-def _markdown(rows: Sequence[PublishedRow]) -> str:
-    """The same as Markdown."""
-    head, *lines = ([cell.replace("|", "\\|") for cell in line] for line in _cells(rows))
+def _left_out(
+    columns: Mapping[str, Sequence[str]], rows: Sequence[PublishedRow], sort: str | None
+) -> list[str]:
+    """The columns without which the table is narrow enough, those with the fewest entries first.
+
+    Never FID, what is sorted by, or the only score of a row.
+    """
+    only = {name for row in rows if len(row.scores) == 1 for name in row.scores}
+    needed = {spec.title for spec in SCORES if spec.name in {"fid", sort, *only}}
+    titles = {SHORT.get(spec.title, spec.title) for spec in SCORES if spec.title not in needed} | {"steps"}
+    candidates = [title for title in columns if title in titles]
+    candidates.sort(key=lambda title: sum(map(bool, columns[title])))
+    least = {
+        title: min(TEXTS.get(title, WIDEST), max(map(len, (title, *column))))
+        for title, column in columns.items()
+    }
+    found: list[str] = []
+    while candidates and sum(least.values()) + GAP * (len(least) - 1) > WIDEST:
+        found.append(candidates.pop(0))
+        del least[found[-1]]
+    return [title for title in columns if title in found]
+
+
+def _fitted(columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Width of each column; of text, the widest are narrowed until the table is narrow enough."""
+    widths = {title: max(map(len, (title, *column))) for title, column in columns.items()}
+    over = sum(widths.values()) + GAP * (len(widths) - 1) - WIDEST
+    for _ in range(over):
+        narrowed = [title for title in widths if widths[title] > TEXTS.get(title, WIDEST)]
+        if narrowed:
+            widths[max(narrowed, key=lambda title: widths[title] - TEXTS[title])] -= 1
+    return widths
+
+
+def _cut(cell: str, width: int) -> str:
+    """The beginning and the end of a cell that is too long: often only the end tells two models apart."""
+    if len(cell) <= width:
+        return cell
+    end = (width - 1) // 2
+    return f"{cell[: width - 1 - end]}…{cell[len(cell) - end :]}"
+
+
+def _markdown(rows: Sequence[PublishedRow], sort: str | None) -> str:
+    """The same as Markdown, with every column."""
+    del sort
+    columns = _columns(rows)
+    head, *lines = (
+        [cell.replace("|", "\\|") for cell in line]
+        for line in (columns, *zip(*columns.values(), strict=True))
+    )
     text = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)]
-    for title, found in _explained(rows):
+    papers = {row.source.partition(", ")[0]: row.paper.rpartition(", arXiv:")[0] for row in rows}
+    titled = {key: title for key, title in papers.items() if title}
+    for title, found in (_heading(rows, titled), *_explained(rows)):
         text += ["", title, "", *(f"- {key}: {what}" for key, what in found.items())]
     return "\n".join(text)
 
 
-def _cells(rows: Sequence[PublishedRow]) -> list[list[str]]:
-    """A heading and a line for each row; without columns that are empty, and that of a single evaluator."""
+def _columns(rows: Sequence[PublishedRow]) -> dict[str, list[str]]:
+    """The cells by title of their column; without empty columns, and that of a single evaluator."""
     notes = _notes(rows)
     several = len({row.evaluator for row in rows}) > 1
-    head = ["model", "guidance", "scale", "steps", *(spec.title for spec in SCORES)]
-    lines = [
-        [
-            row.model,
-            row.guidance or "",
-            "" if row.scale is None else f"{row.scale:g}",
-            row.steps or "",
-            *(spec.format(row.scores[spec.name]) if spec.name in row.scores else "" for spec in SCORES),
-            row.evaluator if several else "",
-            row.source,
-            str(notes[row.note]) if row.note else "",
-        ]
-        for row in rows
-    ]
-    columns = zip([*head, "evaluator", "source", "note"], *lines, strict=True)
-    return [list(line) for line in zip(*(column for column in columns if any(column[1:])), strict=True)]
+    scores = {
+        spec.title: [spec.format(row.scores[spec.name]) if spec.name in row.scores else "" for row in rows]
+        for spec in SCORES
+    }
+    columns = {
+        "model": [row.model for row in rows],
+        "guidance": [row.guidance or "" for row in rows],
+        "scale": ["" if row.scale is None else f"{row.scale:g}" for row in rows],
+        "steps": [row.steps or "" for row in rows],
+        **scores,
+        "evaluator": [row.evaluator if several else "" for row in rows],
+        "source": [row.source for row in rows],
+        "note": [str(notes[row.note]) if row.note else "" for row in rows],
+    }
+    return {title: column for title, column in columns.items() if any(column)}
+
+
+def _heading(rows: Iterable[PublishedRow], papers: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """The papers under their heading."""
+    images = " or ".join(f"{images:,}" for images in dict.fromkeys(row.images for row in rows))
+    return f"Papers ({images} samples each):", papers
 
 
 def _explained(rows: Sequence[PublishedRow]) -> Iterator[tuple[str, dict[str, str]]]:
-    """What stands below a table of the rows: papers, evaluators and notes, by what the table has of them."""
-    images = " or ".join(f"{images:,}" for images in dict.fromkeys(row.images for row in rows))
-    papers = {row.source.partition(", ")[0]: row.paper.rpartition(", arXiv:")[0] for row in rows}
-    yield f"Papers ({images} samples each):", {key: title for key, title in papers.items() if title}
+    """What else stands below a table of the rows: evaluators and notes, by what the table has of them."""
     known = evaluators()
     yield "Evaluators:", {name: known[name] for name in dict.fromkeys(row.evaluator for row in rows)}
     if notes := _notes(rows):
@@ -266,8 +335,8 @@ def _rows_of(paper: dict[str, Any], images: int) -> Iterator[PublishedRow]:
         )
 
 
-FORMATS: dict[str, Callable[[Sequence[PublishedRow]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[PublishedRow], str | None], str]] = {
     "table": _table,
     "markdown": _markdown,
-    "json": lambda rows: json.dumps([asdict(row) for row in rows], indent=2),
+    "json": lambda rows, _: json.dumps([asdict(row) for row in rows], indent=2),
 }

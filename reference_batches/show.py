@@ -21,7 +21,7 @@ from evalkit.features.adm_npz import written_images
 from evalkit.images import ImageSource, are_ids, is_pattern, open_images
 from evalkit.images.npz import array_header
 from evalkit.images.reading import readable
-from evalkit.report.image_grid import write_grid
+from evalkit.report.image_grid import base_name, write_grid
 from evalkit.system.progress import Progress
 from evalkit.system.storage import Place, file_or_path, place_of
 
@@ -174,7 +174,13 @@ def draw(images: ImageSource, path: Place, count: int) -> None:
         for batch in batches:
             chosen += [image for index, image in enumerate(batch, first) if index in wanted]
             first += len(batch)
-    write_grid(path, np.rint(np.stack(chosen)).astype(np.uint8))
+    name = base_name(images.name)
+    write_grid(
+        path,
+        np.rint(np.stack(chosen)).astype(np.uint8),
+        title=f"Images of {name}",
+        description=f"{len(chosen):,} of the {len(images):,} images of {name}, evenly spread over it.",
+    )
 
 
 def label_counts(labels: NDArray[np.int64]) -> dict[int, int]:

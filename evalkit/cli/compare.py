@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from evalkit.cli.options import (
     value_range_option,
 )
 from evalkit.cli.parameters import WithRuns, file, members_of, output, text
+from evalkit.cli.sheets import Sheets, sheet_options
 from evalkit.errors import EvalkitError, InputError, OutputError
 from evalkit.layouts import LAYOUTS
 from evalkit.protocols import PROTOCOLS
@@ -86,13 +88,7 @@ __all__ = ["compare", "curves", "features", "stats"]
     "all images, in constant memory.",
 )
 @click.option("--seed", default=0, show_default=True, help="Random seed of --subset.")
-@click.option(
-    "--worst",
-    nargs=2,
-    type=(int, output),
-    metavar="N PNG",
-    help="Draw the N samples that raise FID most, and the N images of REFERENCE that SAMPLES cover least.",
-)
+@sheet_options
 @click.option(
     "--no-error-bars",
     is_flag=True,
@@ -114,6 +110,7 @@ def compare(
     subset: int | None,
     seed: int,
     worst: tuple[int, Place] | None,
+    nearest: tuple[int, Place] | None,
     no_error_bars: bool,
     value_range: str | None,
     **options: Any,
@@ -150,36 +147,31 @@ def compare(
     from evalkit.report import text as single
     from evalkit.results import Comparison
     from evalkit.several import Comparisons
-    from reference_batches.published import beside
+    from reference_batches.published import beside, beside_all
 
     choice = choose_metrics(protocol, metrics)
     every, numbers = sets_of(samples, groups, paired)
     drawn = Subset(images=subset, seed=seed) if subset is not None else None
     # The five lines of `adm` do not show them.
     error_bars = not no_error_bars and (format_ != "adm" or json_file is not None or worst is not None)
-    if worst:
-        from evalkit.comparison.worst import check_worst, write_worst
-        from evalkit.report.image_grid import check_picture
-
-        if len(every) > 1:
-            raise InputError(f"--worst shows one set of samples, and {len(every)} were given. Give only one.")
-        check_picture(worst[1], reference, *samples)
+    sheets = Sheets(worst, nearest)
+    sheets.check_places(len(every), reference, *samples)
     with setup.run() as run:
         # Before the networks are set up: a mistyped name should not cost a download.
         (opened, *others), published = open_batches(reference, *map(str, every), value_range=value_range)
         networks = [setup.extractor(network) for network in choice.networks]
         found: Comparison | Comparisons
-        if worst:
-            check_worst(
-                worst[0],
-                others[0],
+        if sheets:
+            sheets.check(opened, others[0], choice, networks, subset=drawn, error_bars=error_bars)
+            (measured,) = measure(
+                [opened, *others],
                 choice,
-                subset=drawn,
+                extractor=networks,
                 error_bars=error_bars,
-                reference=opened,
-                extractors=networks,
+                keep_rows=True,
+                nearest=nearest[0] if nearest else 0,
+                run=run,
             )
-            (measured,) = measure([opened, *others], choice, extractor=networks, keep_rows=True, run=run)
             found = measured.comparison
         else:
             found = compare(
@@ -199,6 +191,7 @@ def compare(
             shown_text = single.FORMATS[format_](found)
             notes = [*single.remarks(found)]
         else:
+            found = replace(found, comparisons=beside_all(found.comparisons, published))
             shown_text = several.FORMATS[format_](found)
             notes = [*dict.fromkeys(note for each in found.comparisons for note in single.remarks(each))]
         failure: EvalkitError | None = None
@@ -211,12 +204,9 @@ def compare(
         click.echo(shown_text)
         for note in notes if format_ == "adm" else ():
             say(note)  # the five lines have no place for it
-        if worst:
-            try:
-                for note in write_worst(worst[1], worst[0], opened, others[0], measured):
-                    say(f"note: {note}")
-            except EvalkitError as error:
-                failure = failure or error
+        if sheets:
+            of_sheets = sheets.write(opened, others[0], measured)
+            failure = failure or of_sheets
         if failure:
             raise failure
 

@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any, TypedDict, Unpack, overload
 
 from evalkit.comparison.advice import check_enough_images, check_labels, memory_needed, warnings_of
+from evalkit.comparison.nearest import find_nearest
 from evalkit.comparison.pairs import (
     Measured,
     check_paired,
@@ -180,6 +181,7 @@ def measure(
     extractor: Extractor | Sequence[Extractor] | None = None,
     error_bars: bool = True,
     keep_rows: bool = False,
+    nearest: int = 0,
     run: Run,
 ) -> list[Measured]:
     """What :func:`compare` computes, and how the scores deviate, which no record holds.
@@ -191,6 +193,7 @@ def measure(
         extractor: Likewise.
         error_bars: Likewise.
         keep_rows: Whether to keep the features of every image where sums would do, for error bars of FID.
+        nearest: How many of the closest pairs to find, from rows that are kept.
         run: Likewise.
 
     Returns:
@@ -223,7 +226,7 @@ def measure(
             features = [kept[0], side.features()]
         if side is others[-1]:
             kept.clear()  # so that rows can go as soon as no metric needs them
-        found.append(_measured(choice, [reference, side], features, error_bars, spent))
+        found.append(_measured(choice, [reference, side], features, error_bars, nearest, spent))
         features.clear()  # before the rows of the next set come
         if len(others) > 1:  # so that an error in a later set does not lose them
             scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
@@ -232,7 +235,12 @@ def measure(
 
 
 def _measured(
-    choice: Choice, sides: Sequence[Side], features: list[BatchFeatures], error_bars: bool, clock: _Clock
+    choice: Choice,
+    sides: Sequence[Side],
+    features: list[BatchFeatures],
+    error_bars: bool,
+    nearest: int,
+    clock: _Clock,
 ) -> Measured:
     """One set of samples against the reference; rows are dropped from ``features`` on the way."""
     plan, extractors, run = sides[1].plan, sides[1].extractors, sides[1].run
@@ -242,6 +250,10 @@ def _measured(
     described = _describe(extractors, features)
 
     algebra = replace(run, device=_algebra_device(run, extractors))
+    closest = {}
+    if nearest:
+        with clock.stage("closest pairs"):
+            closest = find_nearest(nearest, plan.metrics, features, algebra)
     streamed = sides[1].moments if error_bars else None
     scores, missing, deviations = _compute(plan, features, algebra, clock, streamed, file_outputs(sources[0]))
     with clock.stage("precision check"):
@@ -257,6 +269,7 @@ def _measured(
         byte_rules=choice.byte_rules,
         warnings=warnings,
         precision_check=checked,
+        closest=closest,
         versions=library_versions(),
         seconds=clock.seconds,
     )

@@ -16,10 +16,10 @@ from evalkit.extractors.base import Extractor
 from evalkit.images import ImageSource
 from evalkit.images.chosen import chosen_images
 from evalkit.metrics.frechet import is_rank_deficient
-from evalkit.report.image_grid import Block, write_sheet
+from evalkit.report.image_grid import Block, base_name, write_sheet
 from evalkit.system.storage import Place
 
-__all__ = ["check_worst", "write_worst"]
+__all__ = ["check_worst", "no_images", "shown_images", "write_worst"]
 
 SCORE = "fid"
 
@@ -51,7 +51,7 @@ def check_worst(
     """
     if count < 1:
         raise InputError(f"The {count} images that cost most: expected at least 1, such as 64.")
-    if why := _no_images(samples):
+    if why := no_images(samples):
         raise InputError(f"Which images cost most cannot be shown: {why}. Give the images as samples.")
     metrics = [metric for metric in choice.metrics if SCORE in (spec.name for spec in metric.scores)]
     if not metrics:
@@ -105,28 +105,45 @@ def write_worst(path: Place, count: int, reference: Opened, samples: Opened, mea
         UndefinedMetricError: FID has no influence values; the message says why.
         OutputError: The file cannot be written.
     """
-    if why := _no_images(samples):
+    if why := no_images(samples):
         raise InputError(f"Which images cost most cannot be shown: {why}. Give the images as samples.")
     influence = _influence(measured)
     indices = influence.costliest(count, higher_is_better=False)
     what = "samples in {name} that raise FID most, the worst first"
     blocks = [_block(samples, influence.samples, indices, what)]
     left_out = []
-    if why := influence.no_reference if influence.reference is None else _no_images(reference):
+    if why := influence.no_reference if influence.reference is None else no_images(reference):
         left_out.append(f"The images of the reference that are covered least are not shown: {why}.")
     else:
         indices = influence.costliest(count, higher_is_better=False, of_reference=True)
         what = "images in {name} that the samples cover least, the worst first"
         blocks.append(_block(reference, influence.reference, indices, what))
-    write_sheet(path, blocks)
+    write_sheet(
+        path,
+        blocks,
+        title="The images that cost most in FID",
+        description=f"{'; '.join(block.heading for block in blocks)}. FID of {base_name(samples.name)} "
+        f"against {base_name(reference.name)}; each image is above its index.",
+    )
     return left_out
 
 
-def _no_images(source: Opened) -> str:
+def no_images(source: Opened) -> str:
     """Why the images of a source cannot be shown; empty if they can."""
     if not isinstance(source, ImageSource):
         return f"{source.name} holds features and no images"
     return "" if len(source) else f"{source.name} holds statistics and no images"
+
+
+def shown_images(images: ImageSource, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(n, height, width, 3) the images of these indices, for a sheet.
+
+    Raises:
+        InputError: The source has changed since it was opened.
+    """
+    pixels: NDArray[np.uint8] = np.rint(chosen_images(images, indices.tolist())).astype(np.uint8)
+    images.check_unchanged(every_file=True)
+    return pixels
 
 
 def _influence(measured: Measured) -> Influence:
@@ -154,10 +171,8 @@ def _block(
         raise UndefinedMetricError(
             f"No image of {images.name} raises FID: all have the same influence on it."
         )
-    pixels = np.rint(chosen_images(images, indices.tolist())).astype(np.uint8)
-    images.check_unchanged(every_file=True)
     return Block(
-        heading=f"{len(indices):,} of {len(images):,} {what.format(name=brief(images.name))}",
-        images=pixels,
+        heading=f"{len(indices):,} of {len(images):,} {what.format(name=base_name(images.name))}",
+        images=shown_images(images, indices),
         captions=[str(index) for index in indices],
     )

@@ -1,4 +1,4 @@
-"""AuthPct: which samples are copies of the images that a model was trained on.
+"""AuthPct: which samples are copies of the images that a model was trained on; and the closest pairs.
 
 Alaa et al. 2022, "How Faithful is your Synthetic Data? Sample-level Metrics for Evaluating and Auditing
 Generative Models", section 5. The reference has to be the training images.
@@ -18,13 +18,13 @@ from evalkit.deviations import HalfSplit
 from evalkit.metrics.base import check_sides
 from evalkit.metrics.halves import halves_of_authenticity
 from evalkit.metrics.on_rows import ByHalves
-from evalkit.metrics.points import exact_sides, on_device
+from evalkit.metrics.points import Exact, exact_sides, on_device
 from evalkit.metrics.screening import Screening
 from evalkit.metrics.search import Nearest, counted, each_stripe, radii
-from evalkit.results import ScoreSpec
+from evalkit.results import ClosePair, ScoreSpec
 from evalkit.system.devices import float32_arithmetic
 
-__all__ = ["AuthPct", "authenticity"]
+__all__ = ["AuthPct", "authenticity", "closest_pairs"]
 
 
 def authenticity(
@@ -66,6 +66,57 @@ def authenticity(
         for nearest, distance in each_stripe(s, screening, Nearest(s, r, screening).look, advance):
             authentic += int((to_another[nearest] < distance).sum())
         return 100 * authentic / len(s.x)
+
+
+def closest_pairs(
+    reference: NDArray[np.float32],
+    samples: NDArray[np.float32],
+    count: int,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[ClosePair, ...]:
+    """The samples that are nearest to an image of the reference, each with that image, the nearest first.
+
+    Of images of the reference that are equally near, the first counts, and of equally near samples the first
+    comes first. The search is exact, and memory does not grow with the number of pairs.
+
+    Args:
+        reference: (m, d) float32 features.
+        samples: (n, d) float32 features.
+        count: How many pairs; fewer if there are fewer samples.
+        device: torch device of the computation; mps, which has no float64, is replaced by the CPU.
+        progress: Called with the rows done and the rows in total.
+
+    Raises:
+        UndefinedMetricError: A side has fewer than two rows.
+        FeatureError: Dimensions differ, or features are not (n, d) finite floats.
+    """
+    check_sides(reference, samples, "the distance to the nearest image")
+    # TF32 or bfloat16 products would break the margins of the screens.
+    with torch.inference_mode(), float32_arithmetic():
+        r, s = exact_sides(*on_device(device, reference, samples))
+        screening = Screening(r)
+        count = min(count, len(s.x))
+        advance = counted(len(s.x) + count, progress)
+        found = [*each_stripe(s, screening, Nearest(s, r, screening).look, advance)]
+        nearest, distances = (torch.cat(parts) for parts in zip(*found, strict=True))
+        closest = distances.sort(stable=True).indices[:count]
+        own = nearest[closest]
+        chosen = Exact(r.x[own])
+        look = Nearest(chosen, r, screening, own).look
+        others = torch.cat([index for index, _ in each_stripe(chosen, screening, look, advance)])
+
+    def distance(i: int, side: NDArray[np.float32], j: int) -> float:
+        """In the units of the features, which the search may have scaled."""
+        return float(np.linalg.norm(side[i].astype(np.float64) - reference[j]))
+
+    return tuple(
+        ClosePair(
+            sample=i, reference=j, distance=distance(i, samples, j), to_another=distance(k, reference, j)
+        )
+        for i, j, k in zip(closest.tolist(), own.tolist(), others.tolist(), strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -251,17 +251,29 @@ class Inside:
 
 
 class Nearest:
-    """Finds the nearest point of the other side."""
+    """Finds the nearest point of the other side.
 
-    def __init__(self, points: Points, others: Points, screening: Screening) -> None:
+    Args:
+        points: Whose nearest are looked for.
+        others: Among which.
+        screening: The screens of both.
+        own: (points,) int64 index of each point among the others, which is passed over; None if the points
+            are not among them.
+    """
+
+    def __init__(
+        self, points: Points, others: Points, screening: Screening, own: Tensor | None = None
+    ) -> None:
         self._points, self._others = points, others
         self._screening = screening
+        self._own = own
 
     def look(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Examine the pairs of these points with all of the other side.
 
         Returns:
-            (rows,) index of the nearest, of equally near ones the first, and (rows,) distance to it.
+            (rows,) index of the nearest, of equally near ones the first, and (rows,) distance to it, infinite
+            where there is no other point.
         """
         device = self._points.x.device
         distance = torch.full((rows.stop - rows.start,), torch.inf, dtype=torch.float64, device=device)
@@ -284,8 +296,12 @@ class Nearest:
         """Pairs that may be nearer, as indices into two ranges; None after refining the screen."""
         screening, points, others = self._screening, self._points, self._others
         seen = screening.seen(points, rows, others, columns)
-        own = torch.arange(rows.start, rows.stop, device=distance.device)
-        by_screen = decide(points, own, others, seen.argmin(dim=1) + columns.start)
+        i = torch.arange(rows.start, rows.stop, device=distance.device)
+        if self._own is not None:
+            own = self._own[rows]
+            here = (own >= columns.start) & (own < columns.stop)
+            seen[here, own[here] - columns.start] = torch.iinfo(seen.dtype).max
+        by_screen = decide(points, i, others, seen.argmin(dim=1) + columns.start)
         bound = torch.minimum(distance, by_screen)
         return _candidates(screening, seen, bound, points, rows, others, columns)
 

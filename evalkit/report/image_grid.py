@@ -6,16 +6,18 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from evalkit.errors import OutputError
+from evalkit.errors import OutputError, brief
 from evalkit.system.files import check_writable, replace_atomically
 from evalkit.system.storage import Place
 
-__all__ = ["Block", "check_picture", "grid", "write_grid", "write_sheet"]
+__all__ = ["Block", "base_name", "check_picture", "grid", "write_grid", "write_sheet"]
 
 FRAME = 1
 GREY = 48
@@ -62,10 +64,29 @@ def check_picture(path: Place, *inputs: str | os.PathLike[str]) -> None:
     check_writable(path, *inputs)
 
 
+def base_name(name: str) -> str:
+    """The last part of the path or URL of a batch, for a picture; cut where it is long."""
+    return brief(PurePosixPath(name).name or name)
+
+
 def write_grid(
-    path: Place, images: NDArray[np.uint8], columns: int | None = None, names: Sequence[str] = ()
+    path: Place,
+    images: NDArray[np.uint8],
+    columns: int | None = None,
+    names: Sequence[str] = (),
+    *,
+    title: str,
+    description: str,
 ) -> None:
     """Write :func:`grid` as a PNG, atomically; with names of the rows on its left, if given.
+
+    Args:
+        path: The file.
+        images: Of :func:`grid`.
+        columns: Likewise.
+        names: One for each row, or none.
+        title: What the picture shows, in a few words; in the PNG's text chunk of that name.
+        description: What it shows, of which files; likewise.
 
     Raises:
         OutputError: The file cannot be written.
@@ -82,7 +103,7 @@ def write_grid(
                 (margin / 2, (index + 0.5) * row), name, fill="black", font=font, anchor="mm"
             )
         picture = framed
-    _save(path, picture)
+    _save(path, picture, title, description)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,9 +111,9 @@ class Block:
     """Images of one kind on a sheet.
 
     Attributes:
-        heading: A line above them.
+        heading: One or more lines above them.
         images: (n, height, width, 3) uint8.
-        captions: A word below each.
+        captions: One or more short lines below each; as many for all.
     """
 
     heading: str
@@ -100,30 +121,36 @@ class Block:
     captions: Sequence[str]
 
 
-def write_sheet(path: Place, blocks: Sequence[Block]) -> None:
+def write_sheet(path: Place, blocks: Sequence[Block], *, title: str, description: str) -> None:
     """Write blocks of images below each other as a PNG, atomically.
 
     Args:
         path: The file.
         blocks: At least one. Each is a :func:`grid` below its heading.
+        title: See :func:`write_grid`.
+        description: Likewise.
 
     Raises:
         OutputError: The file cannot be written.
     """
     font = ImageFont.load_default(FONT_SIZE)
     grids = [Image.fromarray(grid(_captioned(block))) for block in blocks]
-    line = 2 * FONT_SIZE
-    lengths = [2 * FONT_SIZE + math.ceil(font.getlength(block.heading)) for block in blocks]
+    headings = [block.heading.split("\n") for block in blocks]
+    lengths = [2 * FONT_SIZE + math.ceil(max(map(font.getlength, lines))) for lines in headings]
     width = max(*lengths, *(picture.width for picture in grids))
-    sheet = Image.new("RGB", (width, sum(line + picture.height for picture in grids)), "white")
+    line = 2 * FONT_SIZE
+    height = sum(line * len(lines) for lines in headings) + sum(picture.height for picture in grids)
+    sheet = Image.new("RGB", (width, height), "white")
     top = 0
-    for block, picture in zip(blocks, grids, strict=True):
-        ImageDraw.Draw(sheet).text(
-            (FONT_SIZE, top + line // 2), block.heading, fill="black", font=font, anchor="lm"
-        )
-        sheet.paste(picture, (0, top + line))
-        top += line + picture.height
-    _save(path, sheet)
+    for lines, picture in zip(headings, grids, strict=True):
+        for text in lines:
+            ImageDraw.Draw(sheet).text(
+                (FONT_SIZE, top + line // 2), text, fill="black", font=font, anchor="lm"
+            )
+            top += line
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    _save(path, sheet, title, description)
 
 
 def _captioned(block: Block) -> NDArray[np.uint8]:
@@ -132,15 +159,21 @@ def _captioned(block: Block) -> NDArray[np.uint8]:
     factor = math.ceil(CAPTIONED_SIDE / min(height, width, CAPTIONED_SIDE))
     images = block.images.repeat(factor, axis=1).repeat(factor, axis=2)
     font = ImageFont.load_default(CAPTION_SIZE)
-    strips = np.empty((n, CAPTION_HEIGHT, width * factor, 3), np.uint8)
+    strip_height = CAPTION_HEIGHT * len(block.captions[0].split("\n"))
+    strips = np.empty((n, strip_height, width * factor, 3), np.uint8)
     for strip, caption in zip(strips, block.captions, strict=True):
-        drawn = Image.new("RGB", (width * factor, CAPTION_HEIGHT), "white")
-        middle = (width * factor / 2, CAPTION_HEIGHT / 2)
-        ImageDraw.Draw(drawn).text(middle, caption, fill="black", font=font, anchor="mm")
+        drawn = Image.new("RGB", (width * factor, strip_height), "white")
+        for number, text in enumerate(caption.split("\n")):
+            middle = (width * factor / 2, CAPTION_HEIGHT * (number + 0.5))
+            ImageDraw.Draw(drawn).text(middle, text, fill="black", font=font, anchor="mm")
         strip[:] = np.asarray(drawn)
     return np.concatenate([images, strips], axis=1)
 
 
-def _save(path: Place, picture: Image.Image) -> None:
+def _save(path: Place, picture: Image.Image, title: str, description: str) -> None:
+    """Write the picture, with what it shows for readers and for those who cannot see it."""
+    told = PngInfo()
+    told.add_itxt("Title", title)
+    told.add_itxt("Description", description)
     with replace_atomically(path) as partial, partial.open("wb") as file:
-        picture.save(file, format="PNG")
+        picture.save(file, format="PNG", pnginfo=told)

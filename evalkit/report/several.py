@@ -15,6 +15,9 @@ from evalkit.report.text import (
     describe_extractors,
     drawn,
     mark,
+    markdown_table,
+    published_cells,
+    published_note,
     remarks,
     shown_error,
     titles_by,
@@ -41,20 +44,28 @@ def table(found: Comparisons) -> str:
         *aligned([*_rows(found)]),
         "",
     ]
-    return "\n".join([*lines, *_below(found)])
+    lines += _below(found)
+    if first.published:
+        cells = published_cells(found.specs, first.published)
+        lines += ["", published_note(found.comparisons), *aligned(cells, others=9)]
+    notes = [*_remarks(found)]
+    return "\n".join([*lines, *([""] if first.published and notes else []), *notes])
 
 
 def markdown(found: Comparisons) -> str:
     """A Markdown table with the same content."""
     first = found.comparisons[0]
     rows = [[cell.replace("|", r"\|") for cell in row] for row in _rows(found)]
-    header, *others = (f"| {' | '.join(row)} |" for row in rows)
-    lines = [header, "|---" * len(rows[0]) + "|", *others]
+    lines = markdown_table(rows)
     about = (
         f"Reference: {describe_batch(first.reference)}. "
         f"Protocol {first.protocol}; {describe_extractors(first)}."
     )
-    return "\n".join([*lines, *(text for line in (*_below(found), about) for text in ("", line))])
+    lines += [text for line in _below(found) for text in ("", line)]
+    if first.published:
+        cells = published_cells(found.specs, first.published)
+        lines += ["", published_note(found.comparisons), "", *markdown_table(cells)]
+    return "\n".join([*lines, *(text for line in (*_remarks(found), about) for text in ("", line))])
 
 
 def adm(found: Comparisons) -> str:
@@ -133,7 +144,7 @@ def _marks(found: Comparisons, spec: ScoreSpec) -> list[str]:
 
 
 def _below(found: Comparisons) -> list[str]:
-    """Everything under the table, a line each."""
+    """Everything under the table but remarks, a line each."""
     lines = [*_legend(found), *_runs(found)]
     untested: dict[str, list[str]] = {}
     for spec in _shown_specs(found):
@@ -153,7 +164,11 @@ def _below(found: Comparisons) -> list[str]:
     lines += _by_set(found, ((_missing(each), each) for each in found.comparisons))
     lines += _by_set(found, ((_subsets(each), each) for each in found.comparisons))
     lines += _by_set(found, ((_left_out(each), each) for each in found.comparisons))
-    return [*lines, *_by_set(found, ((remarks(each), each) for each in found.comparisons))]
+    return lines
+
+
+def _remarks(found: Comparisons) -> Iterator[str]:
+    return _by_set(found, ((remarks(each), each) for each in found.comparisons))
 
 
 def _legend(found: Comparisons) -> Iterator[str]:

@@ -20,6 +20,9 @@ __all__ = [
     "error_notes",
     "mark",
     "markdown",
+    "markdown_table",
+    "published_cells",
+    "published_note",
     "remarks",
     "shown_error",
     "sweep_table",
@@ -77,7 +80,8 @@ def table(comparison: Comparison) -> str:
             lines += [f"  {line}" for line in class_lines(spec, score)]
     lines += error_notes(comparison)
     if comparison.published:
-        lines += ["", _citation(comparison), *aligned(_beside_published(comparison), others=9)]
+        cells = published_cells(comparison.specs, comparison.published, comparison)
+        lines += ["", published_note([comparison]), *aligned(cells, others=9)]
     for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -100,9 +104,8 @@ def markdown(comparison: Comparison) -> str:
             lines += ["", f"{spec.title}, {'; '.join(within)}."]
     lines += [text for line in error_notes(comparison) for text in ("", line)]
     if comparison.published:
-        cells = _beside_published(comparison)
-        header, *rows = (f"| {' | '.join(row)} |" for row in cells)
-        lines += ["", _citation(comparison), "", header, "|---" * len(cells[0]) + "|", *rows]
+        cells = published_cells(comparison.specs, comparison.published, comparison)
+        lines += ["", published_note([comparison]), "", *markdown_table(cells)]
     lines += [
         "",
         f"Reference: {describe_batch(comparison.reference)}. "
@@ -114,20 +117,29 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _beside_published(comparison: Comparison) -> list[list[str]]:
-    """A heading, the measured scores and the published ones: model, scores, source."""
-    measured = {score.name: score.value for score in comparison.scores}
-    rows: list[tuple[str, Mapping[str, float], str]] = [("these samples", measured, "")]
-    rows += [(_model(row), row.scores, row.source) for row in comparison.published]
-    printed = {name for row in comparison.published for name in row.scores}
-    specs = [spec for spec in comparison.specs if spec.name in printed]
+def published_cells(
+    specs: Sequence[ScoreSpec], published: Sequence[PublishedRow], measured: Comparison | None = None
+) -> list[list[str]]:
+    """A heading, the measured scores if given, and the published ones: model, scores, source."""
+    rows: list[tuple[str, Mapping[str, float], str]] = []
+    if measured is not None:
+        rows.append(("these samples", {score.name: score.value for score in measured.scores}, ""))
+    rows += [(_model(row), row.scores, row.source) for row in published]
+    printed = {name for row in published for name in row.scores}
+    shown = [spec for spec in specs if spec.name in printed]
     return [
-        ["model", *(spec.title for spec in specs), "source"],
+        ["model", *(spec.title for spec in shown), "source"],
         *(
-            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in specs), source]
+            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in shown), source]
             for model, scores, source in rows
         ),
     ]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as lines of Markdown; the first row is the heading."""
+    header, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return [header, "|---" * len(rows[0]) + "|", *others]
 
 
 def _model(row: PublishedRow) -> str:
@@ -138,20 +150,25 @@ def _model(row: PublishedRow) -> str:
     return ", ".join(filter(None, (row.model, " ".join(filter(None, (row.guidance, scale))))))
 
 
-def _citation(comparison: Comparison) -> str:
-    """What the published rows are, how many more there are, and where the measured one is not like them."""
-    row, here = comparison.published[0], []
-    if comparison.samples.images != row.images:
-        count = comparison.samples.images
-        here.append(f"{count:,} samples" if count else "statistics alone")
-    if comparison.protocol.partition(",")[0] != row.evaluator:  # the scores shown are those of the first
-        here.append(f"protocol {comparison.protocol}")
+def published_note(comparisons: Sequence[Comparison]) -> str:
+    """What the published rows are, how many more there are, and where the measured ones are not like them.
+
+    Args:
+        comparisons: All with the same rows, of one protocol.
+    """
+    first = comparisons[0]
+    row, here = first.published[0], []
+    counts = dict.fromkeys(comparison.samples.images for comparison in comparisons)
+    if {*counts} != {row.images}:
+        here.append(" or ".join(f"{count:,} samples" if count else "statistics alone" for count in counts))
+    if first.protocol.partition(",")[0] != row.evaluator:  # the scores shown are those of the first
+        here.append(f"protocol {first.protocol}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
-    shown, count, all_of = len(comparison.published), comparison.published_rows, ""
+    shown, count, all_of = len(first.published), first.published_rows, ""
     if count > shown:
         command = f"evalkit published {row.dataset} --evaluator {row.evaluator}"
         all_of = f" The nearest {shown} of {count}; all: {command}."
-    others = dict.fromkeys(row.reference for row in comparison.published if row.reference)
+    others = dict.fromkeys(row.reference for row in first.published if row.reference)
     against = "" if {*others} <= {row.dataset} else f", against {' or '.join(others)}"
     kind = f"{row.images:,} samples each, evaluator {row.evaluator}{against}"
     return f"{row.dataset} as published, {kind}.{all_of}{unlike}"

@@ -101,5 +101,11 @@ def _run(
         from evalkit.images import open_images
         from evalkit.report.image_grid import write_grid
 
-        write_grid(grid, next(open_images(path).batches(64)))
+        first = next(open_images(path).batches(64))
+        write_grid(
+            grid,
+            first,
+            title=f"Samples of {path.name}",
+            description=f"The first {len(first):,} of the {settings.count:,} samples in {path.name}.",
+        )
     click.echo(f"{path}: {settings.count:,} samples")

@@ -129,7 +129,8 @@ def test_each_image_has_its_caption_and_each_block_its_heading(photos: Pictures,
         Block(heading="those above", images=photos[:2], captions=["12", "345"]),
         Block(heading="those below", images=np.zeros((1, 300, 200, 3), np.uint8), captions=["6"]),
     ]
-    write_sheet(tmp_path / "x.png", blocks)
+    write_sheet(tmp_path / "x.png", blocks, title="Two kinds", description="Pictures, ä and 中")
+    assert Image.open(tmp_path / "x.png").text == {"Title": "Two kinds", "Description": "Pictures, ä and 中"}
     sheet = np.asarray(Image.open(tmp_path / "x.png"))
     cell = 2 + 64 + CAPTION_HEIGHT
     assert sheet.shape == (2 * 2 * FONT_SIZE + cell + 2 + 300 + CAPTION_HEIGHT, 202, 3)

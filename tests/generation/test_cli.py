@@ -31,6 +31,8 @@ def test_command_line(
     assert result.code == 0
     with Image.open(grid) as picture:
         assert picture.mode == "RGB"
+        description = f"The first 7 of the 7 samples in {expected.name}."
+        assert picture.text == {"Title": f"Samples of {expected.name}", "Description": description}
     assert result.out == f"{tmp_path / 'run' / expected.name}: 7 samples\n"
     assert "7 samples of 8x8, 4 steps each" in result.err
     assert re.search(r"images/s on cpu: \d:\d\d:\d\d left", result.err)

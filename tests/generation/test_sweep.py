@@ -151,6 +151,9 @@ def test_the_grid_has_a_row_a_scale(networks: Networks, reference: Path, tmp_pat
     swept(networks, reference, tmp_path / "s")
     with Image.open(tmp_path / "s" / "samples.png") as picture:
         pixels = np.asarray(picture)
+        assert picture.text["Description"] == (
+            "The first 16 samples of the sweep s; a row for each of the guidance scales 0, 4, 30."
+        )
     cell = 8 * 5 + 2
     assert pixels.shape[0] == 3 * cell
     grid = pixels[:, pixels.shape[1] - 16 * cell :]

@@ -297,6 +297,7 @@ def test_a_diffusion_model_learns(tmp_path: Path, messages: Callable[[], list[st
     assert load_network(path).preset.name == "small"
     with Image.open(tmp_path / "run" / "samples_0000100.png") as grid:
         assert grid.size == (8 * 42, 8 * 42)  # rows and columns of images enlarged to 40, with frames
+        assert grid.text["Title"] == "Samples after 100 steps"
     assert any("samples_0000100.png" in line for line in messages())
     assert any("steps/s on cpu" in line for line in messages())
 

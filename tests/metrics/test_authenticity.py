@@ -9,7 +9,7 @@ from stand_ins import batch
 
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.metrics import halves
-from evalkit.metrics.authenticity import AuthPct, authenticity
+from evalkit.metrics.authenticity import AuthPct, authenticity, closest_pairs
 from evalkit.metrics.halves import halves_of_authenticity
 from evalkit.system.run import Run
 
@@ -41,6 +41,58 @@ def test_tiles_and_the_screens_dtype_do_not_matter(name, monkeypatch):
     assert authenticity(r, s) == by_definition(r, s)
     monkeypatch.setattr("evalkit.metrics.screening.fast_dtype", lambda device: torch.bfloat16)
     assert authenticity(r, s) == by_definition(r, s)
+
+
+def closest_by_definition(r, s, count):
+    """(sample, reference, distance, to_another), over all pairs."""
+    within = exact_distances(r, r)
+    np.fill_diagonal(within, np.inf)
+    across = exact_distances(s, r)
+    nearest = across.argmin(axis=1)
+    distances = across[np.arange(len(s)), nearest]
+    order = np.argsort(distances, kind="stable")[:count]
+    return [(i, nearest[i], distances[i] ** 0.5, within[nearest[i]].min() ** 0.5) for i in order]
+
+
+@pytest.mark.parametrize(("name", "count"), [*((name, 12) for name in CLOUDS), ("decaying spectrum", 10_000)])
+def test_the_closest_pairs_are_those_of_all_pairs(name, count, monkeypatch):
+    monkeypatch.setattr("evalkit.metrics.screening.CPU_TILE", (64, 160))
+    monkeypatch.setattr("evalkit.metrics.screening.fast_dtype", lambda device: torch.bfloat16)
+    r, s = CLOUDS[name]
+    found = closest_pairs(r, s, count)
+    expected = closest_by_definition(r, s, count)
+    assert len(found) == min(count, len(s))
+    assert [(pair.sample, pair.reference) for pair in found] == [(i, j) for i, j, _, _ in expected]
+    for pair, (_, _, distance, to_another) in zip(found, expected, strict=True):
+        assert pair.distance == pytest.approx(distance, rel=1e-12, abs=0)
+        assert pair.to_another == pytest.approx(to_another, rel=1e-12, abs=0)
+
+
+def test_an_image_is_not_its_own_neighbour_in_any_tile(monkeypatch):
+    """Also where it is alone in the last tile; and twice the same image are neighbours at distance 0."""
+    monkeypatch.setattr("evalkit.metrics.screening.CPU_TILE", (64, 160))
+    r = rows(161, 0)
+    s = r[[160, 0, 159]] + np.float32(1e-3)
+    expected = closest_by_definition(r, s, 3)
+    found = closest_pairs(r, s, 3)
+    assert [pair.to_another for pair in found] == pytest.approx([each[3] for each in expected], rel=1e-12)
+    assert all(pair.ratio == pair.distance / pair.to_another < 0.1 for pair in found)
+    r[3] = r[160]
+    twice = closest_pairs(r, r[[160, 7]], 2)
+    assert [(pair.sample, pair.reference) for pair in twice] == [(0, 3), (1, 7)]
+    assert (twice[0].to_another, twice[0].ratio, twice[1].ratio) == (0, None, 0)
+
+
+def test_closest_pairs_of_tiny_features_are_in_their_units():
+    r, s = rows(50, 0), rows(20, 1)
+    plain, tiny = closest_pairs(r, s, 5), closest_pairs(r * np.float32(2**-30), s * np.float32(2**-30), 5)
+    assert [pair.distance for pair in tiny] == [pair.distance * 2**-30 for pair in plain]
+    assert [pair.ratio for pair in tiny] == [pair.ratio for pair in plain]
+
+
+def test_closest_pairs_of_a_single_image_are_refused():
+    with pytest.raises(UndefinedMetricError, match=r"1 image \(reference\) is undefined; give at least 2"):
+        closest_pairs(rows(1, 0), rows(5, 1), 3)
 
 
 def test_copies_are_found():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cifar10 import cifar10
-from peers import PEERS
+from peers import OF_40_IMAGES, PEERS
 from stand_ins import NO_STORE, stand_in
 from torch import Tensor
 
@@ -33,12 +33,18 @@ class CleanFidScaledAsPytorch(CleanFid):
         return (2 * (resize_bicubic(images, INPUT_SIZE).clamp_(0, 255) / 255) - 1).to(dtype)
 
 
-def fid(folder: Path, network: Inception, protocol: str) -> float:
-    batches = (cifar10(folder, split, 300) for split in ("train", "test"))
+def fid(folder: Path, network: Inception, protocol: str, count: int = 300) -> float:
+    batches = (cifar10(folder, split, count) for split in ("train", "test"))
     return compare(*batches, protocol=protocol, metrics="fid", extractor=network, run=NO_STORE)["fid"]
 
 
 def test_its_fid(big_data: Path, inception_weights: InceptionWeights) -> None:
+    found = fid(big_data, CleanFidScaledAsPytorch(inception_weights, device="cpu"), "clean-fid", 40)
+    assert found == pytest.approx(PEERS["clean-fid"]["fid_clean_of_40_images"], rel=OF_40_IMAGES)
+
+
+@pytest.mark.slow
+def test_its_fid_of_300_images(big_data: Path, inception_weights: InceptionWeights) -> None:
     network = CleanFidScaledAsPytorch(inception_weights, device="cpu")
     assert fid(big_data, network, "clean-fid") == pytest.approx(PEERS["clean-fid"]["fid_clean"], rel=1e-4)
 

@@ -342,6 +342,10 @@ def test_compare_with_a_published_reference(
     table = {line.split("  ")[0]: line.split() for line in result.out.splitlines()}
     assert table["MODEL-G, scale 1.5"][-7:-2] == ["1.50", "3.25", "99.50", "-", "arXiv:0000.00000,"]
     assert table["these samples"][2:4] == [f"{comparison['fid']:.2f}", f"{comparison['sfid']:.2f}"]
+    Path("other.npz").write_bytes(samples)
+    both = run("compare", "tiny", "mine.npz", "other.npz", "--metrics", "fid", "--no-error-bars")
+    assert both.out.count("tiny as published, 12 samples each, evaluator adm.\n") == 1
+    assert sum(line.startswith("MODEL-G, scale 1.5  ") for line in both.out.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("pixels")

@@ -14,10 +14,21 @@ import pytest
 from invoked import Result
 
 from evalkit.errors import InputError
+from evalkit.report import several
 from evalkit.results import Batch, Comparison, PublishedRow, Score
+from evalkit.several import Comparisons
 from reference_batches import published
 from reference_batches.catalog import entries, find
-from reference_batches.published import SCORES, all_rows, beside, curves, evaluators, published_rows, ranked
+from reference_batches.published import (
+    SCORES,
+    all_rows,
+    beside,
+    beside_all,
+    curves,
+    evaluators,
+    published_rows,
+    ranked,
+)
 
 Invoke = Callable[..., Result]
 
@@ -187,23 +198,55 @@ def test_a_mistake_in_the_file_is_an_error(
 def test_the_table(run: Invoke) -> None:
     result = run("published", "imagenet256", "--sort", "fid", "--evaluator", "adm")
     assert result.code == 0
-    table, papers, known, notes = result.out.split("\n\n")
+    table, left_out, papers, known, notes = result.out.split("\n\n")
     head, *lines = table.splitlines()
     rows = published_rows("imagenet256", "adm")
     assert len(lines) == len(rows)
-    start, end = head.index("steps"), head.index("FID") + len("FID")
+    start, end = head.index("scale") + len("scale"), head.index("FID") + len("FID")
     fids = [float(line[start:end].split()[-1]) for line in lines]
     assert fids == sorted(fids)
     assert sorted(fids) == sorted(round(row.scores["fid"], 2) for row in rows)
     (line,) = (line for line in lines if line.startswith("ADM-G+U "))
     assert "classifier" in line
-    assert "3.94   6.14  215.84       0.83    0.53  arXiv:2105.05233v4, table 6" in line
+    assert "3.94   6.14  215.84   0.83  0.53  " in line
+    number = line[: head.index("paper") + len("paper")].split()[-1]
+    paper = "Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233v4"
+    assert f"  {number:<2}  {paper}" in papers.splitlines()
     assert "evaluator" not in head  # one alone, named below
+    assert left_out == "Left out: steps; --format markdown has every column."
     assert known == "Evaluators:\n  adm  the evaluator of the ADM paper, or a copy of it"
-    assert "  arXiv:2212.09748    Scalable Diffusion Models with Transformers" in papers.splitlines()
     numbers = [line.split()[0] for line in notes.splitlines()[1:]]
     assert numbers == [str(number) for number in range(1, len(numbers) + 1)]
     assert any(line.endswith(f"  {numbers[-1]}") for line in lines)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_table_fits_the_terminal(dataset: str) -> None:
+    """And no row is without a score, nor the table without what it is sorted by."""
+    every = published_rows(dataset)
+    for evaluator in (None, *dict.fromkeys(row.evaluator for row in every)):
+        rows = published_rows(dataset, evaluator)
+        for sort in (None, *dict.fromkeys(name for row in rows for name in row.scores)):
+            text = published.FORMATS["table"](rows, sort)
+            assert max(map(len, text.splitlines())) <= 110
+            head, *lines = text.partition("\n\n")[0].splitlines()
+            there = [spec for spec in SCORES if published.SHORT.get(spec.title, spec.title) in head.split()]
+            assert sort in (None, *(spec.name for spec in there))
+            for line, row in zip(lines, rows, strict=True):
+                shown = [spec for spec in there if spec.name in row.scores]
+                assert shown
+                assert all(f" {spec.format(row.scores[spec.name])}" in line for spec in shown)
+
+
+def test_a_long_cell_keeps_its_beginning_and_its_end() -> None:
+    lines = published.FORMATS["table"](published_rows("cifar10"), None).splitlines()
+    models = {line.split("  ")[0] for line in lines if line.startswith("EDM config A")}
+    assert {model.rpartition("…")[2] for model in models} == {
+        " VP, conditional",
+        " VE, conditional",
+        "P, unconditional",
+        "E, unconditional",
+    }
 
 
 def test_markdown_and_json(run: Invoke) -> None:
@@ -259,9 +302,9 @@ def test_unknown_names(run: Invoke, arguments: tuple[str, ...], message: str) ->
 # Beside a comparison and in figures --------------------------------------------------------------------
 
 
-def comparison(protocol: str = "adm", **scores: float) -> Comparison:
+def comparison(protocol: str = "adm", samples: str = "a", **scores: float) -> Comparison:
     side = Batch(
-        name="a", images=9, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
+        name=samples, images=9, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
     )
     return Comparison(
         specs=tuple(spec for spec in SCORES if spec.name in scores),
@@ -295,6 +338,39 @@ def test_nearest_in_another_score_where_there_is_no_fid() -> None:
     assert best.scores["recall"] == max(
         row.scores.get("recall", 0) for row in published_rows("imagenet256", "adm")
     )
+
+
+@pytest.mark.parametrize("form", ["table", "markdown"])
+def test_rows_near_any_of_several_sets_are_shown_once(form: str) -> None:
+    rows = published_rows("imagenet256")
+    far = max(row.scores["fid"] for row in published_rows("imagenet256", "adm"))
+    sets = [comparison(samples="a", fid=4.0), comparison(samples="b", fid=far), comparison(samples="c")]
+    plain = several.FORMATS[form](Comparisons(comparisons=tuple(sets)))
+    found = beside_all(sets, rows)
+    fids = [row.scores["fid"] for row in found[0].published]
+    assert len(fids) == 5
+    assert fids == sorted(fids)
+    assert fids[0] < 4.5
+    assert fids[-1] == far
+    distances = [
+        min(abs(row.scores["fid"] - 4.0), abs(row.scores["fid"] - far))
+        for row in sorted(published_rows("imagenet256", "adm"), key=lambda row: row not in found[0].published)
+    ]
+    assert max(distances[:5]) <= min(distances[5:])
+    assert all(each.published == found[0].published for each in found)
+    assert all(each.published_rows == beside(sets[0], rows).published_rows for each in found)
+    shown = several.FORMATS[form](Comparisons(comparisons=found))
+    assert shown.count("imagenet256 as published, 50,000 samples each, evaluator adm. The nearest 5 of") == 1
+    assert "Not like for like, here: 9 samples" in shown
+    assert all(sum(f"{fid:.2f}" in line for line in shown.splitlines()) for fid in fids)
+    head, *_ = shown.partition("imagenet256 as published")
+    assert plain.startswith(head.rstrip())
+
+
+def test_of_several_sets_without_rows_nothing_is_said() -> None:
+    sets = (comparison(fid=4.0), comparison(fid=5.0))
+    assert beside_all(sets, published_rows("cifar10")) == sets
+    assert "as published" not in several.table(Comparisons(comparisons=sets))
 
 
 @pytest.mark.parametrize("protocol", ["adm", "no-such-evaluator"])

@@ -154,7 +154,10 @@ def test_show_prints_what_is_there(photos: NDArray[np.uint8], tmp_path: Path, ru
     assert "no statistics" in result.out
     assert result.out.endswith("checked 120 images: nothing odd\n")
     # 64 of 120 images, as many rows as columns, a frame of one pixel around each.
-    drawn = np.asarray(Image.open(tmp_path / "grid.png"))
+    picture = Image.open(tmp_path / "grid.png")
+    description = "64 of the 120 images of x.npz, evenly spread over it."
+    assert picture.text == {"Title": "Images of x.npz", "Description": description}
+    drawn = np.asarray(picture)
     assert drawn.shape == (8 * 66, 8 * 66, 3)
     np.testing.assert_array_equal(drawn[1:65, 1:65], photos[0])
     np.testing.assert_array_equal(drawn[-65:-1, -65:-1], photos[119])
