@@ -75,6 +75,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.system",
         "evalkit.uncertainty",
     ),
+    # As the command lines, it knows what the name of a published batch stands for.
+    "evalkit.evaluator": (
+        "evalkit.evaluator",
+        "evalkit.comparison",
+        "evalkit.extractors",
+        "evalkit.features",
+        "evalkit.images",
+        "evalkit.metrics",
+        "evalkit.results",
+        "evalkit.system",
+        "reference_batches.fetch",
+    ),
     "evalkit.report": (
         "evalkit.report",
         "evalkit.pairs",

@@ -47,7 +47,17 @@ from evalkit.system.engine import Engine
 from evalkit.system.progress import Progress
 from evalkit.system.run import Run, library_versions
 
-__all__ = ["Measured", "Source", "Subset", "compare", "features_of", "measure", "open_source"]
+__all__ = [
+    "Clock",
+    "Measured",
+    "Source",
+    "Subset",
+    "compare",
+    "features_of",
+    "measure",
+    "measure_side",
+    "open_source",
+]
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +196,7 @@ def measure(
     Returns:
         One for each set of samples.
     """
-    clock = _Clock()
+    clock = Clock()
     for source in sources:
         check_enough_images(source, choice.protocol.published_images)
     check_networks(sources, choice.networks)
@@ -211,7 +221,7 @@ def measure(
             features = [kept[0], side.features()]
         if side is others[-1]:
             kept.clear()  # so that rows can go as soon as no metric needs them
-        found.append(_measured(choice, [reference, side], features, error_bars, spent))
+        found.append(measure_side(choice, [reference, side], features, error_bars, spent))
         features.clear()  # before the rows of the next set come
         if len(others) > 1:  # so that an error in a later set does not lose them
             scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
@@ -219,8 +229,8 @@ def measure(
     return found
 
 
-def _measured(
-    choice: Choice, sides: Sequence[Side], features: list[BatchFeatures], error_bars: bool, clock: _Clock
+def measure_side(
+    choice: Choice, sides: Sequence[Side], features: list[BatchFeatures], error_bars: bool, clock: Clock
 ) -> Measured:
     """One set of samples against the reference; rows are dropped from ``features`` on the way."""
     plan, extractors, run = sides[1].plan, sides[1].extractors, sides[1].run
@@ -286,7 +296,7 @@ def _compute(
     plan: Plan,
     features: list[BatchFeatures],
     run: Run,
-    clock: _Clock,
+    clock: Clock,
     streamed: frozenset[str] | None,
 ) -> tuple[list[Score], dict[str, str], dict[str, Deviations]]:
     """What was computed; why the rest was not, by name; and how the scores deviate.
@@ -331,7 +341,7 @@ def _error_bars(
     metric: Metric,
     features: Sequence[BatchFeatures],
     run: Run,
-    clock: _Clock,
+    clock: Clock,
     streamed: frozenset[str],
 ) -> dict[str, Deviations | str]:
     """How the scores of a metric deviate, or why that is not known, by name."""
@@ -369,13 +379,14 @@ def _describe(
 
 
 @dataclass
-class _Clock:
+class Clock:
     """Wall seconds by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes."""
         begin = time.perf_counter()
         try:
             yield
