@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stand_ins import NO_STORE, STATISTICS_OF_PIXELS, InceptionPixels, stand_in
 
 from evalkit import Comparison, Evaluator, compare, open_images
-from evalkit.errors import InputError, UndefinedMetricError
+from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.weights import InceptionWeights
 from evalkit.features import extraction, store
@@ -287,6 +287,31 @@ def test_what_does_not_fit(images: NDArray[np.uint8]) -> None:
     assert evaluator.compute().samples.images == 30
     with pytest.raises(InputError, match="no such file"):
         Evaluator("imagenet_256")
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("metrics", ["kid", "fid"])
+def test_after_an_update_that_failed(
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], metrics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of the images that are left would be of others than those that were given."""
+    evaluator = Evaluator(sides[0], metrics=metrics, extractor=ByPass(), run=NO_STORE)
+    with monkeypatch.context() as patch:
+
+        def fail(self: ByPass, images: NDArray[Any]) -> None:
+            raise KeyboardInterrupt
+
+        given(evaluator, sides[1][:18], (6,))
+        patch.setattr(ByPass, "__call__", fail)
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.update(sides[1][18:])
+    with pytest.raises(FeatureError, match="Of 57 images only the features of 1"):
+        evaluator.compute()
+    evaluator.reset()
+    same(
+        given(evaluator, sides[1], (9,)).compute(),
+        compare(*sides, metrics=metrics, extractor=ByPass(), run=NO_STORE),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- state

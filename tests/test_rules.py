@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.system",
         "reference_batches.fetch",
     ),
+    "evalkit.integrations": ("evalkit.integrations", "evalkit.evaluator", "evalkit.results"),
     "evalkit.report": (
         "evalkit.report",
         "evalkit.pairs",

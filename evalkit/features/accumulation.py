@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.errors import FeatureError
 from evalkit.extractors.base import Extractor, Rows
 from evalkit.features import extraction, store
 from evalkit.features.extraction import Part, Wanted
@@ -101,7 +102,11 @@ class Accumulation:
                 self._extract(self._waiting)
 
     def collected(self) -> Collected:
-        """Rows and sums of all images so far; more may follow."""
+        """Rows and sums of all images so far; more may follow.
+
+        Raises:
+            FeatureError: Features are not finite, or those of some images are not there.
+        """
         while self._full:
             self._take(self._full.popleft().result())
         part = self._part()
@@ -115,6 +120,13 @@ class Accumulation:
         if self.count > self._taken:
             group.add(self._taken, part)
         total.merge(group)
+        counts = {each.n for moments in total.moments.values() for each in moments.values()}
+        counts |= {len(kept) for outputs in rows.values() for kept in outputs.values()}
+        if counts - {self.count}:
+            raise FeatureError(
+                f"Of {self.count:,} images only the features of {min(counts):,} are there: an update failed, "
+                "or was interrupted. Call reset(), and give all images again."
+            )
         return Collected(rows, total)
 
     def state(self) -> dict[str, NDArray[Any]]:
