@@ -281,8 +281,10 @@ def test_what_does_not_fit(images: NDArray[np.uint8]) -> None:
         evaluator.compute()
     with pytest.raises(InputError, match="8x10x3 uint8, those before were 12x10x3 uint8"):
         evaluator.update(images[:, :8])
+    state = evaluator.state_dict()
     with pytest.raises(InputError, match="12x10x3 float32, those before were 12x10x3 uint8"):
         evaluator.update(images / np.float32(255))
+    assert evaluator.state_dict()["range"] == state["range"] == [np.inf, -np.inf]
     evaluator.update(images[1:30])
     assert evaluator.compute().samples.images == 30
     with pytest.raises(InputError, match="no such file"):
@@ -336,6 +338,10 @@ def test_state(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], metrics: list
     same(given(again, sides[1], (20,)).compute(), compare(*sides, **arguments))
     other = Evaluator(sides[0], metrics="kid", extractor=ByPass(), run=NO_STORE)
     with pytest.raises(InputError, match="other settings"):
+        other.load_state_dict(again.state_dict())
+    smaller = ByPass(batch_size=2)
+    other = Evaluator(sides[0], metrics=metrics, extractor=smaller, run=NO_STORE)
+    with pytest.raises(InputError, match="batch size"):
         other.load_state_dict(again.state_dict())
     with pytest.raises(InputError, match="not of the format"):
         other.load_state_dict({})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,12 +109,8 @@ class Evaluator:
     ) -> None:
         prepare_forked_process()
         self._run, self._choice = Run.of(run, how), choose_metrics(protocol, metrics)
-        self._intake_arguments: dict[str, Any] = {
-            "value_range": value_range,
-            "layout": layout,
-            "to_bytes": to_bytes,
-        }
-        self._intake = Intake(**self._intake_arguments)
+        self._new_intake = partial(Intake, value_range=value_range, layout=layout, to_bytes=to_bytes)
+        self._intake = self._new_intake()
         self._error_bars = error_bars
         self._group = group
         (self._reference,) = open_sources(_found(reference))
@@ -144,7 +142,7 @@ class Evaluator:
             network, key = split_output(output)
             sums.setdefault(network, {})[key] = extractors[network].outputs[key]
         self._accumulation = Accumulation(NAME, tuple(extractors.values()), rows, sums)
-        self._intake = Intake(**self._intake_arguments)
+        self._intake = self._new_intake()
         self._labels: list[NDArray[np.int64]] | None = None
         self._shape: tuple[int, ...] | None = None
         self._dtype: np.dtype[Any] | None = None
@@ -162,7 +160,8 @@ class Evaluator:
             InputError: They are not such images, or their range was not declared. None of them counts.
             FeatureError: Features are not finite.
         """
-        batch = self._intake.batch(images)
+        intake = copy.deepcopy(self._intake)
+        batch = intake.batch(images)
         found = None if labels is None else labels_of(labels, len(batch))
         if not len(batch):
             return
@@ -176,6 +175,7 @@ class Evaluator:
             )
         if (found is None) != (self._labels is None):
             raise InputError("Labels were given for some of the images; expected them for all or for none.")
+        self._intake = intake
         if found is not None and self._labels is not None:
             self._labels.append(found)
         # The precision check measures them again in float32.
@@ -219,12 +219,15 @@ class Evaluator:
         return comparison or shared.comparison()
 
     def state_dict(self) -> dict[str, Any]:
-        """What this process was given so far, as tensors and plain values: ``torch.load`` with
-        ``weights_only=True`` reads it. The features of the reference are not in it. Each rank has its own.
-        """  # noqa: D205
+        """What this process was given so far, as tensors and plain values.
+
+        ``torch.load`` with ``weights_only=True`` reads it. The features of the reference are not in it. Each
+        rank has its own.
+        """
         found = {
             "format": FORMAT,
             "settings": self._settings,
+            "passes": dict(self._accumulation.passes),
             "range": [self._intake.low, self._intake.high],
             "values": sorted(self._intake.values),
             "labels": None if self._labels is None else torch.from_numpy(_joined(self._labels)),
@@ -243,10 +246,10 @@ class Evaluator:
         """
         if state.get("format") != FORMAT:
             raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
-        if state["settings"] != self._settings:
+        if (state["settings"], state["passes"]) != (self._settings, self._accumulation.passes):
             raise InputError(
-                "This state is of an evaluator with other settings: metrics, networks, weights, or what "
-                "becomes of floats. Make the evaluator with the same arguments."
+                "This state is of an evaluator with other settings: metrics, networks, weights, batch size, "
+                "or what becomes of floats. Make the evaluator with the same arguments."
             )
         self.reset()
         self._intake.low, self._intake.high = state["range"]
@@ -348,7 +351,7 @@ class Evaluator:
 
     def _intake_of(self, told: Sequence[Told]) -> Intake:
         """What all ranks were given."""
-        intake = Intake(**self._intake_arguments)
+        intake = self._new_intake()
         intake.low, intake.high = min(each.low for each in told), max(each.high for each in told)
         intake.values = {value for each in told for value in each.values}
         return intake

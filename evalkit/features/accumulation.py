@@ -46,6 +46,10 @@ class Accumulation:
         extractors: The networks.
         rows: Outputs of which rows are kept, by network; of a derived output the one that it follows from.
         sums: Widths of the outputs that are summed up, by network.
+
+    Attributes:
+        count: Images so far.
+        passes: Images of a forward pass, by network.
     """
 
     def __init__(
@@ -57,8 +61,8 @@ class Accumulation:
     ) -> None:
         self.count = 0
         self._extractors = extractors
-        self._sizes = {each.network: pass_size(each) for each in extractors}
-        self._unit = max(self._sizes.values())
+        self.passes = {each.network: pass_size(each) for each in extractors}
+        self._unit = max(self.passes.values())
         self._waiting: NDArray[Any] | None = None  # (unit, h, w, 3), of which the first `_held` are images
         self._held = 0
         self._shard = Begun(store.SHARD, extractors)
@@ -155,7 +159,10 @@ class Accumulation:
         return found
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Becomes what :meth:`state` was taken of; only on an object to which nothing was added."""
+        """Becomes what :meth:`state` was taken of; only on an object to which nothing was added.
+
+        It must have the same arguments, and the same :attr:`passes`.
+        """
         self.count, self._taken = int(state["count"]), int(state["taken"])
         if (waiting := state.get("waiting")) is not None:
             self._waiting = np.empty((self._unit, *waiting.shape[1:]), waiting.dtype)
@@ -190,7 +197,7 @@ class Accumulation:
 
     def _begin(self, begun: Begun, images: NDArray[Any], at: int) -> None:
         for extractor in self._extractors:
-            size = self._sizes[extractor.network]
+            size = self.passes[extractor.network]
             for first in range(0, len(images), size):
                 begun.add(extractor, images[first : first + size], at + first)
 
