@@ -1,8 +1,9 @@
-"""One rank of a toy training job, for tests/test_evaluator.py: ``evaluator_ranks.py RANK SIZE FOLDER``."""
+"""A toy training job of several ranks, for tests/test_evaluator.py: ``evaluator_ranks.py SIZE FOLDER``."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def send_no_features(tensor: torch.Tensor, *arguments: Any, **others: Any) -> No
     SEND(tensor, *arguments, **others)
 
 
-def main(rank: int, size: int, folder: Path) -> None:
-    """Train for as many epochs as there are shares; each saves its images, and what every evaluator says."""
+def train(rank: int, size: int, folder: Path) -> None:
+    """One rank: each epoch saves its images, and what every evaluator says of them."""
     store.SHARD = 16
     dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=size)
     arguments = {"run": NO_STORE, "extractor": InceptionPixels(batch_size=4)}
@@ -69,5 +70,16 @@ def main(rank: int, size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def main(size: int, folder: Path) -> int:
+    """All ranks; forked, so that the libraries are loaded once."""
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=train, args=(rank, size, folder)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return max(abs(rank.exitcode or 0) for rank in ranks)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2])))
