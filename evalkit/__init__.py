@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evalkit.comparison import Subset, compare, features_of
     from evalkit.errors import EvalkitError
+    from evalkit.evaluator import Evaluator
     from evalkit.extractors.inception import Inception
     from evalkit.extractors.weights import load_weights
     from evalkit.features.extraction import extract
@@ -31,6 +32,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "EvalkitError",
+    "Evaluator",
     "Features",
     "ImageSource",
     "Inception",
@@ -49,6 +51,7 @@ _HOMES = {
     "Comparison": "results",
     "Comparisons": "several",
     "EvalkitError": "errors",
+    "Evaluator": "evaluator",
     "Features": "features.record",
     "ImageSource": "images",
     "Inception": "extractors.inception",

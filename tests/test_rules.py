@@ -76,6 +76,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "evalkit.system",
         "evalkit.uncertainty",
     ),
+    # As the command lines, it knows what the name of a published batch stands for.
+    "evalkit.evaluator": (
+        "evalkit.evaluator",
+        "evalkit.comparison",
+        "evalkit.extractors",
+        "evalkit.features",
+        "evalkit.images",
+        "evalkit.metrics",
+        "evalkit.results",
+        "evalkit.system",
+        "reference_batches.fetch",
+    ),
+    "evalkit.integrations": ("evalkit.integrations", "evalkit.evaluator", "evalkit.results"),
     "evalkit.report": (
         "evalkit.report",
         "evalkit.comparability",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, TypedDict, Unpack, overload
 
-from evalkit.comparison.advice import check_enough_images, check_labels, memory_needed, warnings_of
-from evalkit.comparison.nearest import find_nearest
+from evalkit.comparison.advice import check_enough_images, check_labels, memory_needed
 from evalkit.comparison.pairs import (
     Measured,
     check_paired,
@@ -27,46 +24,45 @@ from evalkit.comparison.plan import (
     as_subset,
     choose_metrics,
     make_plan,
-    with_inputs,
 )
-from evalkit.comparison.precision_check import check_scores
+from evalkit.comparison.scores import Clock, measure_side
 from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
     check_fingerprints,
     check_networks,
-    file_outputs,
     has_full_rank,
     make_extractors,
     open_source,
     open_sources,
     settle_statistics,
 )
-from evalkit.deviations import Deviations
-from evalkit.errors import UndefinedMetricError, brief
+from evalkit.errors import brief
 from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.extraction import outputs_of
-from evalkit.features.record import BatchFeatures, Features
+from evalkit.features.record import Features
 from evalkit.images import ImageSource, ValueRange
-from evalkit.metrics.base import Metric, influence_of, with_error_bars
-from evalkit.results import Comparison, Score
+from evalkit.metrics.base import Metric
+from evalkit.results import Comparison
 from evalkit.several import Comparisons
-from evalkit.system.devices import prepare_forked_process, resolve_device
+from evalkit.system.devices import prepare_forked_process
 from evalkit.system.engine import Engine
 from evalkit.system.progress import Progress
-from evalkit.system.run import Run, library_versions
+from evalkit.system.run import Run
 
-__all__ = ["Measured", "Source", "Subset", "compare", "features_of", "measure", "open_source"]
+__all__ = [
+    "Measured",
+    "Source",
+    "Subset",
+    "compare",
+    "features_of",
+    "measure",
+    "open_source",
+]
 
 log = logging.getLogger(__name__)
-
-NOT_KEPT = (
-    "only sums over the features were kept, in constant memory; it needs the features of every image: "
-    "request precision and recall as well, and no subset"
-)
-"""Why there is no error bar."""
 
 
 class Options(TypedDict, total=False):
@@ -199,7 +195,7 @@ def measure(
     Returns:
         One for each set of samples.
     """
-    clock = _Clock()
+    clock = Clock()
     settle_statistics(sources, choice.networks)
     for source in sources:
         check_enough_images(source, choice.protocol.published_images)
@@ -226,54 +222,12 @@ def measure(
             features = [kept[0], side.features()]
         if side is others[-1]:
             kept.clear()  # so that rows can go as soon as no metric needs them
-        found.append(_measured(choice, [reference, side], features, error_bars, nearest, spent))
+        found.append(measure_side(choice, [reference, side], features, error_bars, spent, nearest))
         features.clear()  # before the rows of the next set come
         if len(others) > 1:  # so that an error in a later set does not lose them
             scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
             log.info("%s: %s", brief(side.source.name, 200), scores or "no score")
     return found
-
-
-def _measured(
-    choice: Choice,
-    sides: Sequence[Side],
-    features: list[BatchFeatures],
-    error_bars: bool,
-    nearest: int,
-    clock: _Clock,
-) -> Measured:
-    """One set of samples against the reference; rows are dropped from ``features`` on the way."""
-    plan, extractors, run = sides[1].plan, sides[1].extractors, sides[1].run
-    sources = [side.source for side in sides]
-    batches = [side.batch(found) for side, found in zip(sides, features, strict=True)]
-    warnings = tuple(warnings_of(choice, sources, features, batches, extractors))
-    described = _describe(extractors, features)
-
-    algebra = replace(run, device=_algebra_device(run, extractors))
-    closest = {}
-    if nearest:
-        with clock.stage("closest pairs"):
-            closest = find_nearest(nearest, plan.metrics, features, algebra)
-    streamed = sides[1].moments if error_bars else None
-    scores, missing, deviations = _compute(plan, features, algebra, clock, streamed, file_outputs(sources[0]))
-    with clock.stage("precision check"):
-        checked = check_scores(sources, extractors, plan.metrics, algebra)
-    comparison = Comparison(
-        specs=choice.specs,
-        scores=tuple(scores),
-        missing={**choice.missing, **missing},
-        protocol=choice.protocol.name,
-        reference=batches[0],
-        samples=batches[1],
-        extractors=described,
-        byte_rules=choice.byte_rules,
-        warnings=warnings,
-        precision_check=checked,
-        closest=closest,
-        versions=library_versions(),
-        seconds=clock.seconds,
-    )
-    return Measured(comparison=comparison, deviations=deviations)
 
 
 def features_of(
@@ -306,108 +260,3 @@ def features_of(
     extractors = make_extractors([network], extractor, [opened], run)
     check_fingerprints([opened], extractors)
     return Side(opened, plan, extractors, run).features().networks[network]
-
-
-def _compute(
-    plan: Plan,
-    features: list[BatchFeatures],
-    run: Run,
-    clock: _Clock,
-    streamed: frozenset[str] | None,
-    of_file: Collection[str],
-) -> tuple[list[Score], dict[str, str], dict[str, Deviations]]:
-    """What was computed; why the rest was not, by name; and how the scores deviate.
-
-    Args:
-        plan: What is computed.
-        features: Of reference and samples. Rows are dropped from it when no later metric reads them.
-        run: Device and progress.
-        clock: Takes the time of each stage.
-        streamed: Outputs of the samples of which there are sums alone, and no rows; None for no error bars.
-        of_file: Outputs of which the reference's file has mean and covariance.
-    """
-    scores: list[Score] = []
-    missing: dict[str, str] = {}
-    deviations: dict[str, Deviations] = {}
-    for index, metric in enumerate(plan.metrics):
-        names = [spec.name for spec in metric.scores]
-        # Rows that no later metric reads need not stay: at 50,000 images, 0.4 GB a side and output.
-        needed = {output for later in plan.metrics[index:] for output in later.needs}
-        features[:] = [side.select(needed) for side in features]
-        try:
-            with clock.stage(" and ".join(names)):
-                found = metric(features[0], features[1], run)
-        except UndefinedMetricError as error:
-            missing |= dict.fromkeys(names, str(error))
-            continue
-        found = with_inputs(found, metric, of_file)
-        if streamed is not None:
-            bars = _error_bars(found, metric, features, run, clock, streamed)
-            found = tuple(with_error_bars(score, bars[score.name]) for score in found)
-            deviations |= {
-                score.name: bar
-                for score in found
-                if score.stderr is not None and not isinstance(bar := bars[score.name], str)
-            }
-        if plan.subset and "rows" in metric.needs.values():
-            found = tuple(replace(score, parameters=plan.subset.noted(score.parameters)) for score in found)
-        scores += found
-    return scores, missing, deviations
-
-
-def _error_bars(
-    scores: Sequence[Score],
-    metric: Metric,
-    features: Sequence[BatchFeatures],
-    run: Run,
-    clock: _Clock,
-    streamed: frozenset[str],
-) -> dict[str, Deviations | str]:
-    """How the scores of a metric deviate, or why that is not known, by name."""
-    if any(need == "gaussian" and output in streamed for output, need in metric.needs.items()):
-        return {score.name: NOT_KEPT for score in scores}
-    stage = f"error bars of {' and '.join(score.name for score in scores)}"
-    report = run.report(stage)
-    report(0, 1)
-    with clock.stage(stage):
-        found = influence_of(metric, features[0], features[1], run)
-    report(1, 1)
-    return found
-
-
-def _algebra_device(run: Run, extractors: Mapping[str, Extractor]) -> str:
-    """Where distances are computed: beside the network, but not on MPS, which has no float64."""
-    beside = (getattr(extractor, "device", None) for extractor in extractors.values())
-    device = next((str(device) for device in beside if device), None) or str(resolve_device(run.device))
-    return device if device.startswith("cuda") else "cpu"
-
-
-def _describe(
-    extractors: Mapping[str, Extractor], features: Sequence[BatchFeatures]
-) -> dict[str, dict[str, Any]]:
-    described: dict[str, dict[str, Any]] = {}
-    # What another tool extracted has no fingerprint, and says nothing of the other side.
-    ours = {key: kept for side in features[::-1] for key, kept in side.networks.items() if kept.fingerprint}
-    for network, found in {**features[1].networks, **features[0].networks, **ours}.items():
-        described[network] = {"name": found.extractor, "fingerprint": found.fingerprint}
-        extractor = extractors.get(network)
-        for name in ("backend", "precision", "device", "preprocess", "weights_record"):
-            if hasattr(extractor, name):
-                described[network][name.removesuffix("_record")] = getattr(extractor, name)
-    return described
-
-
-@dataclass
-class _Clock:
-    """Wall seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-            self.seconds[name] = round(seconds, 3)

@@ -291,15 +291,19 @@ class Side:
         self.is_needed = bool(len(self.source)) and bool(self.plan.rows or self.moments)
         self._extraction: Extraction | None = None
         if isinstance(self.source, ImageSource):
-            wanted = [
-                Wanted(
-                    extractor=extractor,
-                    arrays=_of_network(network, self.plan.rows),
-                    moments=_of_network(network, self.moments),
-                )
-                for network, extractor in self.extractors.items()
-            ]
-            self._extraction = Extraction(self.source, wanted, rows=self.rows, run=self.run)
+            self._extraction = Extraction(self.source, self.wanted, rows=self.rows, run=self.run)
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """What is wanted of each network."""
+        return [
+            Wanted(
+                extractor=extractor,
+                arrays=_of_network(network, self.plan.rows),
+                moments=_of_network(network, self.moments),
+            )
+            for network, extractor in self.extractors.items()
+        ]
 
     @property
     def kept(self) -> int:

@@ -25,7 +25,7 @@ from evalkit.features.work import Sums, SumUp, chosen_rows
 from evalkit.images import ImageSource
 from evalkit.system.run import Run
 
-__all__ = ["Extraction", "Wanted", "derive", "extract", "first_features", "outputs_of"]
+__all__ = ["Extraction", "Part", "Wanted", "derive", "extract", "first_features", "outputs_of"]
 
 GROUP = 64
 """Shards whose moments are summed up before they are merged with others': 32,768 images."""
@@ -133,7 +133,7 @@ class Extraction:
             WorkerError: The engine has workers, and these failed again and again.
         """
         parts = [
-            _Part(self._images, each, self._rows, gaussians)
+            Part(self._images, each, self._rows, gaussians)
             for each, gaussians in zip(self._wanted, self._gaussians, strict=True)
         ]
         needed = [part for part in parts if part.is_needed]
@@ -141,13 +141,13 @@ class Extraction:
             self._collect(self._shards(needed), needed)
         return [part.features() for part in parts]
 
-    def _shards(self, parts: Sequence[_Part]) -> Shards:
+    def _shards(self, parts: Sequence[Part]) -> Shards:
         shards = Shards(self._images, {part.extractor: part.read_outputs for part in parts}, self._run)
         if shards.is_anything_missing():
             self.origin = "extracted"
         return shards
 
-    def _collect(self, shards: Shards, parts: Sequence[_Part]) -> None:
+    def _collect(self, shards: Shards, parts: Sequence[Part]) -> None:
         """Rows and moments; sums are merged in groups, so that they have the same bits whoever added them."""
         widths = {part.network: part.new_moments for part in parts if part.new_moments}
         total = Sums(self._images.name, widths)
@@ -165,7 +165,7 @@ class Extraction:
             for output in part.new_moments:
                 part.gaussians[output] = total.moments[part.network][output].gaussian()
 
-    def _read(self, shards: Shards, parts: Sequence[_Part], total: Sums) -> None:
+    def _read(self, shards: Shards, parts: Sequence[Part], total: Sums) -> None:
         """From the store."""
         report = self._run.report(f"mean and covariance of the images of {self._images.name}")
         for group in _groups(shards):
@@ -179,7 +179,7 @@ class Extraction:
                     report(end, len(self._images))
             total.merge(sums)
 
-    def _sum_up(self, shards: Shards, parts: Sequence[_Part], total: Sums) -> None:
+    def _sum_up(self, shards: Shards, parts: Sequence[Part], total: Sums) -> None:
         """Without a store: the engine sums up, and gives back only the rows that are kept."""
         groups = _groups(shards)
         kept = {part.network: tuple(part.arrays) for part in parts}
@@ -201,7 +201,7 @@ def _groups(shards: Shards) -> list[list[Span]]:
     return [shards.spans[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
 
 
-class _Part:
+class Part:
     """What is collected of one network."""
 
     def __init__(
@@ -233,6 +233,7 @@ class _Part:
 
     @property
     def is_needed(self) -> bool:
+        """Whether anything is to be collected."""
         return bool(self.arrays or self.new_moments)
 
     @property
@@ -254,6 +255,7 @@ class _Part:
             array[begin:end] = kept[output]
 
     def features(self) -> Features:
+        """The features, once all rows and Gaussians are there."""
         images, extractor = self._images, self.extractor
         arrays: dict[str, Rows] = {key: self.arrays[key] for key in self._direct if key in self.arrays}
         if not len(images):

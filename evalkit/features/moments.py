@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from evalkit.errors import FeatureError, UndefinedMetricError
+from evalkit.system.ranks import Ranks
 
 __all__ = ["Gaussian", "Moments", "check_rows"]
 
@@ -161,6 +162,20 @@ class Moments:
         if other.n:
             self._scatter += other._scatter
             self._add(other.n, other._mean, np.empty((1, self._mean.size)))
+
+    def across(self, ranks: Ranks) -> Moments:
+        """Those of the rows of all ranks; equal to those of one process to float64 rounding."""
+        if ranks.size == 1:
+            return self
+        found = Moments(self.dimensions)
+        sums = ranks.sum(np.append(self.n * self._mean, self.n))
+        found.n = int(sums[-1])
+        if found.n:
+            found._mean = sums[:-1] / found.n
+            shift = self._mean - found._mean
+            scatter = self._scatter + self.n * np.outer(shift, shift)
+            found._scatter = np.asfortranarray(ranks.sum(scatter))
+        return found
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays from which :meth:`restore` makes an equal object."""

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from evalkit.errors import InputError
 from evalkit.extractors.base import Extractor
-from evalkit.features import store
 from evalkit.features.pieces import Cutter, Piece
 from evalkit.features.store import Span, StoredBatch, spans
-from evalkit.features.work import Extract
+from evalkit.features.work import Extract, pass_size
 from evalkit.features.writer import RowsOf, Writer
 from evalkit.images import ImageSource
 from evalkit.system.run import Run
@@ -40,9 +39,7 @@ class Shards:
         self.images = images
         self.run = run
         self._widths = {extractor.network: outputs for extractor, outputs in wanted.items()}
-        # Powers of two, like a shard, so that no forward pass goes over the end of a piece.
-        sizes = {each.network: min(store.SHARD, 1 << (each.batch_size.bit_length() - 1)) for each in wanted}
-        self.work = Extract(images, tuple(wanted), sizes)
+        self.work = Extract(images, tuple(wanted), {each.network: pass_size(each) for each in wanted})
         # What is in memory is hashed in no time.
         images.identify(None if images.kind == "array" else run.progress)
         self._stored: dict[str, StoredBatch] = {}

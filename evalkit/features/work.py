@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 
 from evalkit.errors import InputError
 from evalkit.extractors.base import Extractor, Rows, RunsAhead
+from evalkit.features import store
 from evalkit.features.moments import Moments, check_rows
 from evalkit.features.pieces import Piece
 from evalkit.features.writer import RowsOf
 from evalkit.images import ImageSource
 from evalkit.system.engine import Done, Inline, Pending, Pulse
 
-__all__ = ["Extract", "SumUp", "Sums", "chosen_rows"]
+__all__ = ["Begun", "Extract", "SumUp", "Sums", "chosen_rows", "pass_size"]
 
 
-class _Begun:
+def pass_size(extractor: Extractor) -> int:
+    """Images of a forward pass: a power of two, like a shard, so that none goes over the end of a piece."""
+    return min(store.SHARD, 1 << (extractor.batch_size.bit_length() - 1))
+
+
+class Begun:
     """A piece whose images the networks have been given, and whose features may not be there yet.
 
     Args:
@@ -104,7 +110,7 @@ class Extract:
 
         def begin(piece: Piece, pulse: Pulse) -> Pending[RowsOf]:
             extractors = [by_network[network] for network in piece.networks]
-            begun = _Begun(piece.end - piece.begin, extractors)
+            begun = Begun(piece.end - piece.begin, extractors)
             position = 0
             pulse(position)
             for batch in stream.read(piece.begin, piece.end, lambda: pulse(0)):

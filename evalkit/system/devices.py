@@ -122,15 +122,18 @@ _ARITHMETIC = threading.RLock()
 def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None) -> Iterator[None]:
     """Set how float32 convolutions and matrix products are computed while the block runs.
 
-    Without it, torch lets convolutions on CUDA round to TF32. cuDNN is on, and chooses by heuristics. One
-    thread at a time holds it.
+    Without it, torch lets convolutions on CUDA round to TF32, and the autocast of a training loop around it
+    computes in float16. cuDNN is on, and chooses by heuristics. One thread at a time holds it.
 
     Args:
         tf32: Whether they may round to TF32 on CUDA; False is full float32, on a CPU too.
         deterministic: Whether cuDNN must be deterministic; None leaves that setting as it is.
     """
     cudnn: Any = torch.backends.cudnn
-    with _ARITHMETIC:
+    with _ARITHMETIC, contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
         restore = _remember_float32()
         flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
         try:

@@ -59,6 +59,17 @@ def test_float32_arithmetic_is_set_and_restored(precision: str, tf32: bool) -> N
         torch.set_float32_matmul_precision(kept)
 
 
+def test_autocast_is_off_in_float32_arithmetic() -> None:
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with float32_arithmetic():
+            assert (x @ x).dtype == torch.float32
+            with torch.autocast("cpu", torch.bfloat16):  # who wants it within, has it
+                assert (x @ x).dtype == torch.bfloat16
+        assert (x @ x).dtype == torch.bfloat16
+
+
 def test_float32_arithmetic_is_restored_after_an_error() -> None:
     before = settings()
     with pytest.raises(ZeroDivisionError), float32_arithmetic(tf32=True, deterministic=True):

@@ -1,0 +1,399 @@
+"""Scores of images that arrive in batches, as in a training loop: those of ``compare`` on all of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evalkit.comparison.advice import check_enough_images
+from evalkit.comparison.plan import Plan, choose_metrics, make_plan
+from evalkit.comparison.precision_check import MOST, reduced_precision
+from evalkit.comparison.scores import Clock, measure_side
+from evalkit.comparison.sources import (
+    Opened,
+    Side,
+    Source,
+    check_fingerprints,
+    check_networks,
+    has_full_rank,
+    make_extractors,
+    open_sources,
+)
+from evalkit.errors import InputError
+from evalkit.evaluator.told import Outcome, Told, check_told, described
+from evalkit.extractors.base import Extractor
+from evalkit.features.accumulation import Accumulation, Collected, features_from
+from evalkit.features.record import BatchFeatures, split_output
+from evalkit.features.work import Sums
+from evalkit.images import ValueRange
+from evalkit.images.given import GivenImages, Intake, Layout, ToBytes, labels_of
+from evalkit.metrics.base import Metric
+from evalkit.results import Batch, Comparison
+from evalkit.system.devices import prepare_forked_process
+from evalkit.system.ranks import Ranks
+from evalkit.system.run import Run
+
+__all__ = ["Evaluator"]
+
+NAME = "<batches>"
+"""What records and messages call the images."""
+
+FORMAT = "evalkit evaluator 1"
+
+
+class Evaluator:
+    """FID and other scores of images that are given batch by batch, against one reference.
+
+    ::
+
+        evaluator = Evaluator("imagenet256", value_range="-1..1", metrics=["fid"])
+        for _ in range(100):
+            evaluator.update(model.sample(64))
+        print(evaluator.compute()["fid"])
+
+    The scores are those of :func:`evalkit.compare` on the same images, bit for bit in one process, however
+    the images are cut into batches. Where metrics need a Gaussian alone, only sums are kept; otherwise the
+    features of every image. Neither the global random state nor the settings of torch are changed, and an
+    autocast around it has no effect.
+
+    Under torch.distributed every rank gives its own images, any number and also none, and all call
+    :meth:`compute`. Sums are added in float64, so FID equals that of one process to float64 rounding.
+    Features that metrics need are sent to rank 0, which computes the scores. All ranks get the same
+    comparison. The images count as those of rank 0, then those of rank 1, and so on.
+
+    Args:
+        reference: What :func:`evalkit.compare` takes, or the name of a published batch. Its features are
+            extracted now, on rank 0, or read from the store.
+        protocol: Likewise, as are `metrics`, `extractor` and `error_bars`.
+        metrics: Which scores; None for all of the protocol.
+        value_range: What floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``. It is never guessed: without
+            it, floats are refused. Integers are from 0 to 255 in any case.
+        layout: ``"NCHW"`` or ``"NHWC"``; None where only one axis of images has 3 entries.
+        to_bytes: What becomes of floats. ``truncate``: bytes, as ADM's scripts make them,
+            ``((x + 1) * 127.5).clamp(0, 255).to(uint8)``; ``round``: bytes, halves rounded up, as
+            torchvision's ``save_image`` makes them; ``keep``: floats, as ``compare`` takes those of files.
+            Computed in float32, or float64 where that is given.
+        extractor: The network, or one for each; None for the defaults.
+        error_bars: Whether scores have standard errors.
+        group: Of torch.distributed; None for all processes.
+        run: Device and store. The device ``auto`` is the GPU of the local rank.
+        **how: Fields of a run, in place of ``run=``: ``device="cuda:1"``.
+
+    Raises:
+        EvalkitError: As :func:`evalkit.compare`; or an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        reference: Source,
+        *,
+        protocol: str = "adm",
+        metrics: Collection[str | Metric] | str | Metric | None = None,
+        value_range: ValueRange | None = None,
+        layout: Layout | None = None,
+        to_bytes: ToBytes = "truncate",
+        extractor: Extractor | Sequence[Extractor] | None = None,
+        error_bars: bool = True,
+        group: Any = None,
+        run: Run | None = None,
+        **how: Any,
+    ) -> None:
+        prepare_forked_process()
+        self._run, self._choice = Run.of(run, how), choose_metrics(protocol, metrics)
+        self._new_intake = partial(Intake, value_range=value_range, layout=layout, to_bytes=to_bytes)
+        self._intake = self._new_intake()
+        self._error_bars = error_bars
+        self._group = group
+        (self._reference,) = open_sources(_found(reference))
+        check_enough_images(self._reference, self._choice.protocol.published_images)
+        check_networks([self._reference], self._choice.networks)
+        nothing = GivenImages(NAME, 0, np.empty((0, 1, 1, 3), np.uint8))
+        self._extractors = make_extractors(
+            self._choice.networks, extractor, [self._reference, nothing], self._run
+        )
+        check_fingerprints([self._reference], self._extractors)
+        self._is_reduced = any(reduced_precision(each) for each in self._extractors.values())
+        self._sides: dict[tuple[frozenset[str], frozenset[str]], tuple[Side, BatchFeatures]] = {}
+        self.reset()
+        if Ranks(group).rank == 0:
+            self._of_reference(self._plan(10**9), Clock())
+
+    def reset(self) -> None:
+        """Forget all images; the features of the reference stay."""
+        few, many = self._plan(0), self._plan(10**9)
+        extractors = self._extractors
+        rows: dict[str, list[str]] = {}
+        sums: dict[str, dict[str, int]] = {}
+        for output in sorted(few.rows):
+            network, key = split_output(output)
+            base = extractors[network].derived.get(key, key)
+            if base not in rows.setdefault(network, []):
+                rows[network].append(base)
+        for output in sorted(many.moments):
+            network, key = split_output(output)
+            sums.setdefault(network, {})[key] = extractors[network].outputs[key]
+        self._accumulation = Accumulation(NAME, tuple(extractors.values()), rows, sums)
+        self._intake = self._new_intake()
+        self._labels: list[NDArray[np.int64]] | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._dtype: np.dtype[Any] | None = None
+        self._first: list[NDArray[Any]] = []
+
+    def update(self, images: object, labels: object = None) -> None:
+        """Add images.
+
+        Args:
+            images: (n, 3, h, w) or (n, h, w, 3), a tensor on any device or an array: uint8, other integers
+                from 0 to 255, or floats in the declared range. All of one size.
+            labels: (n,) integers, one class for each image, for all images or for none.
+
+        Raises:
+            InputError: They are not such images, or their range was not declared. None of them counts.
+            FeatureError: Features are not finite.
+        """
+        intake = copy.deepcopy(self._intake)
+        batch = intake.batch(images)
+        found = None if labels is None else labels_of(labels, len(batch))
+        if not len(batch):
+            return
+        if self._shape is None:
+            self._shape, self._dtype = batch.shape[1:], batch.dtype
+            self._labels = None if found is None else []
+        if batch.shape[1:] != self._shape or batch.dtype != self._dtype:
+            raise InputError(
+                f"The images are {described(batch.shape[1:], batch.dtype)}, those before were "
+                f"{described(self._shape, self._dtype)}; expected all alike. Call reset() for others."
+            )
+        if (found is None) != (self._labels is None):
+            raise InputError("Labels were given for some of the images; expected them for all or for none.")
+        self._intake = intake
+        if found is not None and self._labels is not None:
+            self._labels.append(found)
+        # The precision check measures them again in float32.
+        if self._is_reduced and (missing := MOST - sum(map(len, self._first))) > 0:
+            self._first.append(batch[:missing].copy())
+        self._accumulation.add(batch)
+        if self._accumulation.keeps_rows and not self._plan(self._accumulation.count).rows:
+            self._accumulation.drop_rows()
+
+    def compute(self) -> Comparison:
+        """The scores of all images so far, and the record of how they were obtained; more may follow.
+
+        Under torch.distributed every rank must call this. An error on one is an error on all.
+
+        Raises:
+            UndefinedMetricError: There are too few images.
+            EvalkitError: As :func:`evalkit.compare`; or ranks differ in their arguments, or a rank failed.
+        """
+        ranks, clock = Ranks(self._group), Clock()
+        with clock.stage("features of samples"):
+            collected, told = self._told_by_all(ranks)
+            plan = self._plan(sum(each.count for each in told))
+            images = self._all_images(ranks, told)
+            merged = self._merged(ranks, collected, plan, [each.count for each in told])
+        if ranks.size == 1:
+            assert merged is not None
+            assert images is not None
+            return self._compared(images, merged, plan, clock)
+        comparison: Comparison | None = None
+        failure: BaseException | None = None
+        outcome: Outcome | None = None
+        if merged is not None and images is not None:
+            try:
+                comparison = self._compared(images, merged, plan, clock)
+                outcome = Outcome(record=comparison.to_json())
+            except Exception as error:
+                failure, outcome = error, Outcome.of_failure(error, ranks.rank)
+        shared = ranks.tell(outcome)[0]
+        if failure is not None:
+            raise failure
+        return comparison or shared.comparison()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this process was given so far, as tensors and plain values.
+
+        ``torch.load`` with ``weights_only=True`` reads it. The features of the reference are not in it. Each
+        rank has its own.
+        """
+        found = {
+            "format": FORMAT,
+            "settings": self._settings,
+            "passes": dict(self._accumulation.passes),
+            "range": [self._intake.low, self._intake.high],
+            "values": sorted(self._intake.values),
+            "labels": None if self._labels is None else torch.from_numpy(_joined(self._labels)),
+            "shape": None if self._shape is None else list(self._shape),
+            "dtype": None if self._dtype is None else self._dtype.name,
+            "first": torch.from_numpy(self._first_images()),
+        }
+        features = self._accumulation.state()
+        return found | {"features": {key: torch.from_numpy(array) for key, array in features.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; what was given before is forgotten.
+
+        Raises:
+            InputError: It is of another format, or of an evaluator with other settings.
+        """
+        if state.get("format") != FORMAT:
+            raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
+        if (state["settings"], state["passes"]) != (self._settings, self._accumulation.passes):
+            raise InputError(
+                "This state is of an evaluator with other settings: metrics, networks, weights, batch size, "
+                "or what becomes of floats. Make the evaluator with the same arguments."
+            )
+        self.reset()
+        self._intake.low, self._intake.high = state["range"]
+        self._intake.values = {*state["values"]}
+        self._labels = None if state["labels"] is None else [state["labels"].cpu().numpy()]
+        self._shape = None if state["shape"] is None else tuple(state["shape"])
+        self._dtype = None if state["dtype"] is None else np.dtype(state["dtype"])
+        self._first = [state["first"].cpu().numpy()] if len(state["first"]) else []
+        self._accumulation.restore({key: each.cpu().numpy() for key, each in state["features"].items()})
+
+    # ------------------------------------------------------------------------------------ plan and reference
+
+    @property
+    def _settings(self) -> str:
+        """Everything that what is kept depends on."""
+        return json.dumps(
+            [
+                self._choice.protocol.name,
+                [repr(metric) for metric in self._choice.metrics],
+                {key: each.fingerprint for key, each in self._extractors.items()},
+                self._intake.value_range,
+                self._intake.to_bytes,
+            ]
+        )
+
+    def _plan(self, count: int) -> Plan:
+        """What ``compare`` keeps of so many images."""
+        sources: list[Opened] = [
+            self._reference,
+            GivenImages(NAME, count, np.empty((0, 1, 1, 3), np.uint8)),
+        ]
+        return make_plan(
+            self._choice.metrics,
+            subset=None,
+            is_streaming_better=lambda outputs: has_full_rank(sources, self._extractors, outputs),
+        )
+
+    def _of_reference(self, plan: Plan, clock: Clock) -> tuple[Side, BatchFeatures]:
+        """The features of the reference that a plan needs, extracted once."""
+        key = plan.rows, plan.moments
+        if key not in self._sides:
+            side = Side(self._reference, plan, self._extractors, self._run)
+            with clock.stage("features of reference"):
+                self._sides[key] = side, side.features()
+        return self._sides[key]
+
+    def _compared(self, images: GivenImages, merged: Collected, plan: Plan, clock: Clock) -> Comparison:
+        check_enough_images(images, self._choice.protocol.published_images)
+        reference, known = self._of_reference(plan, clock)
+        side = _Given(images, plan, self._extractors, self._run)
+        features = [known, BatchFeatures.of(*features_from(merged, images, side.wanted))]
+        measured = measure_side(self._choice, [reference, side], features, self._error_bars, clock)
+        return measured.comparison
+
+    # ------------------------------------------------------------------------------------------------- ranks
+
+    def _told_by_all(self, ranks: Ranks) -> tuple[Collected, list[Told]]:
+        """What this rank collected, and what all have; every rank raises the same error."""
+        failure: Exception | None = None
+        collected = Collected({}, Sums(NAME, {}))
+        try:
+            collected = self._accumulation.collected()
+        except Exception as error:
+            failure = error
+        told: list[Told] = ranks.tell(
+            Told(
+                count=self._accumulation.count,
+                shape=self._shape,
+                dtype=None if self._dtype is None else self._dtype.name,
+                has_labels=self._labels is not None,
+                first=len(self._first_images()),
+                low=self._intake.low,
+                high=self._intake.high,
+                values=sorted(self._intake.values),
+                settings=self._settings,
+                failure=None if failure is None else f"{type(failure).__name__}: {failure}",
+            )
+        )
+        if failure is not None:
+            raise failure
+        check_told(told)
+        self._intake_of(told).check(NAME)
+        return collected, told
+
+    def _all_images(self, ranks: Ranks, told: Sequence[Told]) -> GivenImages | None:
+        """What is known of the images of all ranks, on rank 0."""
+        somewhere = next(each for each in told if each.count)
+        assert somewhere.shape is not None
+        first, labels = self._first_images(), None
+        if not self._accumulation.count:
+            first = np.empty((0, *somewhere.shape), somewhere.dtype)
+        found = ranks.gather(first, [each.first for each in told])
+        if somewhere.has_labels:
+            labels = ranks.gather(_joined(self._labels or ()), [each.count for each in told])
+        if found is None:
+            return None
+        count = sum(each.count for each in told)
+        return GivenImages(NAME, count, found[:MOST], labels, tuple(self._intake_of(told).notes()))
+
+    def _intake_of(self, told: Sequence[Told]) -> Intake:
+        """What all ranks were given."""
+        intake = self._new_intake()
+        intake.low, intake.high = min(each.low for each in told), max(each.high for each in told)
+        intake.values = {value for each in told for value in each.values}
+        return intake
+
+    def _merged(
+        self, ranks: Ranks, collected: Collected, plan: Plan, counts: Sequence[int]
+    ) -> Collected | None:
+        """Sums over all ranks, and on rank 0 the rows of all; None on the others."""
+        rows: dict[str, dict[str, NDArray[np.float32]]] = {}
+        if plan.rows:
+            for network, outputs in collected.rows.items():
+                for output, mine in outputs.items():
+                    found = ranks.gather(mine, counts)
+                    if found is not None:
+                        rows.setdefault(network, {})[output] = found
+        else:
+            for sums in collected.sums.moments.values():
+                for output in sums:
+                    sums[output] = sums[output].across(ranks)
+        return Collected(rows, collected.sums) if ranks.rank == 0 else None
+
+    def _first_images(self) -> NDArray[Any]:
+        shape, dtype = self._shape or (1, 1, 3), self._dtype or np.uint8
+        return np.concatenate([np.empty((0, *shape), dtype), *self._first])
+
+
+class _Given(Side):
+    """The side of images that were given: nothing is known of them but their features."""
+
+    def batch(self, features: BatchFeatures) -> Batch:
+        return replace(super().batch(features), digest="", features="extracted")
+
+
+def _found(reference: Source) -> Source:
+    """The file of a published batch, where that is what a text names."""
+    if not isinstance(reference, str):
+        return reference
+    from reference_batches.fetch import fetch, named
+
+    published = named(reference)
+    return reference if published is None else os.fspath(fetch(published.name))
+
+
+def _joined(labels: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *labels])

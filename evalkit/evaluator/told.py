@@ -1,0 +1,85 @@
+"""What the ranks of a training job tell each other when they compute scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evalkit import errors
+from evalkit.errors import EvalkitError, InputError, UndefinedMetricError, WorkerError
+from evalkit.results import Comparison
+
+__all__ = ["Outcome", "Told", "check_told", "described"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a rank tells the others of its images."""
+
+    count: int
+    shape: tuple[int, ...] | None
+    dtype: str | None
+    has_labels: bool
+    first: int
+    low: float
+    high: float
+    values: Sequence[int]
+    settings: str
+    failure: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What rank 0 tells the others: a record, or why there is none."""
+
+    record: str = ""
+    error: str = ""
+    message: str = ""
+
+    @classmethod
+    def of_failure(cls, error: Exception, rank: int) -> Outcome:
+        """Why there is no record."""
+        if isinstance(error, EvalkitError):
+            return cls(error=type(error).__name__, message=str(error))
+        return cls(error="WorkerError", message=f"Rank {rank} failed: {type(error).__name__}: {error}")
+
+    def comparison(self) -> Comparison:
+        """The comparison.
+
+        Raises:
+            EvalkitError: What rank 0 raised.
+        """
+        if self.error:
+            raise getattr(errors, self.error, EvalkitError)(self.message)
+        return Comparison.from_json(self.record)
+
+
+def check_told(told: Sequence[Told]) -> None:
+    """Raise an error, the same on all ranks, unless what they have fits together."""
+    for rank, each in enumerate(told):
+        if each.failure is not None:
+            raise WorkerError(f"Rank {rank} failed: {each.failure}")
+        if each.settings != told[0].settings:
+            raise InputError(
+                f"Rank {rank} has an evaluator with other settings than rank 0: metrics, networks, weights, "
+                "or what becomes of floats. Make it with the same arguments on every rank."
+            )
+    given = [(rank, each) for rank, each in enumerate(told) if each.count]
+    if not given:
+        raise UndefinedMetricError("No images were given. Call update(images) before compute().")
+    (first, one), *others = given
+    for rank, each in others:
+        if (each.shape, each.dtype) != (one.shape, one.dtype):
+            raise InputError(
+                f"The images of rank {rank} are {described(each.shape, each.dtype)}, those of rank {first} "
+                f"{described(one.shape, one.dtype)}; expected all alike."
+            )
+        if each.has_labels != one.has_labels:
+            raise InputError(
+                f"Rank {rank} and rank {first}: only one has labels. Give them on all ranks or on none."
+            )
+
+
+def described(shape: Sequence[int] | None, dtype: object) -> str:
+    """Size and type of images, for messages."""
+    return f"{'x'.join(map(str, shape or ()))} {dtype}"

@@ -1,0 +1,240 @@
+"""Features of images that arrive in batches of any size: the same bits as of one batch that holds them all.
+
+An :class:`~evalkit.features.extraction.Extraction` cuts images into forward passes, shards and groups by
+their positions alone. Here images wait until a forward pass is full, and rows until a shard is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalkit.errors import FeatureError
+from evalkit.extractors.base import Extractor, Rows
+from evalkit.features import extraction, store
+from evalkit.features.extraction import Part, Wanted
+from evalkit.features.record import Features
+from evalkit.features.work import Begun, Sums, pass_size
+from evalkit.features.writer import RowsOf
+from evalkit.images import ImageSource
+
+__all__ = ["Accumulation", "Collected", "features_from"]
+
+
+class Collected(NamedTuple):
+    """What there is of the images so far.
+
+    Attributes:
+        rows: (n, d) by network and output, of the outputs of which rows are kept.
+        sums: Of the outputs that are summed up.
+    """
+
+    rows: RowsOf
+    sums: Sums
+
+
+class Accumulation:
+    """Rows and sums of images that arrive in batches.
+
+    Args:
+        name: Of the images, for messages.
+        extractors: The networks.
+        rows: Outputs of which rows are kept, by network; of a derived output the one that it follows from.
+        sums: Widths of the outputs that are summed up, by network.
+
+    Attributes:
+        count: Images so far.
+        passes: Images of a forward pass, by network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        extractors: Sequence[Extractor],
+        rows: Mapping[str, Sequence[str]],
+        sums: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        self.count = 0
+        self._extractors = extractors
+        self.passes = {each.network: pass_size(each) for each in extractors}
+        self._unit = max(self.passes.values())
+        self._waiting: NDArray[Any] | None = None  # (unit, h, w, 3), of which the first `_held` are images
+        self._held = 0
+        self._shard = Begun(store.SHARD, extractors)
+        self._filled = 0
+        self._full: deque[Begun] = deque()  # shards that the device may still be at
+        self._rows: dict[str, dict[str, list[Rows]]] = {
+            network: {output: [] for output in outputs} for network, outputs in rows.items()
+        }
+        self._taken = 0  # images of the shards whose rows are in `_rows` and `_group`
+        self._group, self._total = Sums(name, sums), Sums(name, sums)
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether rows are kept of any output."""
+        return bool(self._rows)
+
+    def drop_rows(self) -> None:
+        """Keep no rows, neither those so far nor any later."""
+        self._rows = {}
+
+    def add(self, images: NDArray[Any]) -> None:
+        """Add images, (n, h, w, 3), uint8 or float32 in [0, 255], all alike; they are copied or done with.
+
+        Raises:
+            FeatureError: Features are not finite; the message says where.
+        """
+        self.count += len(images)
+        while len(images):
+            if not self._held and len(images) >= self._unit:
+                self._extract(images[: self._unit])
+                images = images[self._unit :]
+                continue
+            if self._waiting is None:
+                self._waiting = np.empty((self._unit, *images.shape[1:]), images.dtype)
+            taken = images[: self._unit - self._held]
+            self._waiting[self._held : self._held + len(taken)] = taken
+            self._held += len(taken)
+            images = images[len(taken) :]
+            if self._held == self._unit:
+                self._held = 0
+                self._extract(self._waiting)
+
+    def collected(self) -> Collected:
+        """Rows and sums of all images so far; more may follow.
+
+        Raises:
+            FeatureError: Features are not finite, or those of some images are not there.
+        """
+        while self._full:
+            self._take(self._full.popleft().result())
+        part = self._part()
+        rows = {
+            network: {
+                output: np.concatenate([*kept, part[network][output]]) for output, kept in outputs.items()
+            }
+            for network, outputs in self._rows.items()
+        }
+        total, group = copy.deepcopy(self._total), copy.deepcopy(self._group)
+        if self.count > self._taken:
+            group.add(self._taken, part)
+        total.merge(group)
+        counts = {each.n for moments in total.moments.values() for each in moments.values()}
+        counts |= {len(kept) for outputs in rows.values() for kept in outputs.values()}
+        if counts - {self.count}:
+            raise FeatureError(
+                f"Of {self.count:,} images only the features of {min(counts):,} are there: an update failed, "
+                "or was interrupted. Call reset(), and give all images again."
+            )
+        return Collected(rows, total)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Arrays from which :meth:`restore` makes an equal object."""
+        while self._full:
+            self._take(self._full.popleft().result())
+        found: dict[str, NDArray[Any]] = {"count": np.array(self.count), "taken": np.array(self._taken)}
+        if self._held:
+            assert self._waiting is not None
+            found["waiting"] = self._waiting[: self._held].copy()
+        for network, outputs in self._shard.result().items():
+            found |= {f"shard/{network}:{key}": rows[: self._filled].copy() for key, rows in outputs.items()}
+        for network, kept in self._rows.items():
+            empty = self._shard.result()[network]
+            found |= {
+                f"rows/{network}:{key}": np.concatenate([empty[key][:0], *parts])
+                for key, parts in kept.items()
+            }
+        for name, sums in (("group", self._group), ("total", self._total)):
+            for network, moments in sums.moments.items():
+                for output, each in moments.items():
+                    found |= {
+                        f"{name}/{network}:{output}/{key}": array.copy()
+                        for key, array in each.state().items()
+                    }
+        return found
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Becomes what :meth:`state` was taken of; only on an object to which nothing was added.
+
+        It must have the same arguments, and the same :attr:`passes`.
+        """
+        self.count, self._taken = int(state["count"]), int(state["taken"])
+        if (waiting := state.get("waiting")) is not None:
+            self._waiting = np.empty((self._unit, *waiting.shape[1:]), waiting.dtype)
+            self._held = len(waiting)
+            self._waiting[: self._held] = waiting
+        for network, outputs in self._shard.result().items():
+            for key, rows in outputs.items():
+                kept = state[f"shard/{network}:{key}"]
+                self._filled = len(kept)
+                rows[: self._filled] = kept
+        if not any(key.startswith("rows/") for key in state):
+            self.drop_rows()
+        for network, lists in self._rows.items():
+            for output, parts in lists.items():
+                parts.append(state[f"rows/{network}:{output}"])
+        for name, sums in (("group", self._group), ("total", self._total)):
+            for network, moments in sums.moments.items():
+                for output, each in moments.items():
+                    each.restore(
+                        {key: state[f"{name}/{network}:{output}/{key}"] for key in ("n", "mean", "scatter")}
+                    )
+
+    def _extract(self, images: NDArray[Any]) -> None:
+        """Begin a full forward pass of the largest batch size."""
+        self._begin(self._shard, images, self._filled)
+        self._filled += len(images)
+        if self._filled == store.SHARD:
+            self._full.append(self._shard)
+            self._shard, self._filled = Begun(store.SHARD, self._extractors), 0
+        while self._full and (self._full[0].done() or len(self._full) > 1):
+            self._take(self._full.popleft().result())
+
+    def _begin(self, begun: Begun, images: NDArray[Any], at: int) -> None:
+        for extractor in self._extractors:
+            size = self.passes[extractor.network]
+            for first in range(0, len(images), size):
+                begun.add(extractor, images[first : first + size], at + first)
+
+    def _part(self) -> RowsOf:
+        """The rows of the last shard, which is not full; the images that wait go through the networks."""
+        rest = Begun(self._held, self._extractors)
+        if self._held:
+            assert self._waiting is not None
+            self._begin(rest, self._waiting[: self._held], 0)
+        of_rest = rest.result()
+        return {
+            network: {
+                output: np.concatenate([rows[: self._filled], of_rest[network][output]])
+                for output, rows in outputs.items()
+            }
+            for network, outputs in self._shard.result().items()
+        }
+
+    def _take(self, shard: RowsOf) -> None:
+        """Keep and sum up a full shard; sums are merged in groups, as those of a whole batch are."""
+        for network, outputs in self._rows.items():
+            for output, kept in outputs.items():
+                kept.append(shard[network][output])
+        self._group.add(self._taken, shard)
+        self._taken += store.SHARD
+        if self._taken % (extraction.GROUP * store.SHARD) == 0:
+            self._total.merge(self._group)
+            self._group = self._group.empty()
+
+
+def features_from(collected: Collected, images: ImageSource, wanted: Sequence[Wanted]) -> list[Features]:
+    """The features of a batch from what was collected of its images, in the order of what is wanted."""
+    found = []
+    for each in wanted:
+        part = Part(images, each, None, {})
+        part.put(0, len(images), collected.rows.get(part.network, {}))
+        for output in part.new_moments:
+            part.gaussians[output] = collected.sums.moments[part.network][output].gaussian()
+        found.append(part.features())
+    return found

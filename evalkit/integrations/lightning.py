@@ -1,0 +1,103 @@
+"""A Lightning callback that samples from the model while it trains, and logs the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from evalkit.errors import InputError, MissingDependencyError
+from evalkit.evaluator import Evaluator
+from evalkit.integrations import scalars
+from evalkit.results import Comparison
+
+__all__ = ["evaluator_callback"]
+
+
+def evaluator_callback(
+    evaluator: Evaluator,
+    sample: Callable[[Any, int], Any],
+    images: int,
+    *,
+    batch_size: int = 64,
+    every: int = 1,
+    prefix: str = "evalkit/",
+) -> Any:
+    """A ``lightning.pytorch.Callback`` that measures the model at the end of epochs.
+
+    The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
+    Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid")`` can use them; the last
+    comparison is its attribute ``comparison``.
+
+    Args:
+        evaluator: Is reset before each measurement.
+        sample: Called with the module and a number of images; returns these, or these and their labels, as
+            ``Evaluator.update`` takes them.
+        images: How many, of all ranks together.
+        batch_size: How many at a time.
+        every: Epochs between measurements; the first is at the end of epoch ``every``, counted from 1.
+        prefix: See :func:`evalkit.integrations.scalars`.
+
+    Raises:
+        InputError: A number is below 1.
+        MissingDependencyError: Lightning is not installed.
+    """
+    for name, value in (("images", images), ("batch_size", batch_size), ("every", every)):
+        if value < 1:
+            raise InputError(f"{name}={value!r}: expected a whole number from 1.")
+    return _kind()(evaluator, sample, images, batch_size, every, prefix)
+
+
+@cache
+def _kind() -> Any:
+    """The class; it is made when it is needed, because its base is Lightning's."""
+    try:
+        from lightning.pytorch import Callback
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"This callback needs Lightning, which cannot be imported ({error}): "
+            "pip install 'evalkit[lightning]'"
+        ) from None
+
+    class EvaluatorCallback(Callback):  # type: ignore[misc]
+        """See :func:`evaluator_callback`."""
+
+        def __init__(
+            self,
+            evaluator: Evaluator,
+            sample: Callable[[Any, int], Any],
+            images: int,
+            batch_size: int,
+            every: int,
+            prefix: str,
+        ) -> None:
+            self.evaluator = evaluator
+            self.comparison: Comparison | None = None
+            self._sample = sample
+            self._images = images
+            self._batch_size = batch_size
+            self._every = every
+            self._prefix = prefix
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            if (trainer.current_epoch + 1) % self._every:
+                return
+            share, more = divmod(self._images, trainer.world_size)
+            share += trainer.global_rank < more
+            modes = {module: module.training for module in pl_module.modules()}
+            pl_module.eval()
+            self.evaluator.reset()
+            try:
+                with torch.no_grad():
+                    for begin in range(0, share, self._batch_size):
+                        found = self._sample(pl_module, min(self._batch_size, share - begin))
+                        self.evaluator.update(*(found if isinstance(found, tuple) else (found,)))
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
+            self.comparison = self.evaluator.compute()
+            pl_module.log_dict(scalars(self.comparison, self._prefix))
+
+    return EvaluatorCallback

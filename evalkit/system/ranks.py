@@ -1,0 +1,91 @@
+"""What the processes of a torch.distributed group tell each other: the ranks of a training job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evalkit.errors import InputError
+
+__all__ = ["Ranks"]
+
+
+class Ranks:
+    """The processes of a group, or this one alone where torch.distributed is not in use.
+
+    Every rank must call each method, in the same order.
+
+    Args:
+        group: A group of torch.distributed; None for all processes.
+
+    Attributes:
+        rank: Of this process.
+        size: Number of processes.
+
+    Raises:
+        InputError: This process is not in the group.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self._group = group
+        self.rank, self.size = (dist.get_rank(group), dist.get_world_size(group)) if joined else (0, 1)
+        if self.rank < 0:
+            raise InputError("This process is not in the group that the evaluator was given.")
+
+    def tell(self, mine: Any) -> list[Any]:
+        """What every rank tells, in their order; small things that pickle."""
+        found = [mine] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, mine, group=self._group)
+        return found
+
+    def sum(self, mine: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the arrays of all ranks, the same bits on every rank."""
+        if self.size == 1:
+            return mine
+        total = torch.from_numpy(np.array(mine, np.float64, order="C")).to(self._device())
+        dist.all_reduce(total, group=self._group)
+        found: NDArray[np.float64] = total.cpu().numpy()
+        return found
+
+    def gather(self, mine: NDArray[Any], counts: Sequence[int]) -> NDArray[Any] | None:
+        """The rows of all ranks, in their order, on rank 0; None on the others.
+
+        Args:
+            mine: (n, ...), alike on all ranks but for n.
+            counts: n of each rank.
+        """
+        if self.size == 1:
+            return mine
+        if self.rank:
+            if len(mine):
+                rows = torch.from_numpy(np.ascontiguousarray(mine)).to(self._device())
+                dist.send(rows, self._global(0), group=self._group)
+            return None
+        found = np.empty((sum(counts), *mine.shape[1:]), mine.dtype)
+        found[: len(mine)] = mine
+        begin = len(mine)
+        for rank, count in enumerate(counts):
+            if rank and count:
+                there: Tensor = torch.from_numpy(found[begin : begin + count])
+                rows = torch.empty_like(there, device=self._device())
+                dist.recv(rows, self._global(rank), group=self._group)
+                there.copy_(rows)
+                begin += count
+        return found
+
+    def _device(self) -> torch.device:
+        """Where the group's backend takes tensors from: the host where it can, else this rank's GPU."""
+        on_host = "cpu:" in dist.get_backend_config(self._group)
+        return torch.device("cpu") if on_host else torch.device("cuda", torch.cuda.current_device())
+
+    def _global(self, rank: int) -> int:
+        group: Any = self._group or dist.group.WORLD
+        return dist.get_global_rank(group, rank)

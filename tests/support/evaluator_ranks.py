@@ -1,0 +1,85 @@
+"""A toy training job of several ranks, for tests/test_evaluator.py: ``evaluator_ranks.py SIZE FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from stand_ins import NO_STORE, InceptionPixels
+
+from evalkit import Evaluator
+from evalkit.errors import EvalkitError
+from evalkit.features import store
+
+SHARES = [(23, 37), (60, 0), (0, 55)]
+"""How many images each rank makes in each epoch."""
+
+
+def samples(epoch: int, count: int, rank: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What the toy model makes: darker in later epochs."""
+    rng = np.random.default_rng([epoch, rank])
+    return (rng.integers(0, 256, (count, 8, 8, 3)) // (epoch + 1)).astype(np.uint8)
+
+
+SEND = dist.send
+
+
+def send_no_features(tensor: torch.Tensor, *arguments: Any, **others: Any) -> None:
+    assert not tensor.is_floating_point(), "features were sent, although sums are enough"
+    SEND(tensor, *arguments, **others)
+
+
+def train(rank: int, size: int, folder: Path) -> None:
+    """One rank: each epoch saves its images, and what every evaluator says of them."""
+    store.SHARD = 16
+    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=size)
+    arguments = {"run": NO_STORE, "extractor": InceptionPixels(batch_size=4)}
+    whole = Evaluator(str(folder / "ref.npz"), **arguments)
+    sums = Evaluator(str(folder / "ref.npz"), metrics=["fid", "sfid"], **arguments)
+    for epoch, shares in enumerate(SHARES):
+        images = samples(epoch, shares[rank], rank)
+        np.save(folder / f"{epoch}-{rank}.npy", images)
+        for evaluator in (whole, sums):
+            evaluator.reset()
+            for begin in range(0, len(images), 7):
+                batch = torch.from_numpy(images[begin : begin + 7]).permute(0, 3, 1, 2)
+                evaluator.update(batch, labels=torch.arange(len(batch)) % 3)
+        (folder / f"{epoch}-{rank}-whole.json").write_text(whole.compute().to_json())
+        dist.send = send_no_features
+        (folder / f"{epoch}-{rank}-sums.json").write_text(sums.compute().to_json())
+        dist.send = SEND
+    errors = []
+    other = Evaluator(str(folder / "ref.npz"), metrics=["fid"] if rank else None, **arguments)
+    lone = Evaluator(str(folder / "ref.npz"), **arguments)
+    mixed = Evaluator(str(folder / "ref.npz"), **arguments)
+    mixed.update(np.zeros((2, 8 + rank, 8, 3), np.uint8))
+    if not rank:
+        lone.update(np.zeros((1, 8, 8, 3), np.uint8))
+    for evaluator in (other, lone, mixed):
+        try:
+            evaluator.compute()
+        except EvalkitError as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    (folder / f"errors-{rank}.json").write_text(json.dumps(errors))
+    dist.destroy_process_group()
+
+
+def main(size: int, folder: Path) -> int:
+    """All ranks; forked, so that the libraries are loaded once."""
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=train, args=(rank, size, folder)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return max(abs(rank.exitcode or 0) for rank in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2])))

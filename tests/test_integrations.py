@@ -1,0 +1,278 @@
+"""Hooks for training loops, each with the real package; and the examples of docs/during_training.md."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from optional import optional
+from patience import until
+from stand_ins import NO_STORE, InceptionPixels
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from evalkit import Comparison, Evaluator, Score, compare
+from evalkit.errors import InputError, MissingDependencyError
+from evalkit.extractors import EXTRACTORS
+from evalkit.integrations import scalars
+from evalkit.integrations.lightning import evaluator_callback
+from evalkit.integrations.model_card import model_index
+from evalkit.integrations.tensorboard import log_to_tensorboard
+from evalkit.integrations.torchmetrics import evaluator_metric
+from evalkit.integrations.wandb import log_to_wandb
+
+PAGE = (Path(__file__).parent.parent / "docs" / "during_training.md").read_text()
+ARGUMENTS: Mapping[str, Any] = {"extractor": InceptionPixels(), "run": NO_STORE}
+
+# What these packages say of themselves.
+theirs = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def folders_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes nowhere else, whatever folder the tests were started in."""
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+
+
+@pytest.fixture
+def comparison(images: NDArray[np.uint8]) -> Comparison:
+    return compare(images, images[:57, ::-1].copy(), **ARGUMENTS)
+
+
+@pytest.fixture
+def evaluator(images: NDArray[np.uint8]) -> Evaluator:
+    return Evaluator(images, value_range="-1..1", **ARGUMENTS)
+
+
+def noise(count: int, seed: int = 0) -> Tensor:
+    """Pictures in [-1, 1] of the size of the others."""
+    return torch.rand((count, 3, 12, 10), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def as_bytes(pictures: Tensor) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] = ((pictures + 1) * 127.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return found
+
+
+def test_scalars(comparison: Comparison) -> None:
+    fid = Score(name="fid", value=2.5, stderr=0.1, unbiased=2.25)
+    found = scalars(replace(comparison, scores=(fid, Score(name="recall", value=0.5))), "x/")
+    assert found == {"x/fid": 2.5, "x/fid_stderr": 0.1, "x/fid_unbiased": 2.25, "x/recall": 0.5}
+
+
+def toy_module(**fields: Any) -> Any:
+    """A Lightning module whose samples are :func:`noise`."""
+    lightning = optional("lightning.pytorch", "lightning")
+
+    class Toy(lightning.LightningModule):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+            self.frozen = nn.Dropout().eval()
+            self.modes: list[tuple[bool, bool]] = []
+
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+        def sample(self, count: int) -> Tensor:
+            self.modes.append((self.training, torch.is_grad_enabled()))
+            return noise(count)
+
+    return Toy()
+
+
+@theirs
+def test_lightning(evaluator: Evaluator, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    module = toy_module()
+    lightning = optional("lightning.pytorch", "lightning")
+    callback = evaluator_callback(
+        evaluator, lambda module, count: module.sample(count), 55, batch_size=20, every=2
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        max_epochs=4, accelerator="cpu", callbacks=[callback], default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(module, DataLoader(torch.zeros(2, 1)))  # type: ignore[arg-type]
+    assert module.modes == [(False, False)] * 6  # after epochs 2 and 4
+    assert [module.training, module.frozen.training] == [True, False]
+    samples = np.concatenate([as_bytes(noise(count)) for count in (20, 20, 15)])
+    expected = compare(images, samples, **ARGUMENTS)
+    assert callback.comparison.scores == expected.scores
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged == pytest.approx(scalars(expected), rel=1e-6)
+    with pytest.raises(InputError, match="images=0"):
+        evaluator_callback(evaluator, noise, 0)
+
+
+@theirs
+@pytest.mark.usefixtures("torchvision_stand_in")
+def test_torchmetrics(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
+    torchmetrics = optional("torchmetrics", "torchmetrics")
+    metric = evaluator_metric(evaluator)
+    assert metric(noise(30)) == {}
+    both = torchmetrics.MetricCollection({"of_samples": metric, "other": torchmetrics.MeanMetric()})
+    again = both["of_samples"].clone()
+    metric.update(noise(25, seed=1))
+    samples = np.concatenate([as_bytes(noise(30)), as_bytes(noise(25, seed=1))])
+    expected = compare(images, samples, **ARGUMENTS)
+    found = metric.compute()
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        scalars(expected, ""), rel=1e-6
+    )
+    assert metric.comparison.scores == expected.scores
+    # A clone goes on by itself.
+    again.update(noise(9, seed=2))
+    assert again.compute()["fid"] != found["fid"]
+    metric.reset()
+    metric.update(noise(30))
+    assert metric.compute()["fid"] == compare(images, samples[:30], **ARGUMENTS)["fid"]
+
+
+def test_tensorboard(comparison: Comparison, tmp_path: Path) -> None:
+    optional("tensorboard", "train")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path) as writer:  # type: ignore[no-untyped-call]
+        log_to_tensorboard(writer, comparison, 7)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    assert {name: event[0].value for name, event in found.items()} == pytest.approx(
+        scalars(comparison), rel=1e-6
+    )
+    assert {event[0].step for event in found.values()} == {7}
+    (text,) = events.Tensors("evalkit/notes/text_summary")
+    assert "published numbers use 50,000" in text.tensor_proto.string_val[0].decode()
+
+
+@theirs
+def test_wandb(comparison: Comparison, tmp_path: Path) -> None:
+    wandb = optional("wandb", "wandb")
+    with wandb.init(project="x", mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True)) as run:
+        log_to_wandb(run, comparison, 7)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    # On a busy machine its own process writes for a while after the run has ended.
+    until(lambda: bool(wandb_history(file)))
+    history = wandb_history(file)
+    assert history.pop("_step") == 7
+    assert {name: value for name, value in history.items() if name[0] != "_"} == scalars(comparison)
+
+
+def wandb_history(file: Path) -> dict[str, float]:
+    """The only step in the log of a run, if it is there: protocol buffers in the log format of LevelDB."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, part = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4) and at <= len(data):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            part = b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                return {item.key or ".".join(item.nested_key): float(item.value_json) for item in items}
+    return {}
+
+
+@theirs
+def test_model_card(comparison: Comparison) -> None:
+    hub = optional("huggingface_hub", "hub")
+    text = model_index(comparison, model="m", dataset="cifar10", dataset_name="CIFAR-10")
+    assert text.startswith("model-index:\n- name: m\n")
+    card = hub.ModelCard(f"---\n{text}---\n# m\n")
+    found = {each.metric_type: each for each in card.data.eval_results}
+    assert {name: each.metric_value for name, each in found.items()} == {
+        score.name: score.value for score in comparison.scores
+    }
+    fid = found["fid"]
+    assert (fid.metric_name, fid.dataset_type, fid.dataset_name) == ("FID", "cifar10", "CIFAR-10")
+    assert fid.metric_args["protocol"] == "adm"
+    assert fid.metric_args["images"] == 57
+    assert fid.metric_args["reference"] == comparison.reference.digest
+    assert fid.metric_args["stderr"] == comparison.score("fid").stderr  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("lightning", lambda comparison: evaluator_callback(None, noise, 5)),  # type: ignore[arg-type]
+        ("torchmetrics", lambda comparison: evaluator_metric(None)),  # type: ignore[arg-type]
+        (
+            "huggingface_hub",
+            lambda comparison: model_index(comparison, model="", dataset="", dataset_name=""),
+        ),
+    ],
+)
+def test_without_the_package(
+    package: str, call: Any, comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalkit.integrations import lightning, torchmetrics
+
+    for module in (lightning, torchmetrics):
+        monkeypatch.setattr(module, "_kind", module._kind.__wrapped__)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.pytorch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'evalkit\["):
+        call(comparison)
+
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.M | re.S)
+PACKAGES = {
+    "accelerate": "dev",
+    "lightning": "lightning",
+    "torchmetrics": "torchmetrics",
+    "tensorboard": "train",
+    "wandb": "wandb",
+    "model_card": "hub",
+}
+
+
+@theirs
+@pytest.mark.usefixtures("torchvision_stand_in")
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.findall(r"import (\w+)$", text, re.M)[-1])
+def test_examples(
+    example: str,
+    images: NDArray[np.uint8],
+    comparison: Comparison,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for word, extra in PACKAGES.items():
+        if re.search(rf"import {word}\b|integrations\.{word}\b|from {word}\b", example):
+            optional("huggingface_hub" if word == "model_card" else word, extra)
+    monkeypatch.setitem(EXTRACTORS, "inception", "stand_ins:InceptionPixels")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    np.savez("ref.npz", images)
+    Path("record.json").write_text(comparison.to_json())
+    model = toy_module() if "lightning" in example else type("Model", (), {"sample": staticmethod(noise)})
+    known = {
+        "comparison": comparison,
+        "loader": DataLoader(torch.zeros(2, 1)),  # type: ignore[arg-type]
+        "model": model,
+        "train_one_epoch": lambda model: None,
+    }
+    exec(compile(example, "during_training.md", "exec"), known)
+    assert bool(capsys.readouterr().out) == ("print(" in example)
