@@ -8,7 +8,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, TypedDict, Unpack, overload
 
-from evalkit.comparison.advice import check_enough_images, check_labels, memory_needed
+from evalkit.comparison.advice import check_sources, memory_needed
 from evalkit.comparison.pairs import (
     Measured,
     check_paired,
@@ -31,12 +31,10 @@ from evalkit.comparison.sources import (
     Side,
     Source,
     check_fingerprints,
-    check_networks,
     has_full_rank,
     make_extractors,
     open_source,
     open_sources,
-    settle_statistics,
 )
 from evalkit.errors import brief
 from evalkit.extractors import make_extractor
@@ -196,11 +194,7 @@ def measure(
         One for each set of samples.
     """
     clock = Clock()
-    settle_statistics(sources, choice.networks)
-    for source in sources:
-        check_enough_images(source, choice.protocol.published_images)
-        check_labels(source, choice.metrics)
-    check_networks(sources, choice.networks)
+    check_sources(sources, choice)
     extractors = make_extractors(choice.networks, extractor, sources, run)
     check_fingerprints(sources, extractors)
     plan = make_plan(

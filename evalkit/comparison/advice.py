@@ -11,10 +11,12 @@ from evalkit.comparison.plan import Choice, Plan
 from evalkit.comparison.sources import (
     Opened,
     Side,
+    check_networks,
     file_networks,
     file_outputs,
     has_plain_statistics,
     inception_networks,
+    settle_statistics,
     widths_of,
 )
 from evalkit.errors import UndefinedMetricError
@@ -27,7 +29,7 @@ from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.results import Batch
 from evalkit.system.files import physical_memory
 
-__all__ = ["PUBLISHED_NUMBERS", "check_enough_images", "check_labels", "memory_needed", "warnings_of"]
+__all__ = ["PUBLISHED_NUMBERS", "check_sources", "memory_needed", "warnings_of"]
 
 WORTH_SAYING = 5e8
 """Bytes of memory from which on they are announced."""
@@ -36,7 +38,7 @@ PUBLISHED_NUMBERS = "published numbers use"
 """Warnings of what keeps a number from being compared with published ones have these words."""
 
 
-def check_enough_images(source: Opened, published: int) -> None:
+def _check_enough_images(source: Opened, published: int) -> None:
     """Raise an UndefinedMetricError for a batch of one image without statistics."""
     if len(source) == 1 and not file_outputs(source):
         raise UndefinedMetricError(
@@ -45,11 +47,25 @@ def check_enough_images(source: Opened, published: int) -> None:
         )
 
 
-def check_labels(source: Opened, metrics: Sequence[Metric]) -> None:
+def _check_labels(source: Opened, metrics: Sequence[Metric]) -> None:
     """Raise an UndefinedMetricError for a batch without labels, if no metric can do without them."""
     if source.labels is None and metrics and all(getattr(each, "needs_labels", False) for each in metrics):
         why = getattr(source, "labels_problem", None)
         raise UndefinedMetricError(f"{source.name} has no labels; {LABELS_NEEDED}.{f' {why}' if why else ''}")
+
+
+def check_sources(sources: Sequence[Opened], choice: Choice) -> None:
+    """Settle whose statistics plain ones are, and refuse what cannot give the scores, before any long work.
+
+    Raises:
+        InputError: They are features of a network that no metric needs.
+        UndefinedMetricError: There is one image, or labels are missing and no metric can do without them.
+    """
+    settle_statistics(sources, choice.networks)
+    for source in sources:
+        _check_enough_images(source, choice.protocol.published_images)
+        _check_labels(source, choice.metrics)
+    check_networks(sources, choice.networks)
 
 
 def memory_needed(sides: Sequence[Side], plan: Plan, *, error_bars: bool) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evalkit.comparison.advice import check_enough_images
+from evalkit.comparison.advice import check_sources
 from evalkit.comparison.plan import Plan, choose_metrics, make_plan
 from evalkit.comparison.precision_check import MOST, reduced_precision
 from evalkit.comparison.scores import Clock, measure_side
@@ -23,7 +23,6 @@ from evalkit.comparison.sources import (
     Side,
     Source,
     check_fingerprints,
-    check_networks,
     has_full_rank,
     make_extractors,
     open_sources,
@@ -114,8 +113,7 @@ class Evaluator:
         self._error_bars = error_bars
         self._group = group
         (self._reference,) = open_sources(_found(reference))
-        check_enough_images(self._reference, self._choice.protocol.published_images)
-        check_networks([self._reference], self._choice.networks)
+        check_sources([self._reference], self._choice)
         nothing = GivenImages(NAME, 0, np.empty((0, 1, 1, 3), np.uint8))
         self._extractors = make_extractors(
             self._choice.networks, extractor, [self._reference, nothing], self._run
@@ -297,7 +295,7 @@ class Evaluator:
         return self._sides[key]
 
     def _compared(self, images: GivenImages, merged: Collected, plan: Plan, clock: Clock) -> Comparison:
-        check_enough_images(images, self._choice.protocol.published_images)
+        check_sources([images], self._choice)
         reference, known = self._of_reference(plan, clock)
         side = _Given(images, plan, self._extractors, self._run)
         features = [known, BatchFeatures.of(*features_from(merged, images, side.wanted))]
