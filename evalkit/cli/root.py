@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "compare": "evalkit.cli.compare:compare",
     "completion": "evalkit.cli.completion:completion",
     "curves": "evalkit.cli.compare:curves",
+    "doctor": "evalkit.cli.tools:doctor",
     "demo": "generation.cli.demo:demo",
     "features": "evalkit.cli.compare:features",
     "plan": "evalkit.cli.plan:plan",
