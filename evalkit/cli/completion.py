@@ -101,7 +101,9 @@ class _Zsh(_OrFiles, ZshComplete):
 
 
 class _Fish(_OrFiles, FishComplete):
-    pass
+    def source(self) -> str:
+        # The type ends at the first comma, and a list has more of them.
+        return super().source().replace('string split ","', 'string split --max 1 ","')
 
 
 SHELLS = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}

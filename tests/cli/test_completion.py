@@ -92,6 +92,7 @@ def test_scripts(shell: str, run: Run) -> None:
     code, script, _ = run("completion", shell)
     assert code == 0
     assert f"_EVALKIT_COMPLETE={shell}_complete" in script
+    assert ('string split --max 1 ","' in script) == (shell == "fish")  # for lists with commas
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"needs {shell} to check the syntax of its script")
