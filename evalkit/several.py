@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from pathlib import PurePosixPath
 from typing import Any
 
-from evalkit.errors import InputError, brief
+from evalkit.errors import InputError, brief, did_you_mean
 from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.results import Comparison, ScoreSpec, Sweep, check_pairs, column, specs_of
 from evalkit.system.records import read_json, read_record, record_text
@@ -82,14 +82,16 @@ class Comparisons:
             InputError: There is no such score or set, or both are the same.
         """
         a, b = self._number(first), self._number(second)
-        known = ", ".join(dict.fromkeys(pair.score for pair in self.pairs))
+        known = dict.fromkeys(pair.score for pair in self.pairs)
         if a == b:
             raise InputError(f"{first!r} and {second!r} are the same; give two different ones.")
         low, high = sorted((a, b))
         for pair in self.pairs:
             if (pair.score, pair.first, pair.second) == (score, low, high):
                 return pair if a == low else pair.reversed()
-        raise InputError(f"There is no score {score!r} here; give one of {known}.")
+        raise InputError(
+            f"There is no score {score!r} here; give one of {', '.join(known)}.{did_you_mean(score, known)}"
+        )
 
     def _number(self, which: Which) -> int:
         count = len(self.settings or self.comparisons)

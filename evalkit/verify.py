@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from evalkit.metrics.frechet import frechet_distance
 from evalkit.metrics.inception_score import inception_score
 from evalkit.metrics.precision_recall import precision_recall
 
-__all__ = ["Check", "pictures", "state_dict", "verify"]
+__all__ = ["Check", "against_recorded", "pictures", "state_dict", "verify"]
 
 GRAPH_TOLERANCE = 2e-4
 TORCH_FIDELITY_TOLERANCE = 1e-4
@@ -80,7 +80,7 @@ def verify(
         )
     ]
     ours = Inception(loaded, device=device)
-    checks.append(_against_recorded(ours))
+    checks.append(against_recorded(ours))
     checks.append(
         _attempt("features against TensorFlow running the graph", lambda: _against_graph(ours, graph))
     )
@@ -99,20 +99,25 @@ def _attempt(name: str, run: Callable[[], tuple[bool, str]]) -> Check:
     return Check(name=name, passed=passed, detail=detail)
 
 
-def _against_recorded(ours: Inception) -> Check:
-    """Features that TensorFlow gave for these pictures, shipped with the package."""
+def against_recorded(ours: Inception, sizes: Sequence[tuple[int, int]] = SIZES) -> Check:
+    """Compare with features that TensorFlow gave for these pictures, shipped with the package.
+
+    Args:
+        ours: The network.
+        sizes: Heights and widths of the pictures, some of :data:`SIZES`.
+    """
     with np.load(str(files("evalkit") / "verify_features.npz"), allow_pickle=False) as recorded:
         differences = [
             float(
                 np.abs(ours(pictures(height, width, 1))[layer] - recorded[f"{layer}_{height}x{width}"]).max()
             )
-            for height, width in SIZES
+            for height, width in sizes
             for layer in ("pool", "spatial")
         ]
     return Check(
         name="features against TensorFlow's, recorded",
         passed=max(differences) <= GRAPH_TOLERANCE,
-        detail=_largest(max(differences), GRAPH_TOLERANCE),
+        detail=_largest(max(differences), GRAPH_TOLERANCE, sizes),
     )
 
 
@@ -155,9 +160,9 @@ def _difference(
     return largest
 
 
-def _largest(difference: float, tolerance: float) -> str:
-    sizes = ", ".join(f"{width}x{height}" for height, width in SIZES)
-    return f"largest difference {difference:.1e} (allowed {tolerance:.0e}) for inputs of {sizes}"
+def _largest(difference: float, tolerance: float, sizes: Sequence[tuple[int, int]] = SIZES) -> str:
+    inputs = ", ".join(f"{width}x{height}" for height, width in sizes)
+    return f"largest difference {difference:.1e} (allowed {tolerance:.0e}) for inputs of {inputs}"
 
 
 def state_dict(weights: InceptionWeights) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, did_you_mean
 from evalkit.system.records import structure
 from generation.denoisers import PredictionType
 from generation.networks.classifier import Classifier, ClassifierSettings
@@ -367,5 +367,7 @@ def find_sampling(name: str) -> SamplingPreset:
 
 def _find(name: str, presets: Mapping[str, P], what: str) -> P:
     if name not in presets:
-        raise InputError(f"There is no {what} {name!r}. Give one of {', '.join(presets)}.")
+        raise InputError(
+            f"There is no {what} {name!r}. Give one of {', '.join(presets)}.{did_you_mean(name, presets)}"
+        )
     return presets[name]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from evalkit.errors import InputError, brief
+from evalkit.errors import InputError, brief, did_you_mean
 from evalkit.system.files import read_text
 from evalkit.system.records import structure
 from generation.losses import TIMESTEP_SAMPLERS
@@ -145,7 +145,7 @@ def load_recipe(name: str | Path, **changes: Any) -> Recipe:
     except OSError as error:
         raise InputError(
             f"There is no recipe {str(name)!r} ({error.strerror}). Give a file, or one of "
-            f"{', '.join(shipped)}."
+            f"{', '.join(shipped)}.{did_you_mean(name, shipped)}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error

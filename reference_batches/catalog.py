@@ -8,7 +8,6 @@ The content is ``catalog.toml``; here it becomes frozen objects::
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, did_you_mean, nearest
 from evalkit.layouts import LAYOUTS, SHAPES
 from evalkit.results import PublishedRow
 from evalkit.system.download import published_urls
@@ -91,7 +90,10 @@ def entries(dataset: str | None = None) -> dict[str, Entry]:
     catalog = _read()
     known = catalog["datasets"]
     if dataset is not None and dataset not in known:
-        raise InputError(f"No batch was published of a dataset {dataset!r}; expected {', '.join(known)}.")
+        raise InputError(
+            f"No batch was published of a dataset {dataset!r}; expected {', '.join(known)}."
+            f"{did_you_mean(dataset, known)}"
+        )
     return {entry.name: entry for entry in _entries(catalog) if dataset in (None, entry.dataset)}
 
 
@@ -131,7 +133,7 @@ def closest(text: str) -> list[str]:
     by_spelling: dict[str, str] = {}
     for entry in published_files().values():
         by_spelling |= {entry.name: entry.name, entry.file: entry.name}
-    found = difflib.get_close_matches(PurePosixPath(text).name, by_spelling, n=3, cutoff=0.75)
+    found = nearest(PurePosixPath(text).name, by_spelling, cutoff=0.75)
     return list(dict.fromkeys(by_spelling[spelling] for spelling in found))
 
 

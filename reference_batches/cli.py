@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.cli import completion
 from evalkit.cli.engine import engine_options, open_engine
 from evalkit.cli.options import (
     ExtractorSetup,
@@ -33,7 +34,11 @@ def reference() -> None:
 
 @reference.command("list")
 @click.option(
-    "--dataset", type=text, metavar="NAME", help="Only the batches of this one, such as imagenet256."
+    "--dataset",
+    type=text,
+    metavar="NAME",
+    help="Only the batches of this one, such as imagenet256.",
+    shell_complete=completion.datasets,
 )
 @click.option("--json", "as_json", is_flag=True, help="All that is known about them, as JSON.")
 def list_(dataset: str | None, as_json: bool) -> None:
@@ -68,7 +73,7 @@ def list_(dataset: str | None, as_json: bool) -> None:
 
 
 @reference.command()
-@click.argument("name", type=text)
+@click.argument("name", type=text, shell_complete=completion.names_of)
 @click.option("-o", "--out", metavar="FILE", type=file, help="Save it here, not in the cache.")
 def fetch(name: str, out: Path | None) -> None:
     """Download the published batch NAME, unless it is there already. An interrupted download resumes.
@@ -242,7 +247,7 @@ def convert(source: str, out: Place, tool: str | None) -> None:
 
 
 @click.command()
-@click.argument("dataset", type=text)
+@click.argument("dataset", type=text, shell_complete=completion.datasets)
 @click.option(
     "--evaluator",
     type=text,

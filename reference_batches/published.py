@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from evalkit.errors import InputError, brief, listing
+from evalkit.errors import InputError, brief, did_you_mean, listing
 from evalkit.results import Comparison, PublishedRow, ScoreSpec
 
 __all__ = [
@@ -79,15 +79,17 @@ def published_rows(
     """
     found = [row for row in all_rows() if row.dataset == dataset]
     if not found:
-        known = ", ".join(dict.fromkeys(row.dataset for row in all_rows()))
+        datasets = dict.fromkeys(row.dataset for row in all_rows())
         raise InputError(
-            f"There are no published rows on a dataset {brief(repr(dataset))}; expected {known}."
+            f"There are no published rows on a dataset {brief(repr(dataset))}; expected "
+            f"{', '.join(datasets)}.{did_you_mean(dataset, datasets)}"
         )
     rows = tuple(row for row in found if evaluator in (None, row.evaluator))
     if not rows:
-        known = ", ".join(dict.fromkeys(row.evaluator for row in found))
+        others = dict.fromkeys(row.evaluator for row in found)
         raise InputError(
-            f"No row on {dataset} comes from an evaluator {brief(repr(evaluator))}; expected {known}."
+            f"No row on {dataset} comes from an evaluator {brief(repr(evaluator))}; expected "
+            f"{', '.join(others)}.{did_you_mean(evaluator, others)}"
         )
     named = tuple(row for row in rows if model is None or model.lower() in row.model.lower())
     if not named:
@@ -112,7 +114,10 @@ def ranked(rows: Iterable[PublishedRow], score: str) -> list[PublishedRow]:
     """
     signs = {spec.name: -1 if spec.higher_is_better else 1 for spec in SCORES}
     if score not in signs:
-        raise InputError(f"No row has a score {brief(repr(score))}; expected one of {', '.join(signs)}.")
+        raise InputError(
+            f"No row has a score {brief(repr(score))}; expected one of {', '.join(signs)}."
+            f"{did_you_mean(score, signs)}"
+        )
     return sorted(rows, key=lambda row: (score not in row.scores, signs[score] * row.scores.get(score, 0.0)))
 
 

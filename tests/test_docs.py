@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from evalkit.errors import UndefinedMetricError
 from evalkit.extractors import EXTRACTORS
 from evalkit.extractors.pixels import Pixels
 from evalkit.features.record import BatchFeatures
+from evalkit.layouts import LAYOUTS
 from evalkit.metrics import METRICS
+from evalkit.protocols import PROTOCOLS
 from evalkit.report.text import markdown, sweep_table, table
 from evalkit.results import Comparison, Point, Sweep
+from generation.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,6 +45,9 @@ TEXTS = {
         *ROOT.glob("docs/**/*.md"),
     ]
 }
+PAGES = {name.removeprefix("docs/"): text for name, text in TEXTS.items() if name.startswith("docs/")}
+EXTRAS = {*tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]}
+SITE = (ROOT / "mkdocs.yml").read_text()
 TORCHRUN = {"--no-python", "--nproc-per-node"}
 SLURM = {f"--{each}" for each in ("cpus-per-task", "exclude", "exclusive", "gpus-per-node", "nodelist")}
 SLURM |= {
@@ -152,6 +160,54 @@ def test_every_link_leads_somewhere(name: str) -> None:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M)
             slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
             assert anchor in slugs, f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"([\w/-]+\.md)$", SITE.partition("\nnav:\n")[2], flags=re.M)
+    # docs/site_hooks.py makes these.
+    made = {"commands/index.md", "architecture.md", "changelog.md", "contributing.md"}
+    assert sorted({*listed} - made) == sorted(PAGES)
+    assert made <= {*listed}
+    assert len(listed) == len({*listed})
+
+
+ROWS = [
+    *(("every-metric.md", f"## `{name}`\n") for name in METRICS),
+    *(("networks.md", f"`{name}`") for name in EXTRACTORS),
+    *(("protocols.md", f"`{name}`") for name in PROTOCOLS),
+    *(("generation.md", f"{name}`") for name in SAMPLERS),
+    *(("reference_batches.md", f"`{name}`") for name in LAYOUTS),
+    *(("installation.md", f"| `{name}` |") for name in EXTRAS - {"dev", "docs"}),
+]
+
+
+@pytest.mark.parametrize(("page", "row"), ROWS)
+def test_every_row_is_described(page: str, row: str) -> None:
+    assert row in PAGES[page]
+
+
+def test_every_file_format_is_described() -> None:
+    formats: dict[str, int] = {}
+    for package in ("evalkit", "generation", "reference_batches"):
+        for file in (ROOT / package).rglob("*.py"):
+            for name, number in re.findall(r'"(evalkit [a-z]+) ([0-9]+)"', file.read_text()):
+                formats[name] = max(int(number), formats.get(name, 0))
+    assert len(formats) > 10
+    for name, number in formats.items():
+        assert f"`{name} {number}`" in PAGES["file-formats.md"]
+
+
+def test_every_public_name_is_in_the_python_api() -> None:
+    api = "".join(text for name, text in PAGES.items() if name.startswith("api/"))
+    assert {name for name in evalkit.__all__ if not re.search(rf"\bevalkit\.{name}\b", api)} == set()
+    for described in re.findall(r"^::: (.*)$", api, flags=re.M):
+        assert pkgutil.resolve_name(described).__doc__
+
+
+def test_the_site_asks_no_other_host() -> None:
+    """`make docs` looks at every page that it has made."""
+    assert re.search(r"^  font: false$", SITE, flags=re.M)
+    assert not re.search("analytics|https?://", SITE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -100,7 +100,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "evalkit.verify": ("evalkit.extractors", "evalkit.metrics"),
     # The command lines know what the name of a published batch stands for, and what was published on it.
-    "evalkit.cli": ("evalkit", "reference_batches.fetch", "reference_batches.published"),
+    "evalkit.cli": (
+        "evalkit",
+        "reference_batches.catalog",
+        "reference_batches.fetch",
+        "reference_batches.published",
+    ),
     "evalkit": ("evalkit",),
     "reference_batches": (
         "reference_batches",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.cli import completion
 from evalkit.cli.engine import engine_options
 from evalkit.cli.messages import say
 from evalkit.cli.options import (
@@ -22,6 +23,7 @@ from evalkit.cli.options import (
 from evalkit.cli.parameters import WithRuns, file, members_of, output, text
 from evalkit.cli.sheets import Sheets, sheet_options
 from evalkit.errors import EvalkitError, InputError, OutputError
+from evalkit.extractors import EXTRACTORS
 from evalkit.layouts import LAYOUTS
 from evalkit.protocols import PROTOCOLS
 from evalkit.system.urls import shown
@@ -33,8 +35,8 @@ __all__ = ["compare", "curves", "features", "stats"]
 
 
 @click.command(cls=WithRuns)
-@click.argument("reference")
-@click.argument("samples", nargs=-1)
+@click.argument("reference", shell_complete=completion.batches)
+@click.argument("samples", nargs=-1, shell_complete=completion.batches)
 @click.option(
     "--runs",
     multiple=True,
@@ -52,6 +54,7 @@ __all__ = ["compare", "curves", "features", "stats"]
     "--protocol",
     type=text,
     metavar="LIST",
+    shell_complete=completion.several_of(PROTOCOLS),
     default="adm",
     show_default=True,
     help=f"{', '.join(PROTOCOLS)}; or several, separated by commas, in one pass over the images. adm: the "
@@ -76,6 +79,7 @@ __all__ = ["compare", "curves", "features", "stats"]
 @click.option(
     "--metrics",
     metavar="LIST",
+    shell_complete=completion.metrics,
     help="Metrics to compute, separated by commas: those of the protocol (fid, sfid, inception_score, "
     "precision, recall), and others such as fd@pixels, a Fréchet distance on another network. With fid and "
     "sfid alone, memory does not grow with the number of images of a single set.",
@@ -212,10 +216,14 @@ def compare(
 
 
 @click.command()
-@click.argument("images")
+@click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="HDF5 to write, also at a URL.")
 @click.option(
-    "--network", default="inception", show_default=True, help="Network to use, such as inception or pixels."
+    "--network",
+    default="inception",
+    show_default=True,
+    help="Network to use, such as inception or pixels.",
+    shell_complete=completion.one_of(EXTRACTORS),
 )
 @value_range_option
 @extractor_options
@@ -245,7 +253,7 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
 
 
 @click.command()
-@click.argument("images")
+@click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="File to write, also at a URL.")
 @click.option(
     "--as",
@@ -323,6 +331,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
 @click.option(
     "--published",
     metavar="DATASET",
+    shell_complete=completion.datasets,
     help="Overlay what papers report on this dataset, such as imagenet256; see `evalkit published`.",
 )
 def curves(sweeps: tuple[Path, ...], out: Place, published: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evalkit.cli import completion
 from evalkit.cli.engine import engine_options
 from evalkit.cli.options import (
     ExtractorSetup,
@@ -23,9 +24,9 @@ __all__ = ["plan"]
 
 
 @click.command()
-@click.argument("reference")
-@click.argument("samples")
-@click.argument("other", required=False)
+@click.argument("reference", shell_complete=completion.batches)
+@click.argument("samples", shell_complete=completion.batches)
+@click.argument("other", required=False, shell_complete=completion.batches)
 @click.option(
     "--detect",
     required=True,
@@ -38,6 +39,7 @@ __all__ = ["plan"]
     default="fid",
     show_default=True,
     metavar="LIST",
+    shell_complete=completion.metrics,
     help="Metrics to plan for, separated by commas, as in `compare`.",
 )
 @click.option(

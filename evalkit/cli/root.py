@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import pkgutil
@@ -15,7 +16,7 @@ import click
 
 from evalkit import __version__
 from evalkit.cli.messages import is_json, say, show_messages
-from evalkit.errors import EvalkitError, InputError, brief, shortened
+from evalkit.errors import EvalkitError, InputError, brief, did_you_mean, shortened
 from evalkit.system.processes import is_main_process, world_size
 
 __all__ = ["main", "root"]
@@ -27,7 +28,9 @@ INTERRUPTED = 130
 VERBS: dict[str, str] = {
     "checkpoint": "generation.cli.checkpoint:checkpoint",
     "compare": "evalkit.cli.compare:compare",
+    "completion": "evalkit.cli.completion:completion",
     "curves": "evalkit.cli.compare:curves",
+    "doctor": "evalkit.cli.tools:doctor",
     "demo": "generation.cli.demo:demo",
     "features": "evalkit.cli.compare:features",
     "plan": "evalkit.cli.plan:plan",
@@ -54,6 +57,14 @@ class _Root(click.Group):
             return None
         found: click.Command = pkgutil.resolve_name(VERBS[name])
         return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            # click itself suggests commands that are loaded already, and these are not.
+            ctx.fail(f"No such command {args[0]!r}.{did_you_mean(args[0], VERBS)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -124,6 +135,8 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    if "_EVALKIT_COMPLETE" in os.environ:  # the Tab key was pressed: what follows is for click
+        importlib.import_module("evalkit.cli.completion")
     try:
         result = root.main(standalone_mode=False)
     except click.ClickException as error:

@@ -1,13 +1,13 @@
-"""The verbs that look after the installation: weights, verify."""
+"""The verbs that look after the installation: weights, verify, doctor."""
 
 from __future__ import annotations
 
 import click
 
 from evalkit.cli.progress import progress_bars
-from evalkit.errors import InputError
+from evalkit.errors import InputError, listing
 
-__all__ = ["verify", "weights"]
+__all__ = ["doctor", "verify", "weights"]
 
 
 @click.command()
@@ -70,3 +70,56 @@ def verify(weights: str | None, graph: str | None, device: str) -> None:
     if any(check.passed is False for check in checks):
         raise InputError("This installation does not reproduce the reference; the lines above say where.")
     click.echo("All checks that could run passed.")
+
+
+@click.command()
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines to read, or all findings as JSON.",
+)
+@click.pass_context
+def doctor(context: click.Context, format_: str) -> None:
+    """Look at this installation: what is there, what is missing, and the command that brings it.
+
+    That is device, threads, weights of every network, cache, disk space, packages and optional parts; at the
+    end, three pictures go through Inception and are compared with TensorFlow's features of them. Nothing is
+    downloaded. The exit code is 1 if something that evalkit needs is missing or wrong, or else 0.
+
+    \b
+    Example:
+      evalkit doctor
+      evalkit doctor --format json
+    """
+    import json
+    from dataclasses import asdict
+
+    from evalkit.doctor import examine
+
+    part, findings = "", []
+    for finding in examine():
+        findings.append(finding)
+        if format_ == "text":
+            if finding.part != part:
+                part = finding.part
+                click.echo(part)
+            mark = finding.state.upper() if finding.state == "wrong" else finding.state
+            click.echo(f"  {mark:<7} {finding.name}: {finding.detail}")
+            if finding.remedy:
+                click.echo(f"          {finding.remedy}")
+    wrong = [finding for finding in findings if finding.state == "wrong"]
+    if format_ == "json":
+        content = {
+            "format": "evalkit doctor 1",
+            "ok": not wrong,
+            "findings": [asdict(finding) for finding in findings],
+        }
+        click.echo(json.dumps(content, indent=2))
+    elif wrong:
+        click.echo(f"{len(wrong)} of these are WRONG: {listing(finding.name for finding in wrong)}")
+    else:
+        click.echo("Everything that evalkit needs is here.")
+    context.exit(1 if wrong else 0)

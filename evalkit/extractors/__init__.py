@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from evalkit.extractors.base import Extractor
@@ -45,7 +45,10 @@ def extractor_class(network: str) -> Any:
         InputError: There is no such row.
     """
     if network not in EXTRACTORS:
-        raise InputError(f"Unknown network {network!r}. Give one of {', '.join(EXTRACTORS)}.")
+        raise InputError(
+            f"Unknown network {network!r}. Give one of {', '.join(EXTRACTORS)}."
+            f"{did_you_mean(network, EXTRACTORS)}"
+        )
     return pkgutil.resolve_name(EXTRACTORS[network])
 
 

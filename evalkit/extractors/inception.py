@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import InputError, UndefinedMetricError
-from evalkit.extractors.base import Rows
+from evalkit.errors import InputError, UndefinedMetricError, listing
+from evalkit.extractors.base import Rows, WeightsState
 from evalkit.extractors.inception_network import INPUT_SIZE, SPATIAL_CHANNELS, Network
 from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.staging import Copies, Upload
 from evalkit.extractors.travel import Travels
-from evalkit.extractors.weights import InceptionWeights, load_weights
+from evalkit.extractors.weights import InceptionWeights, describe_weights, load_weights
 from evalkit.system.devices import float32_arithmetic
 from evalkit.system.engine import Done, Pending
 
@@ -71,6 +71,22 @@ class Inception(Travels):
         # On a CPU, small batches keep the activations in its caches.
         sizes = {"cpu": max(8, torch.get_num_threads()), "cuda": 256}
         self.batch_size = batch_size or sizes.get(self._device.type, 128)
+
+    @classmethod
+    def weights_state(cls) -> WeightsState:
+        """Where the weights are, see :class:`evalkit.extractors.base.HasWeights`."""
+        rows, bring = describe_weights(), "evalkit weights --fetch"
+        used = next((row for row in rows if row.used), None)
+        if used is None:
+            tried = listing(dict.fromkeys(row.place for row in rows))
+            return WeightsState(usable=None, detail=f"nothing found ({tried})", remedy=bring)
+        if used.weights is None or not used.weights.genuine:
+            problem = used.problem or f"{used.path}: not the published weights"
+            return WeightsState(usable=False, detail=problem, remedy=bring)
+        if used.weights.head is None:
+            detail = f"{used.path}, genuine; no classifier head, which the Inception Score needs"
+            return WeightsState(usable=True, detail=detail, remedy=bring)
+        return WeightsState(usable=True, detail=f"{used.path}, genuine, with classifier head")
 
     @property
     def weights_record(self) -> dict[str, Any]:

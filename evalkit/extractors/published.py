@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError
+from evalkit.extractors.base import WeightsState
 from evalkit.extractors.bicubic import Resize, Statistics, scaled
 from evalkit.extractors.sharing import read_once
 from evalkit.extractors.travel import Travels
-from evalkit.extractors.vision_weights import Published, find_weights, read_weights
+from evalkit.extractors.vision_weights import Published, find_weights, read_weights, weights_state
 from evalkit.system.devices import float32_arithmetic
 from evalkit.system.files import expand_user
 
@@ -88,6 +89,11 @@ class PublishedNetwork(Travels):
         self._weights = read_once(file, what, lambda: read_weights(file, self.published, shapes))
         # On a CPU, small batches keep the activations in its caches.
         self.batch_size = batch_size or (8 if self._device.type == "cpu" else 128)
+
+    @classmethod
+    def weights_state(cls) -> WeightsState:
+        """Where the weights are, see :class:`evalkit.extractors.base.HasWeights`."""
+        return weights_state(cls.published)
 
     @property
     def weights_record(self) -> dict[str, Any]:

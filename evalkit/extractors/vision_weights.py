@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from evalkit.errors import DownloadError, InputError, OutputError, WeightsError, brief, listing
+from evalkit.extractors.base import WeightsState
 from evalkit.system.download import download
 from evalkit.system.files import (
     cache_directory,
@@ -40,6 +42,7 @@ __all__ = [
     "Weights",
     "find_weights",
     "read_weights",
+    "weights_state",
 ]
 
 log = logging.getLogger(__name__)
@@ -276,7 +279,7 @@ def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     if chosen := os.environ.get(published.variable):
         return expand_user(chosen)
-    own = cache_directory() / "weights" / published.file
+    own = _own_place(published)
     for place in (own, *_other_caches(published)):
         if place.is_file():
             return place
@@ -300,6 +303,29 @@ def find_weights(published: Published, shapes: Mapping[str, tuple[int, ...]]) ->
         f"or set {published.variable} to the path of a copy. The caches of torch.hub and of the Hugging Face "
         f"hub ({' and '.join(published.repositories)}) were searched."
     )
+
+
+def weights_state(published: Published) -> WeightsState:
+    """Where :func:`find_weights` would find them; their values are not read, which can take a minute."""
+    own, chosen = _own_place(published), os.environ.get(published.variable)
+    places = [expand_user(chosen)] if chosen else [own, *_other_caches(published)]
+    file = next((place for place in places if place.is_file()), None)
+    bring = f"curl --location --create-dirs --output {shlex.quote(str(own))} {published.url}"
+    if file is None and chosen:
+        return WeightsState(usable=False, detail=f"{published.variable}: {chosen} is no file")
+    if file is None:
+        return WeightsState(usable=None, detail="not on this machine; downloaded at first use", remedy=bring)
+    try:
+        read_tensors(file, f"{published.url} is one")
+    except InputError as error:
+        return WeightsState(usable=False, detail=str(error), remedy="" if chosen else bring)
+    return WeightsState(
+        usable=True, detail=f"{file}, {file.stat().st_size / 1e9:.2f} GB, checked at first use"
+    )
+
+
+def _own_place(published: Published) -> Path:
+    return cache_directory() / "weights" / published.file
 
 
 def _other_caches(published: Published) -> Iterator[Path]:

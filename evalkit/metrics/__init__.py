@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from evalkit.errors import InputError, listing
+from evalkit.errors import InputError, did_you_mean, listing
 from evalkit.extractors import EXTRACTORS, extractor_class
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ def named(name: str, known: Collection[Metric] = ()) -> Metric:
         names = [*scores, *(other for other in METRICS if other not in scores)]
         raise InputError(
             f"Unknown metric {name!r}. Give one of {listing(names, 40)}, or METRIC@NETWORK, such as "
-            "fd@pixels."
+            f"fd@pixels.{did_you_mean(row, names)}"
         )
     if at and network not in EXTRACTORS:
         raise InputError(
             f"Unknown network {network!r} in {name!r}. Give one of {listing(EXTRACTORS, 40)}, such as "
-            f"{row}@pixels."
+            f"{row}@pixels.{did_you_mean(network, EXTRACTORS)}"
         )
     found = pkgutil.resolve_name(METRICS[row])
     made: Metric = found() if isinstance(found, type) else found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from evalkit.protocols.base import Protocol
@@ -42,7 +42,7 @@ def protocol_named(name: str) -> Protocol:
         if not isinstance(each, str) or each not in PROTOCOLS:
             raise InputError(
                 f"Unknown protocol {each!r}. Give one of {', '.join(PROTOCOLS)}, or several with commas "
-                "between."
+                f"between.{did_you_mean(each, PROTOCOLS)}"
             )
         if names.count(each) > 1:
             raise InputError(f"The protocol {each} is named twice. Name each once.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from evalkit.cli.completion import one_of
 from evalkit.cli.messages import say
 from evalkit.cli.parameters import file, output, text
 from evalkit.errors import InputError, brief
@@ -62,6 +63,7 @@ sampler_options = options(
         "--sampler",
         type=text,
         metavar="|".join(SAMPLERS),
+        shell_complete=one_of(SAMPLERS),
         help="By default the preset's, ddim for a ddim respacing, or ddpm.",
     ),
     click.option(

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from evalkit.cli import completion
 from evalkit.cli.engine import engine_options, open_engine
 from evalkit.cli.parameters import text
 from evalkit.errors import InputError
@@ -37,6 +38,7 @@ __all__ = ["sweep"]
     type=text,
     required=True,
     metavar="REF",
+    shell_complete=completion.batches,
     help="What `evalkit compare` takes, or a batch's name.",
 )
 @network_options
@@ -49,11 +51,18 @@ __all__ = ["sweep"]
     "--protocol",
     type=text,
     metavar="|".join(PROTOCOLS),
+    shell_complete=completion.several_of(PROTOCOLS),
     default="adm",
     show_default=True,
     help="As in `evalkit compare`.",
 )
-@click.option("--metrics", type=text, metavar="LIST", help="As in `evalkit compare`.")
+@click.option(
+    "--metrics",
+    type=text,
+    metavar="LIST",
+    help="As in `evalkit compare`.",
+    shell_complete=completion.metrics,
+)
 @click.option(
     "--extractor-precision",
     type=text,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from evalkit.errors import InputError, brief
+from evalkit.errors import InputError, brief, did_you_mean
 
 if TYPE_CHECKING:
     from generation.samplers.base import Sampler
@@ -31,7 +31,9 @@ def sampler_class(name: str) -> type[Sampler]:
         InputError: There is no such sampler.
     """
     if name not in SAMPLERS:
-        raise InputError(f"Unknown sampler {brief(name)!r}; expected {', '.join(SAMPLERS)}.")
+        raise InputError(
+            f"Unknown sampler {brief(name)!r}; expected {', '.join(SAMPLERS)}.{did_you_mean(name, SAMPLERS)}"
+        )
     loaded: type[Sampler] = pkgutil.resolve_name(SAMPLERS[name])
     return loaded
 
@@ -55,7 +57,9 @@ def make_sampler(name: str, parameters: Mapping[str, Any] | None = None) -> Samp
             has = f"the parameters {', '.join(own)}" if own else "no parameters"
             others = [other for other in SAMPLERS if key in _parameters(sampler_class(other))]
             hint = f" {key} is a parameter of {' and '.join(others)}." if others else ""
-            raise InputError(f"The sampler {name} has {has}; {brief(key)!r} was given.{hint}")
+            raise InputError(
+                f"The sampler {name} has {has}; {brief(key)!r} was given.{hint or did_you_mean(key, own)}"
+            )
     return structure(parameters, cls, f"The sampler {name}")
 
 

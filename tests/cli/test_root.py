@@ -1,4 +1,4 @@
-"""The command line as a whole: which verbs may run as several processes, and errors as JSON."""
+"""The command line as a whole: which verbs may run as several processes, errors as JSON, and suggestions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from invoked import Result
 
 from evalkit.cli.root import VERBS
+from evalkit.errors import did_you_mean, nearest
 
 Run = Callable[..., Result]
 
@@ -77,3 +78,37 @@ def test_interrupted(
     assert (code, out) == (130, "")
     assert len(err.splitlines()) == lines
     assert "Interrupted." in err
+
+
+@pytest.mark.parametrize(
+    ("line", "suggested"),
+    [
+        ("comprae", "Did you mean compare?"),
+        ("compare a b --protocol adn", "Did you mean adm?"),
+        ("compare a b --metrics FIDD", "Did you mean fid or sfid or fd?"),
+        ("compare a b --metrics preciscion", "Did you mean precision"),
+        ("compare a b --metrics clip", "or METRIC@NETWORK, such as fd@pixels."),
+        ("compare a b --metrics fd@clip", "Did you mean clip_vitb32 or clip_vitl14 or clip_vitl14_336?"),
+        ("published imagenet26", "Did you mean imagenet256"),
+        ("published imagenet256 --sort FIF", "Did you mean fid"),
+        ("reference list --dataset imagnet512", "Did you mean imagenet512"),
+        ("checkpoint fetch 64x64_difusion", "Did you mean 64x64_diffusion"),
+        ("train diffusion x --recipe digit_diffusion --out y", "Did you mean digits_diffusion"),
+    ],
+)
+def test_errors_suggest_what_was_meant(line: str, suggested: str, run: Run) -> None:
+    code, out, err = run(*line.split())
+    assert (code, out) == (2, "")
+    assert suggested in err
+    assert len(err) <= 1000
+
+
+def test_nearest_names() -> None:
+    known = ["fid", "sfid", "kid_subsets", "Vendi"]
+    assert nearest("FID", known) == ["fid", "sfid"]
+    assert nearest("kid", known)[-1] != "Vendi"
+    assert nearest("kid_", known) == ["kid_subsets"]
+    assert nearest(" vendi ", known) == ["Vendi"]
+    assert [nearest(given, known) for given in ("", "k", None, "x" * 10**6)] == [[]] * 4
+    assert did_you_mean("recall", known) == ""
+    assert did_you_mean("vend", known) == " Did you mean Vendi?"
