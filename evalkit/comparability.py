@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evalkit.batches import Batch
 from evalkit.errors import brief
-from evalkit.results import Batch, Comparison, Score
+from evalkit.results import Comparison, Score
 
 __all__ = ["Reason", "reasons_of"]
 

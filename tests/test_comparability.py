@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from evalkit.batches import Batch, LabelBalance
 from evalkit.comparability import reasons_of
-from evalkit.results import Batch, Comparison, LabelBalance, Score, ScoreSpec
+from evalkit.results import Comparison, Score, ScoreSpec
 
 SPECS = tuple(
     ScoreSpec(name=name, title=name.upper(), higher_is_better=False)

@@ -177,7 +177,7 @@ ROWS = [
     *(("protocols.md", f"`{name}`") for name in PROTOCOLS),
     *(("generation.md", f"{name}`") for name in SAMPLERS),
     *(("reference_batches.md", f"`{name}`") for name in LAYOUTS),
-    *(("installation.md", f"| `{name}` |") for name in EXTRAS - {"dev", "docs"}),
+    *(("installation.md", f"| `{name}` |") for name in sorted(EXTRAS - {"dev", "docs"})),
 ]
 
 

@@ -37,9 +37,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.errors": (),
     "evalkit.system": ("evalkit.system", "evalkit.__version__"),
     "evalkit.pairs": (),
-    "evalkit.results": ("evalkit.pairs", "evalkit.system.records"),
+    "evalkit.batches": (),
+    "evalkit.results": ("evalkit.batches", "evalkit.pairs", "evalkit.system.records"),
     "evalkit.several": ("evalkit.pairs", "evalkit.results", "evalkit.system.records"),
-    "evalkit.comparability": ("evalkit.results",),
+    "evalkit.comparability": ("evalkit.batches", "evalkit.results"),
     "evalkit.deviations": (),
     "evalkit.layouts": (),
     "evalkit.uncertainty": ("evalkit.deviations", "evalkit.pairs"),
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.protocols": ("evalkit.protocols", "evalkit.metrics"),
     "evalkit.comparison": (
         "evalkit.comparison",
+        "evalkit.batches",
         "evalkit.deviations",
         "evalkit.extractors",
         "evalkit.features",
@@ -79,6 +81,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # As the command lines, it knows what the name of a published batch stands for.
     "evalkit.evaluator": (
         "evalkit.evaluator",
+        "evalkit.batches",
         "evalkit.comparison",
         "evalkit.extractors",
         "evalkit.features",
@@ -91,6 +94,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evalkit.integrations": ("evalkit.integrations", "evalkit.evaluator", "evalkit.results"),
     "evalkit.report": (
         "evalkit.report",
+        "evalkit.batches",
         "evalkit.comparability",
         "evalkit.pairs",
         "evalkit.results",

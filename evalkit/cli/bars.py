@@ -12,7 +12,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evalkit.cli.progress import figures
 from evalkit.system.engine import WorkerState
 from evalkit.system.progress import Stage
 
@@ -68,7 +67,7 @@ class Bars:
         return Group(self._bar(self._stage), _lines(self._workers))
 
     def _bar(self, stage: Stage) -> RenderableType:
-        amount, rate, left = figures(stage, self._clock(), in_bytes=self._in_bytes)
+        amount, rate, left = stage.figures(self._clock(), in_bytes=self._in_bytes)
         row = _table(5, narrowed=(0, 1))
         row.columns[1].max_width = 40
         row.add_row(

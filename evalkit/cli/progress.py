@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Protocol
 
 import click
@@ -15,7 +14,7 @@ from evalkit.system.engine import WorkerState
 from evalkit.system.processes import is_main_process
 from evalkit.system.progress import Stage
 
-__all__ = ["Lines", "Silence", "Texts", "View", "figures", "progress_bars"]
+__all__ = ["Lines", "Silence", "Texts", "View", "progress_bars"]
 
 BETWEEN_LINES = 0.95  # seconds: workers are watched about once a second
 BETWEEN_TEXTS = 10.0  # seconds, and a tenth of a stage's time so far: a log is read later, and as a whole
@@ -92,7 +91,7 @@ class Texts:
         state = self._stages[stage]
         state.update(done, total, now)
         if now >= self._next[stage]:
-            say(f"{stage}: {', '.join(filter(None, figures(state, now, in_bytes=self._in_bytes)))}")
+            say(f"{stage}: {', '.join(filter(None, state.figures(now, in_bytes=self._in_bytes)))}")
             self._next[stage] = now + max(BETWEEN_TEXTS, (now - self._began[stage]) / 10)
         if state.is_over:
             del self._stages[stage]
@@ -159,24 +158,6 @@ class Lines:
                 ],
             }
         )
-
-
-def figures(stage: Stage, now: float, *, in_bytes: bool) -> tuple[str, str, str]:
-    """``1,300/5,000``, ``10.0/s`` and ``0:06:10 left``; the last two empty where they are not known."""
-
-    def amount(value: float) -> str:
-        if in_bytes:
-            from rich import filesize
-
-            return filesize.decimal(round(value))
-        return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-    rate, left = stage.per_second(now), stage.seconds_left(now)
-    return (
-        f"{amount(stage.done)}/{amount(stage.total) if stage.total else '?'}",
-        "" if rate is None else f"{amount(rate)}/s",
-        "" if left is None else f"{timedelta(seconds=round(left))} left",
-    )
 
 
 def _rounded(value: float | None) -> float | None:

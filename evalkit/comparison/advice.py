@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from evalkit.batches import Batch
 from evalkit.comparison.balance import are_far_from_uniform
 from evalkit.comparison.plan import Choice, Plan
 from evalkit.comparison.sources import (
@@ -26,7 +27,6 @@ from evalkit.features.record import BatchFeatures, Features, split_output
 from evalkit.images import are_ids
 from evalkit.metrics.base import LABELS_NEEDED, Metric
 from evalkit.metrics.frechet import is_rank_deficient
-from evalkit.results import Batch
 from evalkit.system.files import physical_memory
 
 __all__ = ["PUBLISHED_NUMBERS", "check_sources", "memory_needed", "warnings_of"]

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.batches import LabelBalance
 from evalkit.images import are_ids
-from evalkit.results import LabelBalance
 
 __all__ = ["are_far_from_uniform", "label_balance"]
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.batches import Batch
 from evalkit.comparison.balance import label_balance
 from evalkit.comparison.plan import Plan
 from evalkit.errors import FeatureError, InputError
@@ -44,7 +45,6 @@ from evalkit.images import (
     parse_value_range,
 )
 from evalkit.metrics.frechet import is_rank_deficient
-from evalkit.results import Batch
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote, place_of
 from evalkit.system.urls import is_url

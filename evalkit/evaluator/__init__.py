@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evalkit.batches import Batch
 from evalkit.comparison.advice import check_sources
 from evalkit.comparison.plan import Plan, choose_metrics, make_plan
 from evalkit.comparison.precision_check import MOST, reduced_precision
@@ -36,7 +37,7 @@ from evalkit.features.work import Sums
 from evalkit.images import ValueRange
 from evalkit.images.given import GivenImages, Intake, Layout, ToBytes, labels_of
 from evalkit.metrics.base import Metric
-from evalkit.results import Batch, Comparison
+from evalkit.results import Comparison
 from evalkit.system.devices import prepare_forked_process
 from evalkit.system.ranks import Ranks
 from evalkit.system.run import Run

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from evalkit.batches import Batch
 from evalkit.pairs import LEVEL, Pair
 from evalkit.report.classes import class_lines
-from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep
+from evalkit.results import Comparison, PublishedRow, Score, ScoreSpec, Sweep
 
 __all__ = [
     "FORMATS",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeAlias
 
 __all__ = ["Progress", "Stage"]
@@ -75,3 +76,20 @@ class Stage:
         """Time until all is done; None where that is not known."""
         rate = self.per_second(now)
         return (self.total - self.done) / rate if rate and self.total >= self.done else None
+
+    def figures(self, now: float, *, in_bytes: bool) -> tuple[str, str, str]:
+        """``1,300/5,000``, ``10.0/s`` and ``0:06:10 left``; the last two empty where they are not known."""
+
+        def amount(value: float) -> str:
+            if in_bytes:
+                from rich import filesize
+
+                return filesize.decimal(round(value))
+            return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+        rate, left = self.per_second(now), self.seconds_left(now)
+        return (
+            f"{amount(self.done)}/{amount(self.total) if self.total else '?'}",
+            "" if rate is None else f"{amount(rate)}/s",
+            "" if left is None else f"{timedelta(seconds=round(left))} left",
+        )

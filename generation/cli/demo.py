@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from evalkit.cli.messages import say
 from evalkit.cli.parameters import file
-
-if TYPE_CHECKING:
-    from evalkit.results import Comparison
 
 __all__ = ["demo"]
 
@@ -58,20 +54,13 @@ def demo(out: Path) -> None:
         f"{'2' if fast else '4'} minutes on 2 cores of a CPU."
     )
 
-    def show(real: Comparison) -> None:
-        click.echo(table(real))
-        say(
-            f"\nThat is what a perfect model would get with {real.samples.images} samples. Now the model: "
-            f"{SETTINGS.count} digits at each of {len(SCALES)} guidance scales."
-        )
-
     result = demo(
         out,
         extractor=extractor,
         settings=SETTINGS,
         scales=SCALES,
         progress=progress_bars(),
-        measured=show,
+        measured=lambda real: click.echo(table(real)),
     )
     click.echo(f"\n{sweep_table(result)}")
     first, last = result.points[0], result.points[-1]

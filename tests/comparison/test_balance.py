@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from stand_ins import NO_STORE, InceptionPixels
 
+from evalkit.batches import LabelBalance
 from evalkit.comparison import compare
 from evalkit.comparison.balance import label_balance
-from evalkit.results import LabelBalance
 
 RNG = np.random.default_rng(0)
 BALANCED = np.arange(50_000) % 1000

@@ -340,7 +340,8 @@ def results(folder: Path, variant: int) -> tuple[Path, Path]:
 
 
 def _comparison(value: float) -> Any:
-    from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec
+    from evalkit.batches import Batch
+    from evalkit.results import Comparison, PublishedRow, Score, ScoreSpec
 
     side = Batch(
         name="a.npz",

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from invoked import Result
 
+from evalkit.batches import Batch
 from evalkit.errors import InputError
 from evalkit.report import several
-from evalkit.results import Batch, Comparison, PublishedRow, Score
+from evalkit.results import Comparison, PublishedRow, Score
 from evalkit.several import Comparisons
 from reference_batches import published
 from reference_batches.catalog import entries, find

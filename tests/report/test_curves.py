@@ -16,10 +16,11 @@ from invoked import Result
 from optional import optional
 from PIL import Image
 
+from evalkit.batches import Batch
 from evalkit.errors import InputError
 from evalkit.protocols import protocol_named
 from evalkit.report import plot
-from evalkit.results import Batch, Comparison, Point, PublishedRow, Score, Sweep
+from evalkit.results import Comparison, Point, PublishedRow, Score, Sweep
 from reference_batches.published import curves
 
 Invoke = Callable[..., Result]

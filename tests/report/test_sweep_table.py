@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from evalkit.batches import Batch
 from evalkit.pairs import Difference, Pair, pairs_with_best
 from evalkit.protocols import protocol_named
 from evalkit.report.text import sweep_table
-from evalkit.results import Batch, Comparison, Point, Score, ScoreSpec, Sweep
+from evalkit.results import Comparison, Point, Score, ScoreSpec, Sweep
 
 BATCH = Batch(
     name="x.npz", images=800, image_shape=(8, 8, 3), digest="0", statistics="images", features="extracted"
