@@ -72,8 +72,8 @@ def write_nearest(path: Place, reference: Opened, samples: Opened, measured: Mea
     """Write a PNG of the closest pairs: each sample, and on its right the nearest image of the reference.
 
     Below each pair are both indices, the distance of their features, and its ratio to the distance from that
-    image to the nearest other image of the reference. With a ratio below 1, no other image of the reference is
-    as near to it as the sample.
+    image to the nearest other image of the reference. With a ratio below 1, none of these is as near to it as
+    the sample.
 
     Args:
         path: The file; see :func:`evalkit.report.image_grid.check_picture`.
