@@ -72,8 +72,8 @@ def write_nearest(path: Place, reference: Opened, samples: Opened, measured: Mea
     """Write a PNG of the closest pairs: each sample, and on its right the nearest image of the reference.
 
     Below each pair are both indices, the distance of their features, and its ratio to the distance from that
-    image to the nearest other image of the reference. A ratio below 1 means that the sample is nearer to it
-    than any of the images beside which it stands.
+    image to the nearest other image of the reference. With a ratio below 1, none of these is as near to it as
+    the sample.
 
     Args:
         path: The file; see :func:`evalkit.report.image_grid.check_picture`.
@@ -116,7 +116,7 @@ def write_nearest(path: Place, reference: Opened, samples: Opened, measured: Mea
             [block],
             title="The closest pairs of samples and reference",
             description=f"{what}; each with that image on its right. Below: their indices, {how[0]}, and "
-            f"{how[1]}. Below 1, the sample is nearer than any of these.",
+            f"{how[1]}. With a ratio below 1, none of these is as near as the sample.",
         )
         return
     raise UndefinedMetricError("The closest pairs are not known: no metric has features of both sides.")

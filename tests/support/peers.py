@@ -12,5 +12,7 @@ __all__ = ["OF_40_IMAGES", "PEERS"]
 PEERS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "peers_cifar10.json").read_text())
 
 OF_40_IMAGES = 5e-6
-"""Relative tolerance of FID of 40 against 40 images. Another scaling of pixels moves it by 2.2e-5; at 300
-images that is 2.8e-4, and the tolerance 1e-4."""
+"""Relative tolerance of FID of 40 against 40 images.
+
+Another scaling of pixels moves it by 2.2e-5; that of 300 images by 2.8e-4, where the tolerance is 1e-4.
+"""
