@@ -121,6 +121,19 @@ def test_statistics_as_reference(
     assert found.missing["precision"].startswith(str(tmp_path))
 
 
+def test_published_batch_by_name(
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "fetched.npz", sides[0])
+    monkeypatch.setattr(
+        "reference_batches.fetch.fetch",
+        lambda name, progress: tmp_path / {"imagenet256": "fetched.npz"}[name],
+    )
+    arguments: Mapping[str, Any] = {"metrics": "fid", "extractor": InceptionPixels(), "run": NO_STORE}
+    found = given(Evaluator("imagenet256", **arguments), sides[1], (10,)).compute()
+    same(found, compare(tmp_path / "fetched.npz", sides[1], **arguments))
+
+
 def test_two_networks_in_reduced_precision(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
     """The precision check looks at the first images, which are kept for it."""
     extractors = [stand_in("inception", "bfloat16"), stand_in("efficientnet_lite0")]
