@@ -70,7 +70,8 @@ def same(found: Comparison, expected: Comparison) -> None:
     assert found.missing == expected.missing
     named = [text.replace("<batches>", "<array>") for text in found.warnings]
     assert named == [*expected.warnings]
-    assert replace(found.samples, name="<array>", digest=expected.samples.digest) == expected.samples
+    of_array = replace(found.samples, name="<array>", source="<array>", digest=expected.samples.digest)
+    assert of_array == expected.samples
     assert replace(found, scores=()) != found
 
 
@@ -119,6 +120,19 @@ def test_statistics_as_reference(
     found = evaluator.compute()
     same(found, compare(tmp_path / "ref.npz", sides[1], **arguments))
     assert found.missing["precision"].startswith(str(tmp_path))
+
+
+def test_published_batch_by_name(
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "fetched.npz", sides[0])
+    monkeypatch.setattr(
+        "reference_batches.fetch.fetch",
+        lambda name, progress: tmp_path / {"imagenet256": "fetched.npz"}[name],
+    )
+    arguments: Mapping[str, Any] = {"metrics": "fid", "extractor": InceptionPixels(), "run": NO_STORE}
+    found = given(Evaluator("imagenet256", **arguments), sides[1], (10,)).compute()
+    same(found, compare(tmp_path / "fetched.npz", sides[1], **arguments))
 
 
 def test_two_networks_in_reduced_precision(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:

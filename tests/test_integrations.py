@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from optional import optional
-from patience import until
+from patience import SECONDS, until
 from stand_ins import NO_STORE, InceptionPixels
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -40,10 +40,13 @@ theirs = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(autouse=True)
-def folders_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It writes nowhere else, whatever folder the tests were started in."""
-    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
+def settings_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes nowhere else, whatever folder the tests were started in, and waits on a busy machine."""
+    for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    for name in ("INIT_TIMEOUT", "_SERVICE_WAIT"):
+        monkeypatch.setenv(f"WANDB_{name}", str(SECONDS))
+    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_tensorboard(comparison: Comparison, tmp_path: Path) -> None:
 @theirs
 def test_wandb(comparison: Comparison, tmp_path: Path) -> None:
     wandb = optional("wandb", "wandb")
-    with wandb.init(project="x", mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True)) as run:
+    with wandb.init(project="x", mode="offline") as run:
         log_to_wandb(run, comparison, 7)
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     # On a busy machine its own process writes for a while after the run has ended.
@@ -264,7 +267,6 @@ def test_examples(
             optional("huggingface_hub" if word == "model_card" else word, extra)
     monkeypatch.setitem(EXTRACTORS, "inception", "stand_ins:InceptionPixels")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_SILENT", "true")
     np.savez("ref.npz", images)
     Path("record.json").write_text(comparison.to_json())
     model = toy_module() if "lightning" in example else type("Model", (), {"sample": staticmethod(noise)})

@@ -113,7 +113,7 @@ class Evaluator:
         self._intake = self._new_intake()
         self._error_bars = error_bars
         self._group = group
-        (self._reference,) = open_sources(_found(reference))
+        (self._reference,) = open_sources(_found(reference, self._run))
         check_sources([self._reference], self._choice)
         nothing = GivenImages(NAME, 0, np.empty((0, 1, 1, 3), np.uint8))
         self._extractors = make_extractors(
@@ -384,14 +384,14 @@ class _Given(Side):
         return replace(super().batch(features), digest="", features="extracted")
 
 
-def _found(reference: Source) -> Source:
+def _found(reference: Source, run: Run) -> Source:
     """The file of a published batch, where that is what a text names."""
     if not isinstance(reference, str):
         return reference
     from reference_batches.fetch import fetch, named
 
     published = named(reference)
-    return reference if published is None else os.fspath(fetch(published.name))
+    return reference if published is None else os.fspath(fetch(published.name, progress=run.progress))
 
 
 def _joined(labels: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
