@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import PurePosixPath
@@ -12,7 +12,7 @@ from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.results import Comparison, ScoreSpec, check_pairs, column, specs_of
 from evalkit.system.records import read_record, record_text
 
-__all__ = ["Comparisons", "Setting"]
+__all__ = ["Comparisons", "Setting", "distinct"]
 
 FORMATS = ("evalkit comparisons 1",)
 
@@ -65,13 +65,7 @@ class Comparisons:
     @property
     def labels(self) -> list[str]:
         """What tells the sets apart: the last parts of their names, as many as that takes."""
-        names = [each.samples.name for each in self.comparisons]
-        parts = [PurePosixPath(name).parts or (name,) for name in names]
-        for depth in range(1, max(map(len, parts))):
-            shown = ["/".join(each[-depth:]) for each in parts]
-            if len(set(shown)) == len(shown):
-                return shown
-        return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
+        return distinct([each.samples.name for each in self.comparisons])
 
     def difference(self, score: str, first: Which, second: Which) -> Pair:
         """How two sets of samples, or two settings, differ in a score: the first minus the second.
@@ -133,6 +127,16 @@ class Comparisons:
             InputError: Not JSON, or of another format.
         """
         return read_record(text, cls, formats=FORMATS, what="comparison of several sets of samples")
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as it takes to tell them apart; equal names are numbered."""
+    parts = [PurePosixPath(name).parts or (name,) for name in names]
+    for depth in range(1, max(map(len, parts))):
+        shown = ["/".join(each[-depth:]) for each in parts]
+        if len(set(shown)) == len(shown):
+            return shown
+    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
 
 
 def _means(settings: Iterable[Mapping[str, Runs]], score: str) -> list[float | None]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from evalkit.pairs import LEVEL, Pair
-from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep
+from evalkit.results import Batch, Comparison, PublishedRow, Score, ScoreSpec, Sweep, specs_of
 
 __all__ = [
     "FORMATS",
     "MARKS",
+    "about_marks",
     "adm_lines",
     "aligned",
     "bar_note",
+    "beside_published",
+    "citation",
     "describe_batch",
     "describe_extractors",
     "drawn",
     "error_notes",
     "mark",
     "markdown",
+    "not_compared",
+    "precision_notes",
     "remarks",
     "shown_error",
     "sweep_table",
@@ -74,7 +79,7 @@ def table(comparison: Comparison) -> str:
             lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{drawn(score, comparison)}")
     lines += error_notes(comparison)
     if comparison.published:
-        lines += ["", _citation(comparison), *aligned(_beside_published(comparison), others=9)]
+        lines += ["", citation(comparison), *aligned(_beside(comparison), others=9)]
     for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -94,9 +99,9 @@ def markdown(comparison: Comparison) -> str:
             lines.append(f"| {spec.title} | {value}{drawn(score, comparison)} |{more} {spec.better} |")
     lines += [text for line in error_notes(comparison) for text in ("", line)]
     if comparison.published:
-        cells = _beside_published(comparison)
+        cells = _beside(comparison)
         header, *rows = (f"| {' | '.join(row)} |" for row in cells)
-        lines += ["", _citation(comparison), "", header, "|---" * len(cells[0]) + "|", *rows]
+        lines += ["", citation(comparison), "", header, "|---" * len(cells[0]) + "|", *rows]
     lines += [
         "",
         f"Reference: {describe_batch(comparison.reference)}. "
@@ -108,13 +113,25 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _beside_published(comparison: Comparison) -> list[list[str]]:
-    """A heading, the measured scores and the published ones: model, scores, source."""
-    measured = {score.name: score.value for score in comparison.scores}
-    rows: list[tuple[str, Mapping[str, float], str]] = [("these samples", measured, "")]
-    rows += [(_model(row), row.scores, row.source) for row in comparison.published]
-    printed = {name for row in comparison.published for name in row.scores}
-    specs = [spec for spec in comparison.specs if spec.name in printed]
+def _beside(comparison: Comparison) -> list[list[str]]:
+    return beside_published([("these samples", comparison)], comparison.published)
+
+
+def beside_published(
+    measured: Sequence[tuple[str, Comparison]], published: Sequence[PublishedRow]
+) -> list[list[str]]:
+    """A heading, the measured scores and the published ones: model, scores, source.
+
+    Args:
+        measured: Each with what the table calls it.
+        published: What is shown below them; scores that none of these rows has are left out.
+    """
+    rows: list[tuple[str, Mapping[str, float], str]] = [
+        (name, {score.name: score.value for score in each.scores}, "") for name, each in measured
+    ]
+    rows += [(_model(row), row.scores, row.source) for row in published]
+    printed = {name for row in published for name in row.scores}
+    specs = [spec for spec in specs_of(each for _, each in measured) if spec.name in printed]
     return [
         ["model", *(spec.title for spec in specs), "source"],
         *(
@@ -132,7 +149,7 @@ def _model(row: PublishedRow) -> str:
     return ", ".join(filter(None, (row.model, " ".join(filter(None, (row.guidance, scale))))))
 
 
-def _citation(comparison: Comparison) -> str:
+def citation(comparison: Comparison) -> str:
     """What the published rows are, how many more there are, and where the measured one is not like them."""
     row, here = comparison.published[0], []
     if comparison.samples.images != row.images:
@@ -164,7 +181,7 @@ def sweep_table(sweep: Sweep) -> str:
         "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in zip(*columns, strict=True)
     ]
-    lines += [*_about_marks(sweep), *_not_compared(sweep)]
+    lines += [*about_marks(sweep), *not_compared(sweep)]
     missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
     titles = {spec.name: spec.title for spec in sweep.specs}
     lines += [f"{titles[name]} was not computed: {why}" for name, why in missing.items()]
@@ -194,7 +211,7 @@ def mark(from_best: Pair | None) -> str:
     return " " if from_best.stands else LIKE_BEST
 
 
-def _about_marks(sweep: Sweep) -> Iterator[str]:
+def about_marks(sweep: Sweep) -> Iterator[str]:
     """What bars and marks of a sweep mean, in one line."""
     parts = []
     if any(error is not None for spec in sweep.specs for error in sweep.stderrs(spec.name)):
@@ -218,7 +235,7 @@ def _about_marks(sweep: Sweep) -> Iterator[str]:
         yield "; ".join(parts) + "."
 
 
-def _not_compared(sweep: Sweep) -> Iterator[str]:
+def not_compared(sweep: Sweep) -> Iterator[str]:
     """Why scores were not compared between scales that have them; a line for each reason."""
     reasons: dict[tuple[str, bool], list[str]] = {}
     for spec in sweep.specs:
@@ -333,6 +350,13 @@ def describe_extractors(comparison: Comparison) -> str:
 
 def remarks(comparison: Comparison) -> Iterator[str]:
     """What a reduced precision moves, and the warnings, a line each."""
+    yield from precision_notes(comparison)
+    for warning in comparison.warnings:
+        yield f"warning: {warning}"
+
+
+def precision_notes(comparison: Comparison) -> Iterator[str]:
+    """What a reduced precision moves, in a line; none in float32."""
     check = comparison.precision_check
     if check:
         precision = next(key for key in check if key not in ("images", "float32"))
@@ -343,8 +367,6 @@ def remarks(comparison: Comparison) -> Iterator[str]:
         )
         first = " and ".join(map(str, check["images"]))
         yield f"precision check: {precision} against float32, on the first {first} images: {moved}"
-    for warning in comparison.warnings:
-        yield f"warning: {warning}"
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
