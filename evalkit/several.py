@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from evalkit.errors import InputError, brief
 from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.results import Comparison, ScoreSpec, check_pairs, column, specs_of
-from evalkit.system.records import read_record, record_text
+from evalkit.system.records import InNotebooks, read_record, record_text
 
 __all__ = ["Comparisons", "Setting", "distinct"]
 
@@ -37,7 +37,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparisons:
+class Comparisons(InNotebooks):
     """Several sets of samples compared with one reference, and with each other.
 
     Attributes:

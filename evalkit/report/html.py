@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -19,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import InputError, MissingDependencyError
 from evalkit.report.pictures import Picture, fitted
-from evalkit.report.sections import section_of, side_by_side
+from evalkit.report.plot import STYLES
+from evalkit.report.sections import curves_of, section_of, side_by_side, title_of
 from evalkit.report.tables import Record
+from evalkit.results import Sweep
 from evalkit.system.files import replace_atomically, versions
 from evalkit.system.storage import Place
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 __all__ = ["fragment", "page", "write_page"]
 
@@ -92,13 +96,17 @@ def _page(records: Sequence[Record], figures: Sequence[Picture], command: str) -
     if not records:
         raise InputError("There is no record to show. Give at least one.")
     environment = _environment()
-    sections = [section_of(record, f"r{number}") for number, record in enumerate(records, 1)]
+    sweeps = [record for record in records if isinstance(record, Sweep)]
+    together = 1 < len(sweeps) <= len(STYLES)  # in the same figures
+    sections = [
+        section_of(record, f"r{number}", curves=not together) for number, record in enumerate(records, 1)
+    ]
     css, script = _part("page.css"), _part("page.js")
-    title = sections[0].heading if len(records) == 1 else f"{len(records)} records of evalkit"
     values: dict[str, Any] = {
-        "title": title,
+        "title": title_of(records),
         "sections": sections,
         "together": [*side_by_side(records)] if len(records) > 1 else [],
+        "curves": curves_of(sweeps, "all") if together else None,
         "css": css,
         "script": script,
         "digests": {"style": _digest(css), "script": _digest(script)},
@@ -111,12 +119,15 @@ def _page(records: Sequence[Record], figures: Sequence[Picture], command: str) -
         # What is no character of Unicode, and may be in JSON, cannot be in a page.
         return _clean(template.render(pictures=pictures, **values)).encode("utf-8", "backslashreplace")
 
-    bare = len(rendered([]))
+    without = rendered([])
+    bare = len(without)
     if bare >= MOST_BYTES:
         raise InputError(
             f"The page would have {bare / 1e6:.1f} MB, and it has to be under {MOST_BYTES / 1e6:.0f} MB. "
             "Give fewer records."
         )
+    if not figures:
+        return without, []
     # Heading and text of a figure take some room, too.
     room = MOST_BYTES - bare - sum(1000 + 6 * len(each.heading + each.description) for each in figures)
     pictures = fitted(figures, room)
@@ -131,13 +142,22 @@ def _environment() -> Environment:
         raise MissingDependencyError(
             "Pages are made with Jinja2, which is not installed: pip install 'evalkit[report]'"
         ) from None
-    return Environment(
+    environment = Environment(
         autoescape=True,
         loader=FunctionLoader(_part),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may be broken after its parts, as of a path."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in _PART.split(text))
 
 
 @cache
@@ -156,4 +176,6 @@ def _clean(text: str) -> str:
     return text.translate(_NO_CHARACTERS)
 
 
+# Between the last character of one part and the first of the next.
+_PART = re.compile(r"(?<=[/_.])(?=[^\W\d])")
 _NO_CHARACTERS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], "\ufffd")

@@ -51,10 +51,12 @@ class Drawing:
 
     Attributes:
         title: Its heading.
+        summary: What stands below the heading; may be empty.
         svg: The element, which is named by ``title`` and a summary of what it shows.
     """
 
     title: str
+    summary: str = ""
     svg: str
 
 
@@ -141,7 +143,8 @@ def draw_classes(spec: ScoreSpec, values: Mapping[str, float], of: str, key: str
     (best, first), (worst, last) = ranked[0], ranked[-1]
     summary = f"best {best}, {spec.format(first)}; worst {worst}, {spec.format(last)}"
     title = f"{spec.title} by class, {of}"
-    return Drawing(title=title, svg=_inline(figure, f"{title}: {len(ranked):,} classes; {summary}", key))
+    svg = _inline(figure, f"{title}: {len(ranked):,} classes; {summary}", key)
+    return Drawing(title=title, summary=summary, svg=svg)
 
 
 def _swatch(handle: Any, key: str) -> str:

@@ -103,7 +103,9 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
     legend = axes[len(panels)]
     size = 9 if len(handles) <= MANY_NAMES else 7
     box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=size)
-    text = "\n\n".join(textwrap.fill(plain(" ".join(note.split())), 42) for note in notes_on(sweeps, outside))
+    notes = [_why_missing(sweeps, spec) for spec in _specs(sweeps) if not _is_known(sweeps, spec)]
+    notes += notes_on(sweeps, outside)
+    text = "\n\n".join(textwrap.fill(plain(" ".join(note.split())), 42) for note in notes)
     note = legend.text(0, 0, text, transform=legend.transAxes, va="bottom", fontsize=8)
     for item in (box, note):
         item.set_in_layout(False)  # long names may reach into the margin; they must not squeeze the panels
@@ -179,13 +181,13 @@ def published_label(model: str) -> str:
 
 
 def notes_on(sweeps: Sequence[Sweep], outside: int) -> list[str]:
-    """What has to be said below the panels, a sentence each.
+    """What has to be said of the panels, a sentence each.
 
     Args:
         sweeps: What is drawn.
         outside: How many published points are not, see :func:`draw_panel`.
     """
-    notes = [_why_missing(sweeps, spec) for spec in _specs(sweeps) if not _is_known(sweeps, spec)]
+    notes = []
     if len({point.comparison.reference.digest for sweep in sweeps for point in sweep.points}) > 1:
         notes.append("The curves were measured against different references.")
     if any(score.stderr for sweep in sweeps for point in sweep.points for score in point.comparison.scores):

@@ -41,10 +41,10 @@ from evalkit.report.text import (
     not_compared,
     precision_notes,
 )
-from evalkit.results import Comparison, PublishedRow, Sweep
+from evalkit.results import Comparison, PublishedRow, ScoreSpec, Sweep
 from evalkit.several import Comparisons, distinct
 
-__all__ = ["Section", "heading_of", "section_of", "side_by_side", "why_apart"]
+__all__ = ["Section", "curves_of", "heading_of", "section_of", "side_by_side", "title_of", "why_apart"]
 
 WORSE = "worse than the best"
 
@@ -96,13 +96,25 @@ def heading_of(record: Record) -> str:
     return f"{samples} against {base_name(first.reference.name)}"
 
 
-def section_of(record: Record, key: str, *, figures: bool = True) -> Section:
+def title_of(records: Sequence[Record]) -> str:
+    """What several records are, in a line."""
+    if len(records) == 1:
+        return heading_of(records[0])
+    sets = [each for record in records for _, each in sets_of(record)]
+    references = {each.reference.digest: base_name(each.reference.name) for each in sets}
+    name, *others = references.values()
+    against = f"{len(references)} references" if others else name
+    return f"{len(sets)} sets of samples against {against}"
+
+
+def section_of(record: Record, key: str, *, figures: bool = True, curves: bool = True) -> Section:
     """All that is shown of a record.
 
     Args:
         record: The record.
         key: Begins the ids in it, which have to be unique in a page.
         figures: Whether to draw figures, for which Matplotlib is needed.
+        curves: Whether curves are among them.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
@@ -138,8 +150,8 @@ def section_of(record: Record, key: str, *, figures: bool = True) -> Section:
         )
     if not figures:
         return found
-    if isinstance(record, Sweep):
-        found = replace(found, curves=draw_curves([record], rows, key))
+    if curves and isinstance(record, Sweep):
+        found = replace(found, curves=curves_of([record], key))
     charts = [
         draw_classes(spec, values, name, f"{key}-c{n}")
         for n, (spec, name, values) in enumerate(by_class(sets))
@@ -147,27 +159,39 @@ def section_of(record: Record, key: str, *, figures: bool = True) -> Section:
     return replace(found, classes=tuple(charts))
 
 
+def curves_of(sweeps: Sequence[Sweep], key: str) -> Curves:
+    """Sweeps in the same figures, with what was published beside them; see :func:`draw_curves`."""
+    return draw_curves(sweeps, _published([each for sweep in sweeps for each in sets_of(sweep)]), key)
+
+
 # Scores ----------------------------------------------------------------------------------------------------
 
 
 def _of_one(comparison: Comparison) -> tuple[list[Table], list[str], list[str]]:
     """Rows are metrics."""
-    with_unbiased = any(score.unbiased is not None for score in comparison.scores)
-    columns = [Column(title="metric"), Column(title="value", numeric=True)]
-    columns += [Column(title="unbiased", numeric=True)] * with_unbiased
-    columns += [Column(title="better"), Column(title="notes")]
-    rows = []
-    for spec in comparison.specs:
-        score = comparison.score(spec.name)
-        cells = [Cell(text=spec.title), value_cell(spec, score)]
-        cells += [unbiased_cell(spec, score)] * with_unbiased
-        if score is None:
-            note = f"not computed: {comparison.missing.get(spec.name, 'no reason is recorded')}"
-        else:
-            std = "" if score.std is None else f"± {spec.format(score.std)} over splits"
-            note = "; ".join(filter(None, (std, drawn(score, comparison).strip().strip("()"))))
-        rows.append((*cells, Cell(text=spec.better), Cell(text=note)))
-    return [Table(caption="Scores", columns=tuple(columns), rows=tuple(rows))], [], error_notes(comparison)
+    notes = [_note(comparison, spec) for spec in comparison.specs]
+    scores = [comparison.score(spec.name) for spec in comparison.specs]
+    columns = {
+        Column(title="metric"): [Cell(text=spec.title) for spec in comparison.specs],
+        Column(title="value", numeric=True): [*map(value_cell, comparison.specs, scores)],
+        Column(title="unbiased", numeric=True): [*map(unbiased_cell, comparison.specs, scores)],
+        Column(title="better"): [Cell(text=spec.better) for spec in comparison.specs],
+        Column(title="notes"): [Cell(text=note) for note in notes],
+    }
+    shown = {
+        head: cells for head, cells in columns.items() if any(cell.text not in ("", NONE) for cell in cells)
+    }
+    rows = tuple(zip(*shown.values(), strict=True))
+    return [Table(caption="Scores", columns=tuple(shown), rows=rows)], [], error_notes(comparison)
+
+
+def _note(comparison: Comparison, spec: ScoreSpec) -> str:
+    """Why there is no score; or how it varies over splits, and of which images it is."""
+    score = comparison.score(spec.name)
+    if score is None:
+        return f"not computed: {comparison.missing.get(spec.name, 'no reason is recorded')}"
+    std = "" if score.std is None else f"± {spec.format(score.std)} over splits"
+    return "; ".join(filter(None, (std, drawn(score, comparison).strip().strip("()"))))
 
 
 def _of_several(found: Comparisons) -> tuple[list[Table], list[str], list[str]]:
@@ -212,7 +236,8 @@ def _sweep_verdicts(sweep: Sweep) -> Iterator[str]:
             scales.setdefault(mark(pair).strip(), []).append(f"{sweep.points[number].scale:g}")
         if scales:
             best = f"{spec.title}: best at guidance scale {scales.pop(BEST)[0]}"
-            others = [f"{MARKS.get(each, WORSE)}: {', '.join(found)}" for each, found in scales.items()]
+            meanings = {**MARKS, "": WORSE}
+            others = [f"{meanings[each]}: {', '.join(scales[each])}" for each in meanings if each in scales]
             yield "; ".join([best, *others])
 
 
@@ -250,7 +275,9 @@ def side_by_side(records: Sequence[Record]) -> Iterator[tuple[Table, str]]:
                 group.append(row)
     for number, group in enumerate(groups):
         why = why_apart(groups[0][0][1], group[0][1]) if number else ()
-        caption = "All scores" if len(groups) == 1 else f"All scores, part {number + 1} of {len(groups)}"
+        caption = "Side by side"
+        if len(groups) > 1:
+            caption = f"Table {number + 1} of {len(groups)}"
         yield score_table(caption, group, {}), ", ".join(why)
 
 

@@ -117,11 +117,8 @@ def score_table(
     """
     specs = specs_of(each for _, each in sets)
     images = [each.samples.images for _, each in sets]
-    columns = [Column(title="samples"), Column(title="images", numeric=True)]
-    cells = [
-        [Cell(text=name) for name, _ in sets],
-        [Cell(text=f"{count:,}" if count else NONE, number=count or None) for count in images],
-    ]
+    columns = [Column(title="samples")]
+    cells = [[Cell(text=name) for name, _ in sets]]
     for spec in specs:
         scores = [each.score(spec.name) for _, each in sets]
         if all(score is None for score in scores):
@@ -136,6 +133,8 @@ def score_table(
         cells[marked] = [
             replace(cell, mark=each.strip()) for cell, each in zip(cells[marked], own, strict=True)
         ]
+    columns.append(Column(title="images", numeric=True))
+    cells.append([Cell(text=f"{count:,}" if count else NONE, number=count or None) for count in images])
     rows = tuple(zip(*cells, strict=True))
     return Table(caption=caption, columns=tuple(columns), rows=rows, sortable=True)
 
