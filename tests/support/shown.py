@@ -151,12 +151,15 @@ def hostile() -> list[Record]:
         seconds={HOSTILE: 1.0},
         published=(replace(row, model=HOSTILE, paper=HOSTILE, guidance=HOSTILE),),
     )
-    found = with_classes(found, 3, HOSTILE)
     second = replace(found, samples=batch(f"b/{HOSTILE}"))
     pair = Pair(score="recall", first=0, second=1, why=HOSTILE)
     both = Comparisons(comparisons=(found, second), pairs=(pair,))
     points = tuple(Point(scale=scale, comparison=found) for scale in (0.0, 1.0))
-    return [found, both, Sweep(name=HOSTILE, points=points, settings={HOSTILE: [HOSTILE]})]
+    return [
+        with_classes(found, 3, HOSTILE),
+        both,
+        Sweep(name=HOSTILE, points=points, settings={HOSTILE: [HOSTILE]}),
+    ]
 
 
 KINDS: dict[str, Callable[[], Record]] = {
