@@ -73,7 +73,7 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
     command = shlex.join(["evalkit", *map(scrubbed, sys.argv[1:])])
     try:
         notes = write_page(out, found, pictures, command=command)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # Parts of a record are free-form, and only the checked ones can be relied on.
         raise InputError(
             f"{', '.join(map(str, records))}: a record holds values that evalkit does not write "

@@ -116,8 +116,7 @@ def _page(records: Sequence[Record], figures: Sequence[Picture], command: str) -
     template = environment.get_template("page.html")
 
     def rendered(pictures: Sequence[Picture]) -> bytes:
-        # What is no character of Unicode, and may be in JSON, cannot be in a page.
-        return _clean(template.render(pictures=pictures, **values)).encode("utf-8", "backslashreplace")
+        return _clean(template.render(pictures=pictures, **values)).encode()
 
     without = rendered([])
     bare = len(without)
@@ -172,8 +171,8 @@ def _digest(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without characters that HTML cannot have, which names in a record may hold."""
-    return text.translate(_NO_CHARACTERS)
+    """Without what HTML cannot have and names in a record may hold: control codes, halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode().translate(_NO_CHARACTERS)
 
 
 # Between the last character of one part and the first of the next.

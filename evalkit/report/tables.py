@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -184,7 +185,7 @@ def _with_bars(spec: ScoreSpec, scores: Sequence[Score | None]) -> list[Cell]:
     cells = [value_cell(spec, score) for score in scores]
     known = [(score.value, score.stderr or 0.0) for score in scores if score is not None]
     low, high = min(v - e for v, e in known), max(v + e for v, e in known)
-    if len(known) < 2 or not low < high:
+    if len(known) < 2 or not 0 < high - low < math.inf:
         return cells
 
     def place(at: float) -> float:
