@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from evalkit.system.urls import scrubbed
 
 if TYPE_CHECKING:
     from evalkit.report.tables import Record
-    from evalkit.results import Comparison, PublishedRow
+    from evalkit.results import Comparison, PublishedRow, Sweep
+    from evalkit.several import Comparisons
     from evalkit.system.storage import Place
 
 __all__ = ["report"]
@@ -40,7 +42,7 @@ __all__ = ["report"]
     "--published",
     type=text,
     metavar="DATASET",
-    help="Show beside all scores what papers report on this dataset, such as imagenet256.",
+    help="Show beside the scores, and in curves, what papers report on this dataset, such as imagenet256.",
 )
 def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], published: str | None) -> None:
     """Write a page with the scores of RECORDS, their error bars, curves, warnings and provenance.
@@ -64,15 +66,18 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
     from evalkit.report.pictures import read_picture
 
     found = [_read(path) for path in records]
+    rows: Sequence[PublishedRow] = ()
     if published is not None:
-        from reference_batches.published import published_rows
+        from reference_batches.published import curves, published_rows
 
-        rows = published_rows(published)
-        found = [_beside(record, rows) for record in found]
+        beside = published_rows(published)
+        found = [_beside(record, beside) for record in found]
+        with suppress(InputError):  # no model is published at several guidance scales
+            rows = curves(published)
     pictures = [read_picture(path) for path in figures]
     command = shlex.join(["evalkit", *map(scrubbed, sys.argv[1:])])
     try:
-        notes = write_page(out, found, pictures, command=command)
+        notes = write_page(out, found, pictures, published=rows, command=command)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         # Parts of a record are free-form, and only the checked ones can be relied on.
         raise InputError(
@@ -122,16 +127,20 @@ def _read(path: Path) -> Record:
 
 
 def _beside(record: Record, rows: Sequence[PublishedRow]) -> Record:
-    """The record with published rows beside each of its comparisons."""
+    """The record with published rows beside its comparisons; of a sweep, beside the best scale."""
     from evalkit.results import Comparison, Sweep
     from reference_batches.published import beside
 
-    def with_rows(comparison: Comparison) -> Comparison:
-        return beside(comparison, rows)
-
     if isinstance(record, Comparison):
-        return with_rows(record)
+        return beside(record, rows)
     if isinstance(record, Sweep):
-        points = (replace(point, comparison=with_rows(point.comparison)) for point in record.points)
+        points = list(record.points)
+        for spec in record.specs:
+            known = {n: value for n, value in enumerate(record.values(spec.name)) if value is not None}
+            if known:
+                best = (max if spec.higher_is_better else min)(known, key=known.__getitem__)
+                found = beside(points[best].comparison, rows)
+                points[best] = replace(points[best], comparison=found)
+                break
         return replace(record, points=tuple(points))
-    return replace(record, comparisons=tuple(map(with_rows, record.comparisons)))
+    return replace(record, comparisons=tuple(beside(each, rows) for each in record.comparisons))

@@ -19,11 +19,12 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import InputError, MissingDependencyError
+from evalkit.report.inline_svg import draw_curves
 from evalkit.report.pictures import Picture, fitted
 from evalkit.report.plot import STYLES
-from evalkit.report.sections import curves_of, section_of, side_by_side, title_of
+from evalkit.report.sections import section_of, side_by_side, title_of
 from evalkit.report.tables import Record
-from evalkit.results import Sweep
+from evalkit.results import PublishedRow, Sweep
 from evalkit.system.files import replace_atomically, versions
 from evalkit.system.storage import Place
 
@@ -40,7 +41,12 @@ PARTS = resources.files("evalkit.report") / "page"
 
 
 def write_page(
-    path: Place, records: Sequence[Record], figures: Sequence[Picture] = (), *, command: str = ""
+    path: Place,
+    records: Sequence[Record],
+    figures: Sequence[Picture] = (),
+    *,
+    published: Sequence[PublishedRow] = (),
+    command: str = "",
 ) -> list[str]:
     """Write :func:`page` to a file, atomically.
 
@@ -52,25 +58,32 @@ def write_page(
         MissingDependencyError: Likewise.
         OutputError: The file cannot be written.
     """
-    text, notes = _page(records, figures, command)
+    text, notes = _page(records, figures, published, command)
     with replace_atomically(path) as partial:
         partial.write_bytes(text)
     return notes
 
 
-def page(records: Sequence[Record], figures: Sequence[Picture] = (), *, command: str = "") -> str:
+def page(
+    records: Sequence[Record],
+    figures: Sequence[Picture] = (),
+    *,
+    published: Sequence[PublishedRow] = (),
+    command: str = "",
+) -> str:
     """A page of HTML with the scores of all records, what they mean and where they come from.
 
     Args:
         records: At least one; in the order of the page.
         figures: Pictures, such as sheets of samples. If the page would become too large, they are shrunk.
+        published: Points of papers, for the curves of sweeps.
         command: How the page was made, to be shown at its end.
 
     Raises:
         InputError: There is no record, or the page would have 5 MB or more.
         MissingDependencyError: Jinja2 or Matplotlib is not installed.
     """
-    return _page(records, figures, command)[0].decode()
+    return _page(records, figures, published, command)[0].decode()
 
 
 def fragment(record: Record) -> str | None:
@@ -84,29 +97,34 @@ def fragment(record: Record) -> str | None:
         return None
     # Several records may be shown in one notebook, and ids have to differ.
     key = "e" + hashlib.sha256(record.to_json().encode()).hexdigest()[:10]
+    curves = None
     try:
         section = section_of(record, key)
+        if isinstance(record, Sweep):
+            curves = draw_curves([record], (), key)
     except MissingDependencyError:
         section = section_of(record, key, figures=False)
-    shown = environment.get_template("notebook.html").render(section=section, key=key, css=_part("page.css"))
-    return _clean(shown)
+    template = environment.get_template("notebook.html")
+    return _clean(template.render(section=section, curves=curves, key=key, css=_part("page.css")))
 
 
-def _page(records: Sequence[Record], figures: Sequence[Picture], command: str) -> tuple[bytes, list[str]]:
+def _page(
+    records: Sequence[Record], figures: Sequence[Picture], published: Sequence[PublishedRow], command: str
+) -> tuple[bytes, list[str]]:
     if not records:
         raise InputError("There is no record to show. Give at least one.")
     environment = _environment()
-    sweeps = [record for record in records if isinstance(record, Sweep)]
-    together = 1 < len(sweeps) <= len(STYLES)  # in the same figures
-    sections = [
-        section_of(record, f"r{number}", curves=not together) for number, record in enumerate(records, 1)
-    ]
+    keyed = {f"r{number}": record for number, record in enumerate(records, 1)}
+    sections = [section_of(record, key) for key, record in keyed.items()]
+    sweeps = {key: [record] for key, record in keyed.items() if isinstance(record, Sweep)}
+    if 1 < len(sweeps) <= len(STYLES):  # in the same figures
+        sweeps = {"all": [sweep for (sweep,) in sweeps.values()]}
     css, script = _part("page.css"), _part("page.js")
     values: dict[str, Any] = {
         "title": title_of(records),
         "sections": sections,
         "together": [*side_by_side(records)] if len(records) > 1 else [],
-        "curves": curves_of(sweeps, "all") if together else None,
+        "curves": {key: draw_curves(found, published, key) for key, found in sweeps.items()},
         "css": css,
         "script": script,
         "digests": {"style": _digest(css), "script": _digest(script)},
@@ -128,7 +146,7 @@ def _page(records: Sequence[Record], figures: Sequence[Picture], command: str) -
     if not figures:
         return without, []
     # Heading and text of a figure take some room, too.
-    room = MOST_BYTES - bare - sum(1000 + 6 * len(each.heading + each.description) for each in figures)
+    room = MOST_BYTES - bare - sum(3000 + 12 * len(each.heading + each.description) for each in figures)
     pictures = fitted(figures, room)
     return rendered(pictures), [picture.note for picture in pictures if picture.note]
 

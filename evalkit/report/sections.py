@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evalkit.report import several
-from evalkit.report.inline_svg import Curves, Drawing, draw_classes, draw_curves
+from evalkit.report.inline_svg import Drawing, draw_classes
 from evalkit.report.provenance import facts, provenance
 from evalkit.report.tables import (
     NONE,
@@ -44,7 +44,7 @@ from evalkit.report.text import (
 from evalkit.results import Comparison, PublishedRow, ScoreSpec, Sweep
 from evalkit.several import Comparisons, distinct
 
-__all__ = ["Section", "curves_of", "heading_of", "section_of", "side_by_side", "title_of", "why_apart"]
+__all__ = ["Section", "heading_of", "section_of", "side_by_side", "title_of", "why_apart"]
 
 WORSE = "worse than the best"
 
@@ -63,7 +63,6 @@ class Section:
         pairs: All differences, where the verdicts are only some of them.
         published: The same scores of papers.
         citation: What these are.
-        curves: Of a sweep.
         classes: Scores by class, as figures.
         class_tables: The same as tables.
         provenance: Where the numbers come from.
@@ -78,7 +77,6 @@ class Section:
     pairs: Table | None = None
     published: Table | None = None
     citation: str = ""
-    curves: Curves | None = None
     classes: tuple[Drawing, ...] = ()
     class_tables: tuple[Table, ...] = ()
     provenance: tuple[Table, ...] = ()
@@ -107,14 +105,13 @@ def title_of(records: Sequence[Record]) -> str:
     return f"{len(sets)} sets of samples against {against}"
 
 
-def section_of(record: Record, key: str, *, figures: bool = True, curves: bool = True) -> Section:
+def section_of(record: Record, key: str, *, figures: bool = True) -> Section:
     """All that is shown of a record.
 
     Args:
         record: The record.
         key: Begins the ids in it, which have to be unique in a page.
-        figures: Whether to draw figures, for which Matplotlib is needed.
-        curves: Whether curves are among them.
+        figures: Whether to draw classes, for which Matplotlib is needed.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
@@ -150,18 +147,11 @@ def section_of(record: Record, key: str, *, figures: bool = True, curves: bool =
         )
     if not figures:
         return found
-    if curves and isinstance(record, Sweep):
-        found = replace(found, curves=curves_of([record], key))
     charts = [
         draw_classes(spec, values, name, f"{key}-c{n}")
         for n, (spec, name, values) in enumerate(by_class(sets))
     ]
     return replace(found, classes=tuple(charts))
-
-
-def curves_of(sweeps: Sequence[Sweep], key: str) -> Curves:
-    """Sweeps in the same figures, with what was published beside them; see :func:`draw_curves`."""
-    return draw_curves(sweeps, _published([each for sweep in sweeps for each in sets_of(sweep)]), key)
 
 
 # Scores ----------------------------------------------------------------------------------------------------
