@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from evalkit.batches import Batch
 from evalkit.pairs import Pair, pairs_with_best
-from evalkit.system.records import read_record, record_text
+from evalkit.system.records import InNotebooks, read_record, record_text
 
 __all__ = [
     "ClosePair",
@@ -30,6 +30,8 @@ FORMATS = ("evalkit comparison 4", "evalkit comparison 3", "evalkit comparison 2
 # those of format 2 no standard errors either.
 SWEEP_FORMATS = ("evalkit sweep 5", "evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
 
+MOST_DECIMALS = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpec:
@@ -46,6 +48,10 @@ class ScoreSpec:
     title: str
     higher_is_better: bool
     decimals: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decimals <= MOST_DECIMALS:
+            raise ValueError(f"{self.name} has {self.decimals} decimals; expected 0 to {MOST_DECIMALS}")
 
     @property
     def better(self) -> str:
@@ -161,7 +167,7 @@ class ClosePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(InNotebooks):
     """Samples compared with a reference: the scores, and everything needed to believe them.
 
     Attributes:
@@ -254,7 +260,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(InNotebooks):
     """One model at several guidance scales, everything else alike.
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any
 from evalkit.errors import InputError, brief, did_you_mean
 from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.results import Comparison, ScoreSpec, Sweep, check_pairs, column, specs_of
-from evalkit.system.records import read_json, read_record, record_text
+from evalkit.system.records import InNotebooks, read_json, read_record, record_text
 
 __all__ = ["Comparisons", "Setting", "comparisons_in", "distinct"]
 
@@ -39,7 +39,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparisons:
+class Comparisons(InNotebooks):
     """Several sets of samples compared with one reference, and with each other.
 
     Attributes:

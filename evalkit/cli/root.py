@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "precision-check": "generation.cli.precision_check:precision_check",
     "published": "reference_batches.cli:published",
     "reference": "reference_batches.cli:reference",
+    "report": "evalkit.cli.report:report",
     "sample": "generation.cli.sample:sample",
     "stats": "evalkit.cli.compare:stats",
     "sweep": "generation.cli.sweep:sweep",

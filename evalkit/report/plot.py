@@ -6,7 +6,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,24 @@ from evalkit.results import PublishedRow, ScoreSpec, Sweep, specs_of
 from evalkit.system.files import replace_atomically
 from evalkit.system.storage import Place
 
-__all__ = ["FORMATS", "write_curves"]
+__all__ = [
+    "FORMATS",
+    "STYLES",
+    "Axis",
+    "check_count",
+    "draw_panel",
+    "markers_of",
+    "new_figure",
+    "notes_on",
+    "panels_of",
+    "plain",
+    "published_label",
+    "save_figure",
+    "sweep_label",
+    "write_curves",
+]
 
+SCALE = "scale"
 FORMATS = (".pdf", ".png", ".svg")
 
 # Okabe & Ito's colours, which the colour-blind can tell apart; with them go marker and line style, for print.
@@ -41,6 +57,13 @@ MANY_NAMES = 10
 TICK_DISTANCE = 0.07
 
 
+class Axis(NamedTuple):
+    """What one axis of a panel shows: a score, or the guidance scale."""
+
+    name: str
+    title: str
+
+
 def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[PublishedRow] = ()) -> None:
     """Draw sweeps into a PNG, SVG or PDF, atomically.
 
@@ -61,37 +84,15 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
     """
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: a figure ends in {', '.join(FORMATS)}.")
-    if not 1 <= len(sweeps) <= len(STYLES):
-        raise InputError(f"{len(sweeps)} sweeps; one figure shows 1 to {len(STYLES)}.")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError(
-            "Curves are drawn with Matplotlib, which is not installed: pip install 'evalkit[plot]'"
-        ) from None
-    of_all = specs_of(point.comparison for sweep in sweeps for point in sweep.points)
-    specs = {spec.name: spec for spec in of_all}
-    known = [name for name in specs if any(_known(sweep, name) for sweep in sweeps)]
-    panels = [("scale", name) for name in known]
-    panels += [panel for panel in TRADE_OFFS if set(known).issuperset(panel)]
-    labels = {"scale": "guidance scale"} | {name: spec.title for name, spec in specs.items()}
+    check_count(sweeps)
+    panels = panels_of(sweeps)
     columns = max(1, math.ceil((len(panels) + 1) / 2))  # one place for the legend
-    figure = Figure(figsize=(3.6 * columns, 6.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 * columns, 6.8)
     axes = list(figure.subplots(2, columns, squeeze=False).flat)
-    models = list(dict.fromkeys(row.model for row in published))
-    markers = dict(zip(models, itertools.cycle(PUBLISHED_MARKERS)))
+    markers = markers_of(published)
     outside = sum(
-        _draw(
-            axis, x, y, sweeps, [row for row in published if x != "scale" or row.scale is not None], markers
-        )
-        for axis, (x, y) in zip(axes, panels, strict=False)
+        draw_panel(axis, panel, sweeps, published, markers) for axis, panel in zip(axes, panels, strict=False)
     )
-    for axis, (x, y) in zip(axes, panels, strict=False):
-        axis.set_xlabel(labels[x])
-        axis.set_ylabel(labels[y])
     handles = {
         label: handle
         for axis in axes
@@ -102,28 +103,106 @@ def write_curves(path: Place, sweeps: Sequence[Sweep], published: Sequence[Publi
     legend = axes[len(panels)]
     size = 9 if len(handles) <= MANY_NAMES else 7
     box = legend.legend(handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=size)
-    notes = [_why_missing(sweeps, spec) for spec in specs.values() if spec.name not in known]
+    notes = [_why_missing(sweeps, spec) for spec in _specs(sweeps) if not _is_known(sweeps, spec)]
+    notes += notes_on(sweeps, outside)
+    text = "\n\n".join(textwrap.fill(plain(" ".join(note.split())), 42) for note in notes)
+    note = legend.text(0, 0, text, transform=legend.transAxes, va="bottom", fontsize=8)
+    for item in (box, note):
+        item.set_in_layout(False)  # long names may reach into the margin; they must not squeeze the panels
+    with replace_atomically(path) as partial, partial.open("wb") as file:
+        save_figure(figure, file, path.suffix[1:])
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of Matplotlib, in inches.
+
+    Raises:
+        MissingDependencyError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingDependencyError(
+            "Curves are drawn with Matplotlib, which is not installed: pip install 'evalkit[plot]'"
+        ) from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, file: IO[bytes], kind: str, **settings: Any) -> None:
+    """Write a figure; the same one gives the same bytes.
+
+    Args:
+        figure: From :func:`new_figure`.
+        file: Is written to.
+        kind: ``pdf``, ``png`` or ``svg``.
+        settings: Of Matplotlib, such as ``svg_fonttype="none"`` for ``svg.fonttype``.
+    """
+    from matplotlib import rc_context
+
+    chosen = {name.replace("_", ".", 1): value for name, value in settings.items()}
+    with rc_context({"svg.hashsalt": "evalkit"} | chosen):
+        figure.savefig(file, format=kind, dpi=150, metadata=_WITHOUT_DATE.get(kind))
+
+
+_WITHOUT_DATE: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def check_count(sweeps: Sequence[Sweep]) -> None:
+    """Raise an InputError where there is no sweep, or more than there are styles of curves."""
+    if not 1 <= len(sweeps) <= len(STYLES):
+        raise InputError(f"{len(sweeps)} sweeps; one figure shows 1 to {len(STYLES)}.")
+
+
+def panels_of(sweeps: Sequence[Sweep]) -> list[tuple[Axis, Axis]]:
+    """What is drawn against what, horizontally and vertically: each score, and trade-offs between scores."""
+    known = {spec.name: Axis(spec.name, spec.title) for spec in _specs(sweeps) if _is_known(sweeps, spec)}
+    scale = Axis(SCALE, "guidance scale")
+    trade_offs = [(known[x], known[y]) for x, y in TRADE_OFFS if {x, y} <= known.keys()]
+    return [*((scale, score) for score in known.values()), *trade_offs]
+
+
+def markers_of(published: Sequence[PublishedRow]) -> dict[str, str]:
+    """The marker of each model."""
+    models = dict.fromkeys(row.model for row in published)
+    return dict(zip(models, itertools.cycle(PUBLISHED_MARKERS)))
+
+
+def sweep_label(sweep: Sweep) -> str:
+    """What the legend calls a curve."""
+    return f"{sweep.name}, {sweep.points[0].comparison.samples.images:,} samples"
+
+
+def published_label(model: str) -> str:
+    """What the legend calls the points of a model."""
+    return f"{model} (published)"
+
+
+def notes_on(sweeps: Sequence[Sweep], outside: int) -> list[str]:
+    """What has to be said of the panels, a sentence each.
+
+    Args:
+        sweeps: What is drawn.
+        outside: How many published points are not, see :func:`draw_panel`.
+    """
+    notes = []
     if len({point.comparison.reference.digest for sweep in sweeps for point in sweep.points}) > 1:
         notes.append("The curves were measured against different references.")
     if any(score.stderr for sweep in sweeps for point in sweep.points for score in point.comparison.scores):
         notes.append("Bars: one standard error to each side, from the draw of the images.")
     if outside:
         notes.append(f"{outside} published points lie outside the panels.")
-    text = "\n\n".join(textwrap.fill(note, 42) for note in notes)
-    note = legend.text(0, 0, text, transform=legend.transAxes, va="bottom", fontsize=8)
-    for item in (box, note):
-        item.set_in_layout(False)  # long names may reach into the margin; they must not squeeze the panels
-    # The same sweeps give the same bytes.
-    fixed = rc_context({"svg.hashsalt": "evalkit"})
-    with replace_atomically(path) as partial, partial.open("wb") as file, fixed:
-        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=_WITHOUT_DATE.get(path.suffix))
+    return notes
 
 
-_WITHOUT_DATE: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+def _specs(sweeps: Sequence[Sweep]) -> tuple[ScoreSpec, ...]:
+    return specs_of(point.comparison for sweep in sweeps for point in sweep.points)
 
 
-def _known(sweep: Sweep, score: str) -> bool:
-    return any(value is not None for value in sweep.values(score))
+def _is_known(sweeps: Sequence[Sweep], spec: ScoreSpec) -> bool:
+    return any(value is not None for sweep in sweeps for value in sweep.values(spec.name))
 
 
 def _why_missing(sweeps: Sequence[Sweep], spec: ScoreSpec) -> str:
@@ -132,35 +211,47 @@ def _why_missing(sweeps: Sequence[Sweep], spec: ScoreSpec) -> str:
     return f"{spec.title} was not computed: {reasons[0] if reasons else 'it is not in the results'}."
 
 
-def _draw(
+def draw_panel(
     axis: Any,
-    x: str,
-    y: str,
+    panel: tuple[Axis, Axis],
     sweeps: Sequence[Sweep],
-    rows: Sequence[PublishedRow],
+    published: Sequence[PublishedRow],
     markers: Mapping[str, str],
 ) -> int:
-    """One panel. Returns how many published points lie outside it."""
+    """Draw one panel.
+
+    Args:
+        axis: Matplotlib's axes.
+        panel: One of :func:`panels_of`.
+        sweeps: The curves.
+        published: The points of papers.
+        markers: From :func:`markers_of`.
+
+    Returns:
+        How many published points lie outside it.
+    """
+    x, y = (each.name for each in panel)
+    rows = [row for row in published if x != SCALE or row.scale is not None]
     for index, (sweep, (colour, marker, line)) in enumerate(zip(sweeps, STYLES, strict=False)):
         scales = [point.scale for point in sweep.points]
-        points = _points(scales if x == "scale" else sweep.values(x), sweep.values(y), scales)
+        points = _points(scales if x == SCALE else sweep.values(x), sweep.values(y), scales)
         if not points:  # an empty line has no place, which would upset the layout
             continue
         known = [point[2] for point in points]
         axis.errorbar(
             [point[0] for point in points],
             [point[1] for point in points],
-            xerr=None if x == "scale" else _bars(sweep, x, known),
+            xerr=None if x == SCALE else _bars(sweep, x, known),
             yerr=_bars(sweep, y, known),
             capsize=2,
             color=colour,
             marker=marker,
             linestyle=line,
             markersize=5,
-            label=_plain(f"{sweep.name}, {sweep.points[0].comparison.samples.images:,} samples"),
+            label=plain(sweep_label(sweep)),
             clip_on=False,
         )
-        if x != "scale":
+        if x != SCALE:
             # To the upper right of one curve and the lower left of the next, which mostly lies there.
             side = 1 if index % 2 == 0 else -1
             for right, up, scale in points:
@@ -180,7 +271,7 @@ def _draw(
     for model, same in _by_model(rows).items():
         scales = [row.scale or 0.0 for row in same]
         found = _points(
-            scales if x == "scale" else [row.scores.get(x) for row in same],
+            scales if x == SCALE else [row.scores.get(x) for row in same],
             [row.scores.get(y) for row in same],
             scales,
         )
@@ -196,14 +287,16 @@ def _draw(
                 linewidth=0.8,
                 fillstyle="none",
                 markersize=8,
-                label=_plain(f"{model} (published)"),
+                label=plain(published_label(model)),
                 clip_on=False,
             )
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    if x == "scale":
+    if x == SCALE:
         own = {point.scale for sweep in sweeps for point in sweep.points}
         _scale_axis(axis, sorted(own), sorted({row.scale or 0.0 for row in rows} - own))
+    axis.set_xlabel(plain(panel[0].title))
+    axis.set_ylabel(plain(panel[1].title))
     return outside
 
 
@@ -223,7 +316,7 @@ def _bars(sweep: Sweep, score: str, scales: Sequence[float]) -> list[float] | No
     return None if not any(found) else [math.nan if each is None else each for each in found]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text shown as it is: Matplotlib takes ``$`` for mathematics, and hides what begins with ``_``."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in text)
     return f"{' ' if shown.startswith('_') else ''}{shown}".replace("$", r"\$")

@@ -25,7 +25,19 @@ from evalkit.report.text import (
 from evalkit.results import Comparison, ScoreSpec
 from evalkit.several import Comparisons
 
-__all__ = ["FORMATS", "markdown", "table"]
+__all__ = [
+    "FORMATS",
+    "by_set",
+    "in_words",
+    "legend",
+    "markdown",
+    "marks",
+    "members",
+    "notes",
+    "table",
+    "verdicts",
+    "what_is_missing",
+]
 
 MOST_PAIRS = 3
 """Up to so many pairs in a score all are listed; of more, those with the best."""
@@ -77,7 +89,7 @@ def adm(found: Comparisons) -> str:
 # The table -------------------------------------------------------------------------------------------------
 
 
-def _members(found: Comparisons) -> list[str]:
+def members(found: Comparisons) -> list[str]:
     """What is compared: each set by its name, each setting by its number, from 1."""
     if not found.settings:
         return found.labels
@@ -105,10 +117,10 @@ def _rows(found: Comparisons) -> Iterator[list[str]]:
             header.append("unbiased")
             columns.append(_column(found, spec, unbiased=True))
         # The marks are of the values that were compared.
-        columns[-1] = [f"{cell} {each}" for cell, each in zip(columns[-1], _marks(found, spec), strict=True)]
+        columns[-1] = [f"{cell} {each}" for cell, each in zip(columns[-1], marks(found, spec), strict=True)]
         header[-1] += "  "
     yield header
-    for number, name in enumerate(_members(found)):
+    for number, name in enumerate(members(found)):
         if found.settings:
             count = len(found.settings[number].members)
         else:
@@ -133,7 +145,7 @@ def _mean(spec: ScoreSpec, runs: Runs | None) -> str:
     return "-" if runs is None else f"{spec.format(runs.mean)} ± {spec.format(runs.stderr)}"
 
 
-def _marks(found: Comparisons, spec: ScoreSpec) -> list[str]:
+def marks(found: Comparisons, spec: ScoreSpec) -> list[str]:
     """Of each set or setting: whether it is the best, or how it compares with that."""
     from_best = found.from_best(spec)
     members = range(len(found.settings or found.comparisons))
@@ -145,30 +157,70 @@ def _marks(found: Comparisons, spec: ScoreSpec) -> list[str]:
 
 def _below(found: Comparisons) -> list[str]:
     """Everything under the table but remarks, a line each."""
-    lines = [*_legend(found), *_runs(found)]
-    untested: dict[str, list[str]] = {}
+    return [*legend(found), *verdicts(found), *notes(found, all_pairs="JSON has all")]
+
+
+def _remarks(found: Comparisons) -> Iterator[str]:
+    return by_set(_sets(found), remarks)
+
+
+def legend(found: Comparisons) -> list[str]:
+    """What marks mean, and which runs the settings have."""
+    return [*_legend(found), *_runs(found)]
+
+
+def verdicts(found: Comparisons) -> list[str]:
+    """The differences in words, and which scores were not tested."""
+    lines = []
     for spec in _shown_specs(found):
         pairs = [pair for pair in found.pairs if pair.score == spec.name]
         if any(pair.difference is not None for pair in pairs):
             lines += _differences(found, spec, pairs)
-        else:
-            for why in dict.fromkeys(str(pair.why) for pair in pairs):
-                untested.setdefault(why, []).append(spec.title)
-    lines += [f"{', '.join(titles)}: not tested: {why}" for why, titles in untested.items()]
-    lines += _about_tests(found)
+    return lines + [f"{', '.join(titles)}: not tested: {why}" for why, titles in _untested(found).items()]
+
+
+def notes(found: Comparisons, *, all_pairs: str) -> list[str]:
+    """How differences were tested, what error bars are, and what is missing.
+
+    Args:
+        found: The comparisons.
+        all_pairs: Where the differences are that :func:`verdicts` leaves out.
+    """
+    lines = [*_about_tests(found, all_pairs)]
     if found.settings:
         lines.append("±: standard error of the mean of the runs.")
     else:
         lines += bar_note(found.comparisons)
-    lines += _by_set(found, ((_no_bar(each, said=untested), each) for each in found.comparisons))
-    lines += _by_set(found, ((_missing(each), each) for each in found.comparisons))
-    lines += _by_set(found, ((_subsets(each), each) for each in found.comparisons))
-    lines += _by_set(found, ((_left_out(each), each) for each in found.comparisons))
-    return lines
+    said = _untested(found)
+    return [*lines, *what_is_missing(_sets(found), said=said)]
 
 
-def _remarks(found: Comparisons) -> Iterator[str]:
-    return _by_set(found, ((remarks(each), each) for each in found.comparisons))
+def what_is_missing(sets: Sequence[tuple[str, Comparison]], *, said: Collection[str] = ()) -> Iterator[str]:
+    """Why there are no error bars or no scores, and which scores are of a subset of the images.
+
+    Args:
+        sets: Each comparison with its name.
+        said: Reasons for no error bars that are not repeated.
+    """
+    yield from by_set(sets, lambda each: _no_bar(each, said=said))
+    yield from by_set(sets, _missing)
+    yield from by_set(sets, _subsets)
+    yield from by_set(sets, _left_out)
+
+
+def _sets(found: Comparisons) -> list[tuple[str, Comparison]]:
+    return [*zip(found.labels, found.comparisons, strict=True)]
+
+
+def _untested(found: Comparisons) -> dict[str, list[str]]:
+    """The scores of which no pair could be tested, by the reason."""
+    untested: dict[str, list[str]] = {}
+    for spec in _shown_specs(found):
+        pairs = [pair for pair in found.pairs if pair.score == spec.name]
+        if all(pair.difference is None for pair in pairs):
+            for why in dict.fromkeys(str(pair.why) for pair in pairs):
+                untested.setdefault(why, []).append(spec.title)
+    return untested
 
 
 def _legend(found: Comparisons) -> Iterator[str]:
@@ -182,7 +234,7 @@ def _legend(found: Comparisons) -> Iterator[str]:
 
 def _runs(found: Comparisons) -> Iterator[str]:
     """Which runs a setting has, and how much they differ, beside the error of drawing samples."""
-    for name, setting in zip(_members(found), found.settings, strict=False):
+    for name, setting in zip(members(found), found.settings, strict=False):
         parts = []
         for spec in _shown_specs(found):
             runs = setting.unbiased.get(spec.name) or setting.scores.get(spec.name)
@@ -194,14 +246,14 @@ def _runs(found: Comparisons) -> Iterator[str]:
 
 
 def _differences(found: Comparisons, spec: ScoreSpec, pairs: Sequence[Pair]) -> list[str]:
-    names = _members(found)
     if len(pairs) > MOST_PAIRS:
         pairs = [pair for pair in found.from_best(spec).values() if pair is not None]
-    ratio = "t" if found.settings else "z"
-    return [_in_words(pair, spec, names, ratio) for pair in pairs]
+    return [in_words(found, pair, spec) for pair in pairs]
 
 
-def _in_words(pair: Pair, spec: ScoreSpec, names: Sequence[str], ratio: str) -> str:
+def in_words(found: Comparisons, pair: Pair, spec: ScoreSpec) -> str:
+    """Which of two is better in a score, by how much; or that no difference is shown."""
+    names, ratio = members(found), "t" if found.settings else "z"
     a, b = names[pair.first], names[pair.second]
     if pair.difference is None or pair.corrected is None:
         return f"{spec.title}: {a} and {b} not tested: {pair.why}"
@@ -216,7 +268,7 @@ def _in_words(pair: Pair, spec: ScoreSpec, names: Sequence[str], ratio: str) -> 
     return f"{spec.title}: {a} is better than {b} by {numbers}"
 
 
-def _about_tests(found: Comparisons) -> Iterator[str]:
+def _about_tests(found: Comparisons, all_pairs: str) -> Iterator[str]:
     """How differences were tested."""
     tested = [pair for pair in found.pairs if pair.difference is not None]
     if not tested:
@@ -235,7 +287,7 @@ def _about_tests(found: Comparisons) -> Iterator[str]:
         some = "" if len(paired) == 1 else " of some sets"
         parts.append(f"images{some} are paired by index, as they come from the same noise and class")
     if len(found.pairs) > MOST_PAIRS * len(counts):
-        parts.append("only differences from the best are listed here, and JSON has all")
+        parts.append(f"only differences from the best are listed here, and {all_pairs}")
     yield "; ".join(parts) + "."
 
 
@@ -263,12 +315,19 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
         yield f"{', '.join(titles)}: {why}"
 
 
-def _by_set(found: Comparisons, notes: Iterable[tuple[Iterable[str], Comparison]]) -> Iterator[str]:
-    """Each note once: as it is if it is of all sets, else with the sets that it is of."""
+def by_set(
+    sets: Sequence[tuple[str, Comparison]], texts: Callable[[Comparison], Iterable[str]]
+) -> Iterator[str]:
+    """Each note once: as it is if it is of all sets, else with the sets that it is of.
+
+    Args:
+        sets: Each comparison with its name.
+        texts: The notes on one.
+    """
     of: dict[str, list[str]] = {}
     first: dict[str, str] = {}
-    for label, (texts, comparison) in zip(found.labels, notes, strict=True):
-        for text in texts:
+    for label, comparison in sets:
+        for text in texts(comparison):
             # Notes on different sets that say the same are one.
             key = text.replace(comparison.samples.name, "\0").replace(f"{comparison.samples.images:,}", "\1")
             of.setdefault(key, []).append(label)
@@ -277,7 +336,7 @@ def _by_set(found: Comparisons, notes: Iterable[tuple[Iterable[str], Comparison]
         if "\0" in key:
             others = f" (likewise for {', '.join(labels[1:])})" if len(labels) > 1 else ""
             yield first[key] + others
-        elif len(labels) == len(found.comparisons):
+        elif len(labels) == len(sets):
             yield first[key]
         else:
             yield f"{', '.join(labels)}: {first[key]}"

@@ -12,6 +12,7 @@ from evalkit.results import Comparison, PublishedRow, Score, ScoreSpec, Sweep
 __all__ = [
     "FORMATS",
     "MARKS",
+    "about_marks",
     "adm_lines",
     "aligned",
     "bar_note",
@@ -22,6 +23,8 @@ __all__ = [
     "mark",
     "markdown",
     "markdown_table",
+    "not_compared",
+    "precision_notes",
     "published_cells",
     "published_note",
     "remarks",
@@ -81,7 +84,7 @@ def table(comparison: Comparison) -> str:
             lines += [f"  {line}" for line in class_lines(spec, score)]
     lines += error_notes(comparison)
     if comparison.published:
-        cells = published_cells(comparison.specs, comparison.published, comparison)
+        cells = published_cells(comparison.specs, comparison.published, [("these samples", comparison)])
         lines += ["", published_note([comparison]), *aligned(cells, others=9)]
     for text in remarks(comparison):
         lines += ["", text]
@@ -105,7 +108,7 @@ def markdown(comparison: Comparison) -> str:
             lines += ["", f"{spec.title}, {'; '.join(within)}."]
     lines += [text for line in error_notes(comparison) for text in ("", line)]
     if comparison.published:
-        cells = published_cells(comparison.specs, comparison.published, comparison)
+        cells = published_cells(comparison.specs, comparison.published, [("these samples", comparison)])
         lines += ["", published_note([comparison]), "", *markdown_table(cells)]
     lines += [
         "",
@@ -119,12 +122,20 @@ def markdown(comparison: Comparison) -> str:
 
 
 def published_cells(
-    specs: Sequence[ScoreSpec], published: Sequence[PublishedRow], measured: Comparison | None = None
+    specs: Sequence[ScoreSpec],
+    published: Sequence[PublishedRow],
+    measured: Sequence[tuple[str, Comparison]] = (),
 ) -> list[list[str]]:
-    """A heading, the measured scores if given, and the published ones: model, scores, source."""
-    rows: list[tuple[str, Mapping[str, float], str]] = []
-    if measured is not None:
-        rows.append(("these samples", {score.name: score.value for score in measured.scores}, ""))
+    """A heading, measured scores if given, and the published ones: model, scores, source.
+
+    Args:
+        specs: Scores that may be shown; those that no published row has are left out.
+        published: What is shown below the measured ones.
+        measured: Each with what the table calls it.
+    """
+    rows: list[tuple[str, Mapping[str, float], str]] = [
+        (name, {score.name: score.value for score in each.scores}, "") for name, each in measured
+    ]
     rows += [(_model(row), row.scores, row.source) for row in published]
     printed = {name for row in published for name in row.scores}
     shown = [spec for spec in specs if spec.name in printed]
@@ -188,7 +199,7 @@ def sweep_table(sweep: Sweep) -> str:
         "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in zip(*columns, strict=True)
     ]
-    lines += [*_about_marks(sweep), *_not_compared(sweep)]
+    lines += [*about_marks(sweep), *not_compared(sweep)]
     missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
     titles = {spec.name: spec.title for spec in sweep.specs}
     lines += [f"{titles[name]} was not computed: {why}" for name, why in missing.items()]
@@ -218,7 +229,7 @@ def mark(from_best: Pair | None) -> str:
     return " " if from_best.stands else LIKE_BEST
 
 
-def _about_marks(sweep: Sweep) -> Iterator[str]:
+def about_marks(sweep: Sweep) -> Iterator[str]:
     """What bars and marks of a sweep mean, in one line."""
     parts = []
     if any(error is not None for spec in sweep.specs for error in sweep.stderrs(spec.name)):
@@ -242,7 +253,7 @@ def _about_marks(sweep: Sweep) -> Iterator[str]:
         yield "; ".join(parts) + "."
 
 
-def _not_compared(sweep: Sweep) -> Iterator[str]:
+def not_compared(sweep: Sweep) -> Iterator[str]:
     """Why scores were not compared between scales that have them; a line for each reason."""
     reasons: dict[tuple[str, bool], list[str]] = {}
     for spec in sweep.specs:
@@ -357,6 +368,13 @@ def describe_extractors(comparison: Comparison) -> str:
 
 def remarks(comparison: Comparison) -> Iterator[str]:
     """What a reduced precision moves, and the warnings, a line each."""
+    yield from precision_notes(comparison)
+    for warning in comparison.warnings:
+        yield f"warning: {warning}"
+
+
+def precision_notes(comparison: Comparison) -> Iterator[str]:
+    """What a reduced precision moves, in a line; none in float32."""
     check = comparison.precision_check
     if check:
         precision = next(key for key in check if key not in ("images", "float32"))
@@ -367,8 +385,6 @@ def remarks(comparison: Comparison) -> Iterator[str]:
         )
         first = " and ".join(map(str, check["images"]))
         yield f"precision check: {precision} against float32, on the first {first} images: {moved}"
-    for warning in comparison.warnings:
-        yield f"warning: {warning}"
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -15,11 +16,21 @@ from cattrs.gen import make_dict_structure_fn
 
 from evalkit.errors import InputError, brief
 
-__all__ = ["read_json", "read_record", "record_text", "structure"]
+__all__ = ["InNotebooks", "read_json", "read_record", "record_text", "structure"]
 
 T = TypeVar("T")
 
 MOST_PROBLEMS = 3
+
+
+class InNotebooks:
+    """A record that notebooks show as tables and figures."""
+
+    def _repr_html_(self) -> str | None:
+        """HTML; None where the packages that make it are not installed."""
+        # By name, as reports import records.
+        fragment: Callable[[Any], str | None] = pkgutil.resolve_name("evalkit.report.html:fragment")
+        return fragment(self)
 
 
 def read_json(text: str | bytes) -> dict[str, Any]:

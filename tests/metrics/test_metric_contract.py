@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from optional import optional
+from parsed import parsed
 from stand_ins import NO_STORE, stand_in
 
 from evalkit.comparison import compare
@@ -27,6 +28,7 @@ from evalkit.images import open_images
 from evalkit.metrics import METRICS, named
 from evalkit.metrics.base import Metric, influence_of, with_error_bars
 from evalkit.protocols import PROTOCOLS, protocol_named
+from evalkit.report.html import page
 from evalkit.report.plot import write_curves
 from evalkit.report.text import FORMATS, sweep_table
 from evalkit.results import Comparison, Point, PublishedRow, Score, Sweep
@@ -296,6 +298,15 @@ def test_it_is_shown_everywhere(metric: Metric, images: NDArray[np.uint8], tmp_p
         write_curves(tmp_path / "curves.svg", [sweep])
     drawn = (tmp_path / "curves.svg").read_text()
     assert all(f">{spec.title}<" in drawn for spec in metric.scores)
+    optional("jinja2", "report")
+    tables = {
+        each.one("caption").text: each.rows() for each in parsed(page([shown, comparison])).all("table")
+    }
+    (head, first, _), (_, *by_metric) = tables["Side by side"], tables["Scores"]
+    for spec in metric.scores:
+        text = spec.format(comparison[spec.name])
+        assert first[head.index(f"{spec.title} {spec.better} is better")].startswith(text)
+        assert any(row[0] == spec.title and row[1].startswith(text) for row in by_metric)
 
 
 def test_what_is_missing_is_shown_with_its_reason(metric: Metric, images: NDArray[np.uint8]) -> None:

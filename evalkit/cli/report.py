@@ -1,0 +1,146 @@
+"""`evalkit report`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evalkit.cli.messages import say
+from evalkit.cli.parameters import file, output, text
+from evalkit.errors import InputError, OutputError, brief
+from evalkit.system.urls import scrubbed
+
+if TYPE_CHECKING:
+    from evalkit.report.tables import Record
+    from evalkit.results import Comparison, PublishedRow, Sweep
+    from evalkit.several import Comparisons
+    from evalkit.system.storage import Place
+
+__all__ = ["report"]
+
+
+@click.command()
+@click.argument("out", type=output, metavar="OUT.html")
+@click.argument("records", nargs=-1, required=True, type=file, metavar="RECORD...")
+@click.option(
+    "--figure",
+    "figures",
+    multiple=True,
+    type=file,
+    metavar="FILE.png",
+    help="A picture to show, such as a sheet of `evalkit compare --worst`; may be repeated. The PNG's texts "
+    "Title and Description become heading and description.",
+)
+@click.option(
+    "--published",
+    type=text,
+    metavar="DATASET",
+    help="Show beside the scores, and in curves, what papers report on this dataset, such as imagenet256.",
+)
+def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], published: str | None) -> None:
+    """Write a page with the scores of RECORDS, their error bars, curves, warnings and provenance.
+
+    A record is what `evalkit compare --json` writes, or a folder that `evalkit sweep` has filled. The page is
+    one file of under 5 MB that needs no network: it can be sent, printed, and read on a phone.
+
+    \b
+    Example:
+      evalkit report report.html comparison.json --figure worst.png
+      evalkit report report.html a.json b.json runs/sweep --published imagenet256
+    """
+    from evalkit.system.files import check_writable
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise OutputError(
+            f"Cannot write {out}: a page ends in .html. The page comes first, then the records."
+        )
+    check_writable(out, *records, *figures)
+    from evalkit.report.html import write_page
+    from evalkit.report.pictures import read_picture
+
+    found = [_read(path) for path in records]
+    rows: Sequence[PublishedRow] = ()
+    if published is not None:
+        from reference_batches.published import curves, published_rows
+
+        beside = published_rows(published)
+        found = [_beside(record, beside) for record in found]
+        with suppress(InputError):  # no model is published at several guidance scales
+            rows = curves(published)
+    pictures = [read_picture(path) for path in figures]
+    command = shlex.join(["evalkit", *map(scrubbed, sys.argv[1:])])
+    try:
+        notes = write_page(out, found, pictures, published=rows, command=command)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # Parts of a record are free-form, and only the checked ones can be relied on.
+        raise InputError(
+            f"{', '.join(map(str, records))}: a record holds values that evalkit does not write "
+            f"({brief(repr(error), 200)}). Write it again with `evalkit compare --json`."
+        ) from error
+    for note in notes:
+        say(f"note: {note}")
+    click.echo(f"wrote {out}")
+
+
+def _read(path: Path) -> Record:
+    """The record in a file, whichever it is.
+
+    Raises:
+        InputError: There is none.
+    """
+    from evalkit.results import Comparison, Sweep
+    from evalkit.several import Comparisons
+    from evalkit.system.records import read_json
+
+    kinds: dict[str, type[Comparison | Comparisons | Sweep]] = {
+        "evalkit comparison": Comparison,
+        "evalkit comparisons": Comparisons,
+        "evalkit sweep": Sweep,
+    }
+    place = path / "results.json" if path.is_dir() else path
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{place}: {error.strerror}. Give what `evalkit compare --json` wrote, or a folder that "
+            "`evalkit sweep` has filled."
+        ) from error
+    try:
+        form = read_json(content).get("format")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not a record of evalkit: {brief(error, 200)}.") from error
+    kind = kinds.get(str(form).rpartition(" ")[0])
+    if kind is None:
+        known = ", ".join(kinds)
+        raise InputError(f"{place}: its format is {brief(repr(form), 80)}; expected one of {known}.")
+    try:
+        return kind.from_json(content)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _beside(record: Record, rows: Sequence[PublishedRow]) -> Record:
+    """The record with published rows beside its comparisons; of a sweep, beside the best scale."""
+    from evalkit.results import Comparison, Sweep
+    from reference_batches.published import beside
+
+    if isinstance(record, Comparison):
+        return beside(record, rows)
+    if isinstance(record, Sweep):
+        points = list(record.points)
+        for spec in record.specs:
+            known = {n: value for n, value in enumerate(record.values(spec.name)) if value is not None}
+            if known:
+                best = (max if spec.higher_is_better else min)(known, key=known.__getitem__)
+                found = beside(points[best].comparison, rows)
+                points[best] = replace(points[best], comparison=found)
+                break
+        return replace(record, points=tuple(points))
+    return replace(record, comparisons=tuple(beside(each, rows) for each in record.comparisons))
