@@ -569,7 +569,7 @@ def test_command(files: Path, run: Invoke) -> None:
         "Images",
         "Where the numbers come from",
     ]
-    # Five rows beside each set; two of the three are so alike that theirs are the same. One scale.
+    # Five rows beside each set, and one scale of the sweep; two of the three sets have the same nearest rows.
     beside = [
         each.rows() for each in tree.all("table") if each.one("caption").text == "Beside published scores"
     ]
