@@ -13,7 +13,7 @@ from evalkit.pairs import Pair, Runs, pairs_with_best
 from evalkit.results import Comparison, ScoreSpec, Sweep, check_pairs, column, specs_of
 from evalkit.system.records import InNotebooks, read_json, read_record, record_text
 
-__all__ = ["Comparisons", "Setting", "comparisons_in", "distinct"]
+__all__ = ["Comparisons", "Setting", "comparisons_in", "distinct", "record_in"]
 
 # Those of format 1 have comparisons of format 3.
 FORMATS = ("evalkit comparisons 2", "evalkit comparisons 1")
@@ -143,6 +143,30 @@ def distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, 1)]
 
 
+def record_in(text: str | bytes) -> Comparison | Comparisons | Sweep:
+    """The record in what `evalkit compare` or `evalkit sweep` wrote, whichever it is.
+
+    Raises:
+        InputError: It is no such record.
+    """
+    kinds: dict[str, type[Comparison | Comparisons | Sweep]] = {
+        "evalkit comparison": Comparison,
+        "evalkit comparisons": Comparisons,
+        "evalkit sweep": Sweep,
+    }
+    try:
+        form: Any = read_json(text).get("format")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"Not a record of `evalkit compare` or `evalkit sweep`: {error}.") from error
+    kind = kinds.get(form.rpartition(" ")[0]) if isinstance(form, str) else None
+    if kind is None:
+        raise InputError(
+            "Not a record of `evalkit compare` or `evalkit sweep`: its format is "
+            f"{brief(repr(form))}. Give what `evalkit compare --json` wrote, or results.json of a sweep."
+        )
+    return kind.from_json(text)
+
+
 def comparisons_in(text: str | bytes) -> list[tuple[str, Comparison]]:
     """The comparisons of a record that `evalkit compare` or `evalkit sweep` wrote.
 
@@ -153,22 +177,12 @@ def comparisons_in(text: str | bytes) -> list[tuple[str, Comparison]]:
     Raises:
         InputError: It is no such record.
     """
-    try:
-        form: Any = read_json(text).get("format")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"Not a record of `evalkit compare` or `evalkit sweep`: {error}.") from error
-    kind = form.rpartition(" ")[0] if isinstance(form, str) else form
-    if kind == "evalkit comparison":
-        return [("", Comparison.from_json(text))]
-    if kind == "evalkit comparisons":
-        several = Comparisons.from_json(text)
-        return list(zip(several.labels, several.comparisons, strict=True))
-    if kind == "evalkit sweep":
-        return [(f"scale {point.scale:g}", point.comparison) for point in Sweep.from_json(text).points]
-    raise InputError(
-        "Not a record of `evalkit compare` or `evalkit sweep`: its format is "
-        f"{brief(repr(form))}. Give what `evalkit compare --json` wrote, or results.json of a sweep."
-    )
+    record = record_in(text)
+    if isinstance(record, Comparison):
+        return [("", record)]
+    if isinstance(record, Sweep):
+        return [(f"scale {point.scale:g}", point.comparison) for point in record.points]
+    return list(zip(record.labels, record.comparisons, strict=True))
 
 
 def _means(settings: Iterable[Mapping[str, Runs]], score: str) -> list[float | None]:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from evalkit.comparison import compare
 from evalkit.errors import MissingDependencyError, OutputError
 from evalkit.extractors.base import Extractor
+from evalkit.report.html import write_page
+from evalkit.report.pictures import read_picture
 from evalkit.report.plot import write_curves
 from evalkit.results import Comparison, Sweep
 from evalkit.system.files import replace_atomically
@@ -111,7 +113,7 @@ def demo(
     Args:
         out: The folder for ``reference.npz`` and ``real.npz``, digits that the model has not seen;
             ``real.json``, their comparison; a folder ``sweep`` as `evalkit sweep` fills it;
-            ``results.csv``, ``samples.png`` and ``curves.png``.
+            ``results.csv``, ``samples.png``, ``curves.png``; and ``report.html``, all of it on one page.
         extractor: The Inception network.
         settings: What to sample at each scale; there are as many real images of either kind, at most 449.
         scales: Guidance scales.
@@ -119,8 +121,8 @@ def demo(
         measured: Called with the comparison of real with real digits, before the model samples.
 
     Raises:
-        EvalkitError: As :func:`generation.sweep.sweep`; MissingDependencyError: scikit-learn or Matplotlib is
-            not installed.
+        EvalkitError: As :func:`generation.sweep.sweep`; MissingDependencyError: scikit-learn, Matplotlib or
+            jinja2 is not installed.
     """
     count = min(settings.count, TRAINING_IMAGES // 2)
     parts = {"reference.npz": slice(count), "real.npz": slice(count, 2 * count)}
@@ -151,4 +153,5 @@ def demo(
     for name in ("results.csv", "samples.png"):
         with replace_atomically(out / name) as partial:
             partial.write_bytes((out / "sweep" / name).read_bytes())
+    write_page(out / "report.html", [real, result], [read_picture(out / "samples.png")])
     return result

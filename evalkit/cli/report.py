@@ -19,8 +19,7 @@ from evalkit.system.urls import scrubbed
 
 if TYPE_CHECKING:
     from evalkit.report.tables import Record
-    from evalkit.results import Comparison, PublishedRow, Sweep
-    from evalkit.several import Comparisons
+    from evalkit.results import PublishedRow
     from evalkit.system.storage import Place
 
 __all__ = ["report"]
@@ -95,15 +94,8 @@ def _read(path: Path) -> Record:
     Raises:
         InputError: There is none.
     """
-    from evalkit.results import Comparison, Sweep
-    from evalkit.several import Comparisons
-    from evalkit.system.records import read_json
+    from evalkit.several import record_in
 
-    kinds: dict[str, type[Comparison | Comparisons | Sweep]] = {
-        "evalkit comparison": Comparison,
-        "evalkit comparisons": Comparisons,
-        "evalkit sweep": Sweep,
-    }
     place = path / "results.json" if path.is_dir() else path
     try:
         content = place.read_bytes()
@@ -113,15 +105,7 @@ def _read(path: Path) -> Record:
             "`evalkit sweep` has filled."
         ) from error
     try:
-        form = read_json(content).get("format")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not a record of evalkit: {brief(error, 200)}.") from error
-    kind = kinds.get(str(form).rpartition(" ")[0])
-    if kind is None:
-        known = ", ".join(kinds)
-        raise InputError(f"{place}: its format is {brief(repr(form), 80)}; expected one of {known}.")
-    try:
-        return kind.from_json(content)
+        return record_in(content)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 

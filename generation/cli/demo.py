@@ -69,7 +69,6 @@ def demo(out: Path) -> None:
         f"\nGuidance trades diversity for fidelity. From scale {first.scale:g} to {last.scale:g}:\n"
         f"  precision from {unguided['precision']:.2f} to {strongest['precision']:.2f}\n"
         f"  recall    from {unguided['recall']:.2f} to {strongest['recall']:.2f}\n"
-        f"See {out / 'curves.png'}, and {out / 'samples.png'}: one row per scale, "
-        "the same noise in each column.\n"
+        f"See {out / 'report.html'}: the scores, their error bars, curves and samples on one page.\n"
         "Next: evalkit compare YOUR_REFERENCE YOUR_SAMPLES"
     )

@@ -102,5 +102,8 @@ def test_command(tmp_path: Path, run: Invoke, monkeypatch: pytest.MonkeyPatch) -
     assert any(line.startswith("FID ") for line in lines)  # of real digits
     head = next(number for number, line in enumerate(lines) if line.split()[:3] == ["scale", "FID", "sFID"])
     assert [line.split()[0] for line in lines[head + 1 : head + 3]] == ["0", "4"]
-    assert "curves.png" in result.out
-    assert (tmp_path / "demo" / "curves.png").exists()
+    assert "report.html" in result.out
+    page = (tmp_path / "demo" / "report.html").read_text("utf-8")
+    assert "real.npz" in page
+    assert "digits" in page
+    assert page.count("data:image/png") == 1
