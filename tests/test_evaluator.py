@@ -132,6 +132,7 @@ def test_published_batch_by_name(
     )
     arguments: Mapping[str, Any] = {"metrics": "fid", "extractor": InceptionPixels(), "run": NO_STORE}
     found = given(Evaluator("imagenet256", **arguments), sides[1], (10,)).compute()
+    assert found.reference.source == "published imagenet256"  # so that records say what they are against
     same(found, compare(tmp_path / "fetched.npz", sides[1], **arguments))
 
 
@@ -151,16 +152,21 @@ def test_two_networks_in_reduced_precision(sides: tuple[NDArray[np.uint8], NDArr
 
 
 def test_labels(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], tmp_path: Path) -> None:
-    """Error bars depend on balanced classes."""
-    labels = np.arange(57) % 19
+    """Error bars depend on balanced classes, and some metrics are of each class."""
+    labels = np.arange(57) % 3
     np.savez(tmp_path / "samples.npz", arr_0=sides[1], arr_1=labels)
-    arguments: Mapping[str, Any] = {"extractor": InceptionPixels(), "run": NO_STORE}
-    evaluator = Evaluator(sides[0], **arguments)
+    np.savez(tmp_path / "ref.npz", arr_0=sides[0], arr_1=np.arange(60) % 3)
+    metrics = "fid,precision,class_fid"
+    arguments: Mapping[str, Any] = {"metrics": metrics, "extractor": InceptionPixels(), "run": NO_STORE}
+    evaluator = Evaluator(tmp_path / "ref.npz", **arguments)
     for begin in range(0, 57, 10):
         evaluator.update(sides[1][begin : begin + 10], labels=torch.from_numpy(labels[begin : begin + 10]))
-    expected = compare(sides[0], tmp_path / "samples.npz", **arguments)
-    assert evaluator.compute().scores == expected.scores
-    assert expected.scores != compare(*sides, **arguments).scores
+    expected = compare(tmp_path / "ref.npz", tmp_path / "samples.npz", **arguments)
+    found = evaluator.compute()
+    assert found.scores == expected.scores
+    assert {score.name for score in found.scores} == {"fid", "precision", "recall", "class_fid"}
+    without = compare(tmp_path / "ref.npz", sides[1], **arguments)
+    assert found.score("fid") != without.score("fid")
     with pytest.raises(InputError, match="for all or for none"):
         evaluator.update(sides[1][:3])
     with pytest.raises(InputError, match="expected 3 integers"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +22,7 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
+    as_published,
     check_fingerprints,
     has_full_rank,
     make_extractors,
@@ -113,7 +113,7 @@ class Evaluator:
         self._intake = self._new_intake()
         self._error_bars = error_bars
         self._group = group
-        (self._reference,) = open_sources(_found(reference, self._run))
+        self._reference = _opened(reference, self._run)
         check_sources([self._reference], self._choice)
         nothing = GivenImages(NAME, 0, np.empty((0, 1, 1, 3), np.uint8))
         self._extractors = make_extractors(
@@ -384,14 +384,16 @@ class _Given(Side):
         return replace(super().batch(features), digest="", features="extracted")
 
 
-def _found(reference: Source, run: Run) -> Source:
-    """The file of a published batch, where that is what a text names."""
-    if not isinstance(reference, str):
-        return reference
-    from reference_batches.fetch import fetch, named
+def _opened(reference: Source, run: Run) -> Opened:
+    """The reference, open; a text may name a published batch, as on the command line."""
+    if isinstance(reference, str):
+        from reference_batches.fetch import fetch, named
 
-    published = named(reference)
-    return reference if published is None else os.fspath(fetch(published.name, progress=run.progress))
+        if (batch := named(reference)) is not None:
+            (opened,) = open_sources(fetch(batch.name, progress=run.progress))
+            return as_published(opened, batch.name, getattr(batch, "resize", None))
+    (opened,) = open_sources(reference)
+    return opened
 
 
 def _joined(labels: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -244,9 +244,8 @@ def by_class(sets: Sets) -> Iterator[tuple[ScoreSpec, str, Mapping[str, float]]]
     """Every score that is known by class, with the set that it is of."""
     for spec in specs_of(each for _, each in sets):
         for name, comparison in sets:
-            values: Mapping[str, float] = getattr(comparison.score(spec.name), "by_class", None) or {}
-            if values:
-                yield spec, name, values
+            if (score := comparison.score(spec.name)) is not None and score.by_class:
+                yield spec, name, score.by_class
 
 
 def class_tables(sets: Sets) -> Iterator[Table]:

@@ -149,7 +149,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     for name, side in (("small", 64), ("large", 1200)):
         Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(folder / f"{name}.png")
     figures = [read_picture(folder / f"{name}.png") for name in ("small", "large")]
-    records = [with_published(one()), KINDS["five"](), sweep(), hostile()[-1]]
+    records = [with_published(one()), KINDS["five"](), sweep(), hostile()[0]]
     assert write_page(folder / "full.html", records, figures) != []
     write_page(folder / "classes.html", [with_classes(with_published(one()), 1000)])
     write_page(folder / "several.html", [several()])
@@ -190,7 +190,7 @@ def test_on_a_phone_in_the_dark(chromium: str, made: Path) -> None:
     back, text = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in report["colours"])
     assert back < 150
     assert text > 600
-    assert len(report["drawings"]) > 4
+    assert len(report["drawings"]) == 4
     for label, width, height, outside in report["drawings"]:
         assert 250 < width <= 390
         assert height > 80

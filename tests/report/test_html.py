@@ -235,11 +235,21 @@ def test_records_stand_side_by_side_where_they_may() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"protocol": "exact"}, "another protocol"),
-        ({"reference": replace(one().reference, digest="x", name="other")}, "another reference"),
-        ({"samples": replace(one().samples, images=50_000)}, "another number of images"),
-        ({"extractors": {"inception": {"name": "x", "fingerprint": "f2"}}}, "another network"),
-        ({"extractors": {"dinov2": {"name": "x", "fingerprint": "f2"}}}, ""),
+        ({"protocol": "exact"}, "another protocol: exact, not adm"),
+        (
+            {"reference": replace(one().reference, digest="x", name="other")},
+            "another reference: the images of other (2,500 images, digest x), "
+            "not the images of train.npz (2,500 images, digest reference-di)",
+        ),
+        (
+            {"samples": replace(one().samples, images=50_000)},
+            "another number of samples: 50,000, not 2,500",
+        ),
+        (
+            {"extractors": {"inception": {"name": "x", "fingerprint": "f2"}}},
+            "another network: x (fingerprint f2), not inception-2015 (fingerprint f1)",
+        ),
+        ({"extractors": {**one().extractors, "dinov2": {"name": "x", "fingerprint": "f2"}}}, ""),
     ],
 )
 def test_records_that_may_not_be_compared_are_apart(changes: dict[str, Any], why: str) -> None:
@@ -559,7 +569,7 @@ def test_command(files: Path, run: Invoke) -> None:
         "Images",
         "Where the numbers come from",
     ]
-    # Five rows beside each set; two of the three are so alike that theirs are the same. One scale.
+    # Five rows beside each set, and one scale of the sweep; two of the three sets have the same nearest rows.
     beside = [
         each.rows() for each in tree.all("table") if each.one("caption").text == "Beside published scores"
     ]

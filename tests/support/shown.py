@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from evalkit.batches import Batch, LabelBalance
 from evalkit.pairs import Difference, Pair, Runs
 from evalkit.report.tables import Record
-from evalkit.results import Batch, Comparison, Point, PublishedRow, Score, ScoreSpec, Sweep
+from evalkit.results import Comparison, Point, PublishedRow, Score, ScoreSpec, Sweep
 from evalkit.several import Comparisons, Setting
 
 FID = ScoreSpec(name="fid", title="FID", higher_is_better=False)
@@ -26,6 +28,7 @@ def batch(name: str, digest: str = "d1", images: int = 2500) -> Batch:
         statistics="images",
         features="extracted",
         statistics_images=images,
+        labels=LabelBalance(kind="none"),
     )
 
 
@@ -37,7 +40,8 @@ def one(
     unbiased: float | None = None,
     specs: Sequence[ScoreSpec] = (FID, IS, RECALL),
 ) -> Comparison:
-    parts = {"stderr_sampling": 0.2, "stderr_reference": 0.15, "n": 2500}
+    parts: dict[str, Any] = {"stderr_sampling": 0.2, "stderr_reference": 0.15, "n": 2500}
+    parts |= {"outputs": ("inception:pool",), "reference": "images"}
     return Comparison(
         specs=tuple(specs),
         scores=(
@@ -51,6 +55,7 @@ def one(
         reference=batch("train.npz", "reference-digest"),
         samples=batch(name, f"digest of {name}"),
         extractors={"inception": {"name": "inception-2015", "fingerprint": "f1", "device": "cpu"}},
+        byte_rules={"adm": "8-bit RGB", "exact": "8-bit RGB"},
         warnings=(f"{name} holds 2,500 images",),
         versions={"evalkit": "0.1.0", "torch": "2.13.0"},
         seconds={"features": 12.34, "fid": 0.5},
@@ -129,9 +134,7 @@ def with_classes(comparison: Comparison, count: int, begin: str = "class ") -> C
     def values(score: Score) -> dict[str, float]:
         return {f"{begin}{i}": score.value * (1 + (i * 37 % count) / count) for i in range(count)}
 
-    changed = [replace(score) for score in comparison.scores]
-    for score in changed:
-        object.__setattr__(score, "by_class", values(score))
+    changed = [replace(score, by_class=values(score)) for score in comparison.scores]
     return replace(comparison, scores=tuple(changed))
 
 
