@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from evalkit.cli import completion
 from evalkit.cli.messages import say
 from evalkit.cli.parameters import file, output, text
 from evalkit.errors import InputError, OutputError, brief
@@ -41,6 +42,7 @@ __all__ = ["report"]
     "--published",
     type=text,
     metavar="DATASET",
+    shell_complete=completion.datasets,
     help="Show beside the scores, and in curves, what papers report on this dataset, such as imagenet256.",
 )
 def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], published: str | None) -> None:
