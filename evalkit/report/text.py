@@ -378,8 +378,10 @@ def precision_notes(comparison: Comparison) -> Iterator[str]:
     check = comparison.precision_check
     if check:
         precision = next(key for key in check if key not in ("images", "float32"))
+        # With what it moves: a score of so few images is of another size than that of all.
         moved = ", ".join(
-            f"{spec.title} {check[precision][spec.name] - check['float32'][spec.name]:+.{spec.decimals}f}"
+            f"{spec.title} {check[precision][spec.name] - check['float32'][spec.name]:+.{spec.decimals}f} "
+            f"of {spec.format(check['float32'][spec.name])}"
             for spec in comparison.specs
             if spec.name in check[precision]
         )

@@ -588,8 +588,14 @@ def test_command(files: Path, run: Invoke) -> None:
         (["no/p.html", "one.json"], "there is no folder"),
         (["p.html", "nowhere.json"], "No such file or directory. Give what `evalkit compare --json` wrote"),
         (["p.html", "."], "results.json: No such file"),
-        (["p.html", "other.json"], "its format is 'evalkit plan 1'. Give what `evalkit compare --json` wrote"),
-        (["p.html", "list.json"], "Not a record of `evalkit compare` or `evalkit sweep`: it is no JSON object"),
+        (
+            ["p.html", "other.json"],
+            "its format is 'evalkit plan 1'. Give what `evalkit compare",
+        ),
+        (
+            ["p.html", "list.json"],
+            "`evalkit sweep`: it is no JSON object",
+        ),
         (["p.html", "sheet.png"], "Not a record of `evalkit compare`"),
         (["p.html", "old.json"], "Not a comparison written by evalkit"),
         (["p.html", "many.json"], "fid has 1000000000 decimals; expected 0 to 20"),
