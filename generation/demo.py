@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "exact"
 SCALES = (0.0, 1.0, 4.0, 8.0)
-SETTINGS = Settings(count=400, classes="balanced", sampler=DDIM(), respacing="ddim10", shard_size=100)
+SETTINGS = Settings(count=400, classes="random", sampler=DDIM(), respacing="ddim10", shard_size=100)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
