@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from optional import optional
 from parsed import parsed
@@ -259,6 +260,20 @@ def compared(metric: Metric, images: NDArray[np.uint8], **settings: object) -> C
         run=NO_STORE,
         **settings,  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_of_torch_does_not_matter(
+    metric: Metric, images: NDArray[np.uint8], dtype: torch.dtype
+) -> None:
+    """Training code may have set it."""
+    before = torch.get_default_dtype()
+    expected = compared(metric, images).scores
+    torch.set_default_dtype(dtype)
+    try:
+        assert compared(metric, images).scores == expected
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_another_draw_of_as_many_samples_has_the_same_parameters(
