@@ -135,7 +135,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _fits(version: str, wanted: str) -> bool:
-    """Whether a version is what the metadata ask for: ``>=2.6`` or ``==0.1.3``; anything else is not checked."""
+    """Whether a version is what metadata ask for: ``>=2.6`` or ``==0.1.3``; anything else is not checked."""
 
     def numbers(text: str) -> list[int]:
         return [int(each) for each in re.findall(r"\d+", re.split(r"[^\d.]", text)[0])]
