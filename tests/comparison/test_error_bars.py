@@ -32,7 +32,8 @@ def sides() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def without_bars(score: Score) -> Score:
-    return Score(name=score.name, value=score.value, std=score.std, parameters=score.parameters)
+    bars = ("stderr", "stderr_sampling", "stderr_reference", "no_stderr", "unbiased", "n")
+    return replace(score, **dict.fromkeys(bars))
 
 
 @pytest.mark.parametrize("protocol", ["adm", "exact"])

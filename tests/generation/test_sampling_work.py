@@ -265,13 +265,14 @@ def test_a_sweep_by_ray_gives_the_same_bytes(
     np.savez(tmp_path / "ref.npz", np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8))
     for name, engine in (("ray", ray[0]), ("here", None)):
         monkeypatch.setenv("EVALKIT_CACHE", str(tmp_path / f"cache-{name}"))
+        (tmp_path / name).mkdir()
         sweep(
-            *(SETTINGS, (0.0, 30.0), networks, tmp_path / "ref.npz", tmp_path / name),
+            *(SETTINGS, (0.0, 30.0), networks, tmp_path / "ref.npz", tmp_path / name / "sweep"),
             extractor=InceptionPixels(),
             engine=engine,
         )
     for file in ("results.csv", "samples.png", f"scale-0.0/{FINAL}", f"scale-30.0/{FINAL}"):
-        one, other = ((tmp_path / name / file).read_bytes() for name in ("ray", "here"))
+        one, other = ((tmp_path / name / "sweep" / file).read_bytes() for name in ("ray", "here"))
         assert one == other, file
 
 

@@ -553,10 +553,12 @@ def test_a_picture_that_changes_in_between(by: str, minds: bool, web: Shelf, tmp
         extract(source, Pixels(), run=Run(store=tmp_path / "store"))
     assert not stored(tmp_path)
     web.files, web.modified = before, formatdate(1e9, usegmt=True) if by == "time" else None
-    web.asked.clear()
-    assert open_images(f"{web.address}/d/").digest == first
-    read = [path for method, path, _ in web.asked if method == "GET" and path == "/d/2.bmp"]
-    assert len(read) == (by == "size")  # remembered by the versions of its files
+    read = []
+    for _ in range(2):  # the first may see a late request of the extraction that was given up
+        web.asked.clear()
+        assert open_images(f"{web.address}/d/").digest == first
+        read.append([path for method, path, _ in web.asked if method == "GET" and path == "/d/2.bmp"])
+    assert min(map(len, read)) == (by == "size")  # remembered by the versions of its files
 
 
 @pytest.mark.parametrize("url", ["memory://shards/*.zip", "memory://shards/", "memory://*/*.zip"])
