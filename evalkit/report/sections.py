@@ -247,7 +247,7 @@ def _published(sets: Sets) -> tuple[PublishedRow, ...]:
 
 
 def side_by_side(records: Sequence[Record]) -> Iterator[tuple[Table, str]]:
-    """All sets of several records in one table; in several where they may not stand side by side.
+    """All sets of several records in one table; in several where they cannot be compared.
 
     Returns:
         Each table, and why it is not part of the first one.
@@ -277,5 +277,5 @@ def _comparisons(record: Record) -> list[Comparison]:
 
 
 def _why_apart(a: Comparison, b: Comparison) -> tuple[str, ...]:
-    """Why scores of two comparisons may not stand side by side; empty if they may."""
+    """Why scores of two comparisons cannot be compared; empty if they can."""
     return tuple(reason.text for reason in reasons_of([a, b]))
