@@ -106,7 +106,11 @@ def extractor(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("theirs", "text", "scores"),
     [
-        (replace(OURS, protocol="exact", byte_rules={"exact": "x"}), "different protocol: exact, not adm", ALL),
+        (
+            replace(OURS, protocol="exact", byte_rules={"exact": "x"}),
+            "different protocol: exact, not adm",
+            ALL,
+        ),
         (
             replace(OURS, samples=replace(SAMPLES, images=10_000)),
             "different number of samples: 10,000, not 50,000",
@@ -139,8 +143,8 @@ def extractor(**changes: Any) -> dict[str, Any]:
         ),
         (
             replace(OURS, reference=replace(REFERENCE, digest="9" * 64, images=9_000)),
-            "different reference: the images of published imagenet256 (9,000 images, digest 999999999999), not "
-            "the images of published imagenet256 (10,000 images, digest aaaaaaaaaaaa)",
+            "different reference: the images of published imagenet256 (9,000 images, digest 999999999999), "
+            "not the images of published imagenet256 (10,000 images, digest aaaaaaaaaaaa)",
             ("precision", "kid", "fd@dinov2"),
         ),
         (

@@ -20,8 +20,8 @@ __all__ = ["FORMATS", "Records", "markdown", "table", "to_csv", "to_json"]
 
 FORMAT = "evalkit table 1"
 HOW_TO_READ = (
-    "Within a column, only values with the same letters can be compared, and only if none of the letters means "
-    '"not recorded":'
+    "Within a column, only values with the same letters can be compared, and only if none of the letters "
+    'means "not recorded":'
 )
 MOST_NAMES = 4
 """Rows that are named; of more, only how many they are."""

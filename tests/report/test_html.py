@@ -584,7 +584,7 @@ def test_command(files: Path, run: Invoke) -> None:
     ("arguments", "message"),
     [
         (["p.html"], "Missing argument"),
-        (["one.json", "several.json"], "a page ends in .html"),
+        (["one.json", "several.json"], "the name of a page ends in .html"),
         (["no/p.html", "one.json"], "there is no folder"),
         (["p.html", "nowhere.json"], "No such file or directory. Give what `evalkit compare --json` wrote"),
         (["p.html", "."], "results.json: No such file"),

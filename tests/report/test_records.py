@@ -88,7 +88,8 @@ def test_marks_and_reasons(run: Invoke) -> None:
     assert "a: different protocol: exact, not adm (all scores of exact.json)" in result.out
     balanced = "balanced, 2 classes of 15 images, not balanced, 10 classes of 3 images"
     assert (
-        f"b: different label balance of the samples: {balanced} (all scores of two.json: b.npz, " in result.out
+        f"b: different label balance of the samples: {balanced} (all scores of two.json: b.npz, "
+        in result.out
     )
 
 
@@ -97,10 +98,7 @@ def test_strict_refuses_and_prints_nothing(run: Invoke) -> None:
     result = run("table", "a.json", "exact.json", "--strict")
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
-    assert (
-        "cannot be compared: different protocol: exact, not adm (all scores of exact.json)"
-        in result.err
-    )
+    assert "cannot be compared: different protocol: exact, not adm (all scores of exact.json)" in result.err
     assert run("table", "exact.json", "--strict").code == 0
 
 
