@@ -34,7 +34,7 @@ class Reason:
     """Why values of some scores cannot be compared with the others of the same score.
 
     Attributes:
-        text: In words, such as ``different protocol: clean-fid, not adm``.
+        text: In words, such as ``different protocol: clean-fid instead of adm``.
         cells: The values that it marks: number of the comparison, from 0, and name of the score.
     """
 
@@ -86,7 +86,7 @@ def _differences(rule: _Rule, name: str, comparisons: Sequence[Comparison]) -> I
             continue
         text = _unlike(fact, standard)
         if told.setdefault(text, fact.key) != fact.key:
-            text = f"{fact.words}, not {standard.words}"
+            text = f"{fact.words} instead of {standard.words}"
         yield number, f"different {rule.name}: {text}"
 
 
@@ -109,12 +109,12 @@ _NOT_RECORDED = _Fact(key=None)
 
 
 def _unlike(fact: _Fact, standard: _Fact) -> str:
-    """The difference in words: ``clean-fid, not adm``."""
+    """The difference in words: ``clean-fid instead of adm``."""
     both = [name for name in fact.parts if name in standard.parts]
     differing = [name for name in both if fact.parts[name] != standard.parts[name]]
     if not differing:
-        return f"{fact.words}, not {standard.words}"
-    return "; ".join(f"{name} {fact.parts[name]}, not {standard.parts[name]}" for name in differing)
+        return f"{fact.words} instead of {standard.words}"
+    return "; ".join(f"{name} {fact.parts[name]} instead of {standard.parts[name]}" for name in differing)
 
 
 # The rules: what has to be the same. None where the score does not depend on it --------------------------

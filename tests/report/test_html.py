@@ -235,19 +235,19 @@ def test_records_stand_side_by_side_where_they_may() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"protocol": "exact"}, "different protocol: exact, not adm"),
+        ({"protocol": "exact"}, "different protocol: exact instead of adm"),
         (
             {"reference": replace(one().reference, digest="x", name="other")},
-            "different reference: the images of other (2,500 images, digest x), "
-            "not the images of train.npz (2,500 images, digest reference-di)",
+            "different reference: the images of other (2,500 images, digest x) "
+            "instead of the images of train.npz (2,500 images, digest reference-di)",
         ),
         (
             {"samples": replace(one().samples, images=50_000)},
-            "different number of samples: 50,000, not 2,500",
+            "different number of samples: 50,000 instead of 2,500",
         ),
         (
             {"extractors": {"inception": {"name": "x", "fingerprint": "f2"}}},
-            "different network: x (fingerprint f2), not inception-2015 (fingerprint f1)",
+            "different network: x (fingerprint f2) instead of inception-2015 (fingerprint f1)",
         ),
         ({"extractors": {**one().extractors, "dinov2": {"name": "x", "fingerprint": "f2"}}}, ""),
     ],

@@ -85,8 +85,8 @@ def test_marks_and_reasons(run: Invoke) -> None:
     for name, mark in marks.items():
         cells = rows[name].removeprefix(name)
         assert (" a" in cells, " b" in cells) == (mark == "a", mark == "b"), name
-    assert "a: different protocol: exact, not adm (all scores of exact.json)" in result.out
-    balanced = "balanced, 2 classes of 15 images, not balanced, 10 classes of 3 images"
+    assert "a: different protocol: exact instead of adm (all scores of exact.json)" in result.out
+    balanced = "balanced, 2 classes of 15 images instead of balanced, 10 classes of 3 images"
     assert (
         f"b: different label balance of the samples: {balanced} (all scores of two.json: b.npz, "
         in result.out
@@ -98,7 +98,10 @@ def test_strict_refuses_and_prints_nothing(run: Invoke) -> None:
     result = run("table", "a.json", "exact.json", "--strict")
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
-    assert "cannot be compared: different protocol: exact, not adm (all scores of exact.json)" in result.err
+    assert (
+        "cannot be compared: different protocol: exact instead of adm (all scores of exact.json)"
+        in result.err
+    )
     assert run("table", "exact.json", "--strict").code == 0
 
 
@@ -106,7 +109,7 @@ def test_strict_refuses_and_prints_nothing(run: Invoke) -> None:
 def test_every_format_has_the_same(run: Invoke) -> None:
     paths = [*map(Path, ("a.json", "exact.json"))]
     fids = [Comparison.from_json(path.read_text())["fid"] for path in paths]
-    text = "different protocol: exact, not adm"
+    text = "different protocol: exact instead of adm"
     outputs = {name: run("table", *paths, "--format", name).out for name in FORMATS}
     assert all(text in output for output in outputs.values())
     header, *_ = outputs["markdown"].splitlines()
