@@ -25,8 +25,14 @@ __all__ = ["Reason", "reasons_of"]
 DIGITS = 12
 """Of a digest that are shown."""
 
-# Two seeds give two draws of the same score; how many images a subset has is a rule of its own.
-_NOT_COMPARED = {"seed", "subset", "subset_seed"}
+# What is no setting. Two seeds give two draws of the same score, and counts of classes and images follow from
+# the draw; how many images a subset has is part of other rules. A FID whose features were summed up as they
+# came has a mean in float64, which changes it by rounding.
+_NOT_COMPARED = {
+    *("seed", "subset", "subset_seed"),
+    *("classes", "left_out", "reference_images", "sample_images", "cells"),
+    *("distance", "mean_dtype"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +194,10 @@ def _reference(comparison: Comparison, score: Score) -> _Fact | None:
     digest = batch.statistics_digest if seen == "statistics" else batch.digest
     if seen is None or not digest:
         return _NOT_RECORDED
-    what = f"the {seen} of {_source(batch)} ({_count(batch, seen)}digest {digest[:DIGITS]})"
-    return _Fact(key=(seen, digest), words=what)
+    drawn = _drawn(score, batch.images) if seen == "images" else None
+    of = f"{drawn:,} of " if drawn else ""
+    what = f"{of}the {seen} of {_source(batch)} ({_count(batch, seen)}digest {digest[:DIGITS]})"
+    return _Fact(key=(seen, digest, drawn), words=what)
 
 
 def _source(batch: Batch) -> str:
@@ -205,11 +213,15 @@ def _samples(comparison: Comparison, score: Score) -> _Fact | None:
     """Where bias depends on it; without bias more samples only make a value more certain."""
     if score.unbiased == score.value:
         return None
-    batch, subset = comparison.samples, score.parameters.get("subset")
-    count = batch.images or batch.statistics_images
-    if isinstance(subset, int) and count:
-        count = min(subset, count)
+    batch = comparison.samples
+    count = _drawn(score, batch.images) or batch.images or batch.statistics_images
     return _Fact(key=count, words=f"{count:,}") if count else _NOT_RECORDED
+
+
+def _drawn(score: Score, images: int) -> int | None:
+    """How many of so many images a score is of, if it is of a subset; None: of all."""
+    subset = score.parameters.get("subset")
+    return subset if isinstance(subset, int) and subset < images else None
 
 
 def _labels(comparison: Comparison, score: Score) -> _Fact:

@@ -123,13 +123,28 @@ def _packages() -> Iterator[Finding]:
         return
     for name, versions in sorted(needed):
         version = _version(name)
+        fits = version is not None and _fits(version, versions)
+        detail = "not installed" if version is None else version if fits else f"{version}, not {versions}"
         yield Finding(
             part="packages",
             name=name,
-            state="wrong" if version is None else "ok",
-            detail="not installed" if version is None else version,
-            remedy=f"pip install '{name}{versions}'" if version is None else "",
+            state="ok" if fits else "wrong",
+            detail=detail,
+            remedy="" if fits else f"pip install '{name}{versions}'",
         )
+
+
+def _fits(version: str, wanted: str) -> bool:
+    """Whether a version is what the metadata ask for: ``>=2.6`` or ``==0.1.3``; nothing else is checked."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(each) for each in re.findall(r"\d+", re.split(r"[^\d.]", text)[0])]
+
+    for relation, least in re.findall(r"([<>=!~]=?)\s*([\d.]+)", wanted):
+        found, asked = numbers(version), numbers(least)
+        if (relation == ">=" and found < asked) or (relation == "==" and found != asked):
+            return False
+    return True
 
 
 def _device() -> Iterator[Finding]:
@@ -232,7 +247,11 @@ def _extras() -> Iterator[Finding]:
             if extra in ("", *_OF_DEVELOPERS) or not packages:
                 continue
             found = {name: _version(name) for name, _ in packages}
-            absent = [f"{name}{versions}" for name, versions in packages if found[name] is None]
+            absent = [
+                f"{name}{versions}"
+                for name, versions in packages
+                if (version := found[name]) is None or not _fits(version, versions)
+            ]
             install = f"pip install 'evalkit[{extra}]'"
             if extra in _DATA_ALONE:
                 install = f"pip install --no-deps {' '.join(absent)}"

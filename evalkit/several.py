@@ -167,17 +167,13 @@ def record_in(text: str | bytes) -> Comparison | Comparisons | Sweep:
     return kind.from_json(text)
 
 
-def comparisons_in(text: str | bytes) -> list[tuple[str, Comparison]]:
-    """The comparisons of a record that `evalkit compare` or `evalkit sweep` wrote.
+def comparisons_in(record: Comparison | Comparisons | Sweep) -> list[tuple[str, Comparison]]:
+    """The comparisons of a record.
 
     Returns:
         Each with what tells it from the others of the record: the samples, or ``scale 1.5``; empty for a
         record of one.
-
-    Raises:
-        InputError: It is no such record.
     """
-    record = record_in(text)
     if isinstance(record, Comparison):
         return [("", record)]
     if isinstance(record, Sweep):

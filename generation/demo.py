@@ -20,7 +20,7 @@ from evalkit.errors import MissingDependencyError, OutputError
 from evalkit.extractors.base import Extractor
 from evalkit.report.html import write_page
 from evalkit.report.pictures import read_picture
-from evalkit.report.plot import write_curves
+from evalkit.report.plot import new_figure, write_curves
 from evalkit.results import Comparison, Sweep
 from evalkit.system.files import replace_atomically
 from evalkit.system.progress import Progress
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "exact"
 SCALES = (0.0, 1.0, 4.0, 8.0)
-SETTINGS = Settings(count=400, classes="balanced", sampler=DDIM(), respacing="ddim10", shard_size=100)
+SETTINGS = Settings(count=400, classes="random", sampler=DDIM(), respacing="ddim10", shard_size=100)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -124,12 +124,14 @@ def demo(
         EvalkitError: As :func:`generation.sweep.sweep`; MissingDependencyError: scikit-learn, Matplotlib or
             jinja2 is not installed.
     """
+    new_figure(1, 1)  # what draws the curves may be missing: better now than at the end
     count = min(settings.count, TRAINING_IMAGES // 2)
     parts = {"reference.npz": slice(count), "real.npz": slice(count, 2 * count)}
     reference, others = _write(out, parts)
     real = compare(reference, others, protocol=PROTOCOL, extractor=extractor, run=Run(progress=progress))
     with replace_atomically(out / "real.json") as partial:
         partial.write_text(real.to_json(), encoding="utf-8")
+    write_page(out / "report.html", [real])
     if measured is not None:
         measured(real)
     logger.info(

@@ -209,12 +209,14 @@ def _measured(
             found.reference.digest,
             found.reference.statistics_digest,
             found.samples.digest,
+            found.byte_rules,  # records of earlier formats have none
         ) == (
             choice.protocol.name,
             choice.specs,
             {extractor.network: extractor.fingerprint for extractor in extractors},
             *of_reference,
             samples.digest,
+            choice.byte_rules,
         ):
             loaded = load_deviations(deviations, text)
             if loaded is not None:

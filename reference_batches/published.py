@@ -132,7 +132,7 @@ def beside(comparison: Comparison, rows: Iterable[PublishedRow]) -> Comparison:
 
 def beside_all(comparisons: Sequence[Comparison], rows: Iterable[PublishedRow]) -> tuple[Comparison, ...]:
     """The same for several of one protocol: each with the rows that are nearest to any of them."""
-    protocol = comparisons[0].protocol
+    protocol = comparisons[0].protocol.partition(",")[0]  # of several, that of the scores without a suffix
     evaluator = EVALUATOR_OF.get(protocol, protocol)
     alike = [row for row in rows if row.evaluator == evaluator]
     for spec in SCORES:

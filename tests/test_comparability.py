@@ -1,4 +1,4 @@
-"""The rules of what may stand side by side, one by one, on made-up comparisons."""
+"""The rules of what can be compared, one by one, on made-up comparisons."""
 
 from __future__ import annotations
 
@@ -73,6 +73,21 @@ OURS = Comparison(
     byte_rules={"adm": "8-bit RGB."},
 )
 ALL = ("fid", "inception_score", "precision", "kid", "fd@dinov2")
+
+
+def test_a_subset_is_of_both_sides() -> None:
+    """10,000 of 50,000 against 10,000 of 50,000 is not 10,000 against 50,000."""
+    reference = replace(REFERENCE, images=50_000, statistics="images", statistics_digest=None)
+    drawn = [replace(score, parameters={"subset": 10_000}, reference="images") for score in SCORES]
+    a = replace(OURS, reference=reference, scores=tuple(drawn))
+    few = replace(SAMPLES, images=10_000)
+    b = replace(
+        OURS, reference=reference, samples=few, scores=tuple(replace(s, parameters={}) for s in drawn)
+    )
+    (reason,) = reasons_of([a, b])
+    assert reason.text.startswith("different reference: the images of published imagenet256")
+    assert "instead of 10,000 of the images" in reason.text
+    assert reasons_of([a, a]) == ()
 
 
 def with_scores(**changes: dict[str, Any]) -> Comparison:

@@ -164,6 +164,16 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_an_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["numpy>=99.1", "torch>=2"])
+    needed = findings("packages")
+    assert needed["numpy"].state == "wrong"
+    assert needed["numpy"].detail == f"{np.__version__}, not >=99.1"
+    assert needed["numpy"].remedy == "pip install 'numpy>=99.1'"
+    assert needed["torch"].state == "ok"
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_checkout_that_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def requires(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)

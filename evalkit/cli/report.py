@@ -15,6 +15,7 @@ import click
 from evalkit.cli import completion
 from evalkit.cli.messages import say
 from evalkit.cli.parameters import file, output, text
+from evalkit.cli.records import record_at
 from evalkit.errors import InputError, OutputError, brief
 from evalkit.system.urls import scrubbed
 
@@ -66,7 +67,7 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
     from evalkit.report.html import write_page
     from evalkit.report.pictures import read_picture
 
-    found = [_read(path) for path in records]
+    found = [record_at(path) for path in records]
     rows: Sequence[PublishedRow] = ()
     if published is not None:
         from reference_batches.published import curves, published_rows
@@ -90,32 +91,10 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
     click.echo(f"wrote {out}")
 
 
-def _read(path: Path) -> Record:
-    """The record in a file, whichever it is.
-
-    Raises:
-        InputError: There is none.
-    """
-    from evalkit.several import record_in
-
-    place = path / "results.json" if path.is_dir() else path
-    try:
-        content = place.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{place}: {error.strerror}. Give what `evalkit compare --json` wrote, or a folder that "
-            "`evalkit sweep` has filled."
-        ) from error
-    try:
-        return record_in(content)
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
-
-
 def _beside(record: Record, rows: Sequence[PublishedRow]) -> Record:
     """The record with published rows beside its comparisons; of a sweep, beside the best scale."""
     from evalkit.results import Comparison, Sweep
-    from reference_batches.published import beside
+    from reference_batches.published import beside, beside_all
 
     if isinstance(record, Comparison):
         return beside(record, rows)
@@ -129,4 +108,4 @@ def _beside(record: Record, rows: Sequence[PublishedRow]) -> Record:
                 points[best] = replace(points[best], comparison=found)
                 break
         return replace(record, points=tuple(points))
-    return replace(record, comparisons=tuple(beside(each, rows) for each in record.comparisons))
+    return replace(record, comparisons=beside_all(record.comparisons, rows))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from evalkit.cli.parameters import file
+from evalkit.cli.records import record_at
 from evalkit.errors import InputError
 
 __all__ = ["table"]
@@ -44,16 +45,8 @@ def table(records: tuple[Path, ...], format_: str, strict: bool) -> None:
     paths = [path / "results.json" if path.is_dir() else path for path in records]
     rows = []
     for path, name in zip(paths, distinct([str(path) for path in paths]), strict=True):
-        if not path.is_file():
-            raise InputError(
-                f"{path}: there is no such file. Give a record that `evalkit compare --json` wrote, or a "
-                "folder that `evalkit sweep` has filled."
-            )
-        try:
-            members = comparisons_in(path.read_bytes())
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        rows += [(f"{name}: {which}" if which else name, comparison) for which, comparison in members]
+        for which, comparison in comparisons_in(record_at(path)):
+            rows.append((f"{name}: {which}" if which else name, comparison))
     found = Records(tuple(rows))
     if strict and found.reasons:
         first, *others = (found.in_words(reason) for reason in found.reasons.values())

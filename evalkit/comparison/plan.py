@@ -214,7 +214,15 @@ def with_inputs(scores: Sequence[Score], metric: Metric, of_file: Collection[str
         metric: The metric.
         of_file: Outputs of which the reference's file has mean and covariance.
     """
-    seen: Literal["images", "statistics", "nothing"] = "images" if metric.uses_reference else "nothing"
-    if metric.uses_reference and any(metric.needs.get(output) == "gaussian" for output in of_file):
-        seen = "statistics"
-    return tuple(replace(score, outputs=tuple(metric.needs), reference=seen) for score in scores)
+    found = []
+    for score in scores:
+        # A metric of several networks says of each score which one it is of.
+        one = score.parameters.get("output")
+        outputs = (one,) if isinstance(one, str) and one in metric.needs else tuple(metric.needs)
+        seen: Literal["images", "statistics", "nothing"] = "images" if metric.uses_reference else "nothing"
+        if metric.uses_reference and any(
+            metric.needs[output] == "gaussian" for output in outputs if output in of_file
+        ):
+            seen = "statistics"
+        found.append(replace(score, outputs=outputs, reference=seen))
+    return tuple(found)

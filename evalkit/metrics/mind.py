@@ -76,13 +76,15 @@ def monge_inception_distance(
         raise InputError(f"directions is {directions}; expected at least 1, such as 1000")
     check_sides(reference, samples, "MIND")
     target = float64_device(device)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     n, d = min(len(reference), len(samples)), samples.shape[1]
     drawn = [
-        torch.randperm(len(side), generator=generator)[:n].numpy() if len(side) > n else np.arange(n)
+        torch.randperm(len(side), generator=generator, device="cpu")[:n].numpy()
+        if len(side) > n
+        else np.arange(n)
         for side in (samples, reference)
     ]
-    units = torch.randn(directions, d, generator=generator)
+    units = torch.randn(directions, d, generator=generator, dtype=torch.float32, device="cpu")
     units = (units / units.norm(dim=1, keepdim=True).clamp_min(1e-12)).to(target)
     with torch.inference_mode():
         y, x = (

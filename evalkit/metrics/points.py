@@ -120,6 +120,17 @@ def block_rows(columns: int) -> int:
 
 
 def by_lot(rows: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Indices of the rows in a random order, whatever order they come in: a digest of each is its lot."""
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+    """Indices of the rows in a random order, whatever order they come in: a digest of each is its lot.
+
+    Copies of a row have lots of their own. With the same, they would be drawn together.
+    """
+    seen: dict[bytes, int] = {}
+    digests = []
+    for row in rows:
+        content = row.tobytes()
+        lot = hashlib.blake2b(content, digest_size=8).digest()
+        copies = seen[lot] = seen.get(lot, 0) + 1
+        if copies > 1:
+            lot = hashlib.blake2b(content + copies.to_bytes(8, "little"), digest_size=8).digest()
+        digests.append(lot)
     return np.argsort(np.array(digests), kind="stable").astype(np.int64)

@@ -201,7 +201,7 @@ class Covering:
             return True
         # Most points that are inside any ball are inside the one they are deepest in by the screen.
         depth = self._screening.values(seen[centre, point]) - self._screening.values(limits[centre])
-        deepest = torch.full(inside.shape, torch.inf, device=depth.device)
+        deepest = torch.full(inside.shape, torch.inf, dtype=depth.dtype, device=depth.device)
         deepest.scatter_reduce_(0, point, depth, "amin")
         first = depth == deepest[point]
         inside[point[first][test(centre[first], point[first])]] = True

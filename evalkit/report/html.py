@@ -123,7 +123,7 @@ def _page(
     values: dict[str, Any] = {
         "title": title_of(records),
         "sections": sections,
-        "together": [*side_by_side(records)] if len(records) > 1 else [],
+        "together": side_by_side(records) if len(records) > 1 else None,
         "curves": {key: draw_curves(found, published, key) for key, found in sweeps.items()},
         "css": css,
         "script": script,

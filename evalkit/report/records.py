@@ -16,7 +16,7 @@ from evalkit.errors import listing
 from evalkit.report.text import aligned, describe_batch, describe_extractors, shown_error
 from evalkit.results import Comparison, ScoreSpec, specs_of
 
-__all__ = ["FORMATS", "Records", "markdown", "table", "to_csv", "to_json"]
+__all__ = ["FORMATS", "HOW_TO_READ", "Records", "markdown", "table", "to_csv", "to_json"]
 
 FORMAT = "evalkit table 1"
 HOW_TO_READ = (

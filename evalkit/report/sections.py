@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evalkit.comparability import reasons_of
 from evalkit.report import several
+from evalkit.report.classes import left_out
+from evalkit.report.image_grid import base_name
 from evalkit.report.inline_svg import Drawing, draw_classes
 from evalkit.report.provenance import facts, provenance
+from evalkit.report.published import published_cells, published_note
+from evalkit.report.records import HOW_TO_READ, Records
 from evalkit.report.tables import (
     NONE,
     Cell,
@@ -20,7 +23,6 @@ from evalkit.report.tables import (
     Record,
     Sets,
     Table,
-    base_name,
     by_class,
     class_tables,
     pair_table,
@@ -39,8 +41,7 @@ from evalkit.report.text import (
     mark,
     not_compared,
     precision_notes,
-    published_cells,
-    published_note,
+    spread_of,
 )
 from evalkit.results import Comparison, PublishedRow, ScoreSpec, Sweep, specs_of
 from evalkit.several import Comparisons, distinct
@@ -181,8 +182,8 @@ def _note(comparison: Comparison, spec: ScoreSpec) -> str:
     score = comparison.score(spec.name)
     if score is None:
         return f"not computed: {comparison.missing.get(spec.name, 'no reason is recorded')}"
-    std = "" if score.std is None else f"± {spec.format(score.std)} over splits"
-    return "; ".join(filter(None, (std, drawn(score, comparison).strip().strip("()"))))
+    of = drawn(score, comparison).strip().strip("()")
+    return "; ".join(filter(None, (spread_of(spec, score), of, left_out(score))))
 
 
 def _of_several(found: Comparisons) -> tuple[list[Table], list[str], list[str]]:
@@ -246,36 +247,22 @@ def _published(sets: Sets) -> tuple[PublishedRow, ...]:
     return tuple(found)
 
 
-def side_by_side(records: Sequence[Record]) -> Iterator[tuple[Table, str]]:
-    """All sets of several records in one table; in several where they cannot be compared.
+def side_by_side(records: Sequence[Record]) -> tuple[Table, list[str]]:
+    """All sets of several records in one table.
 
     Returns:
-        Each table, and why it is not part of the first one.
+        The table, with letters at the values that cannot be compared; and what the letters mean.
     """
-    groups: list[list[tuple[str, Comparison]]] = []
-    names = distinct([each.samples.name for record in records for each in _comparisons(record)])
-    taken = iter(names)
+    names = iter(distinct([each.samples.name for record in records for _, each in sets_of(record)]))
+    rows = []
     for record in records:
         for label, comparison in sets_of(record):
-            name = next(taken)
-            row = (f"{record.name}, {label}" if isinstance(record, Sweep) else name, comparison)
-            group = next((group for group in groups if not _why_apart(group[0][1], comparison)), None)
-            if group is None:
-                groups.append([row])
-            else:
-                group.append(row)
-    for number, group in enumerate(groups):
-        why = _why_apart(groups[0][0][1], group[0][1]) if number else ()
-        caption = "Side by side"
-        if len(groups) > 1:
-            caption = f"Table {number + 1} of {len(groups)}"
-        yield score_table(caption, group, {}), "; ".join(why)
-
-
-def _comparisons(record: Record) -> list[Comparison]:
-    return [each for _, each in sets_of(record)]
-
-
-def _why_apart(a: Comparison, b: Comparison) -> tuple[str, ...]:
-    """Why scores of two comparisons cannot be compared; empty if they can."""
-    return tuple(reason.text for reason in reasons_of([a, b]))
+            name = next(names)
+            rows.append((f"{record.name}, {label}" if isinstance(record, Sweep) else name, comparison))
+    found = Records(tuple(rows))
+    marks = {
+        spec.name: [", ".join(found.marks(number, spec.name)) for number in range(len(rows))]
+        for spec in found.specs
+    }
+    meanings = [f"{letter}: {found.in_words(reason)}" for letter, reason in found.reasons.items()]
+    return score_table("Side by side", rows, marks), [HOW_TO_READ, *meanings] if meanings else []

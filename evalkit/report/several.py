@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from evalkit.pairs import LEVEL, Pair, Runs
 from evalkit.report.classes import left_out
+from evalkit.report.published import published_cells, published_note
 from evalkit.report.text import (
     MARKS,
     adm_lines,
@@ -16,8 +17,6 @@ from evalkit.report.text import (
     drawn,
     mark,
     markdown_table,
-    published_cells,
-    published_note,
     remarks,
     shown_error,
     titles_by,

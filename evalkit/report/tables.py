@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from evalkit.pairs import Pair
 from evalkit.report import several
+from evalkit.report.image_grid import base_name
 from evalkit.report.text import MARKS, shown_error
 from evalkit.results import Comparison, Score, ScoreSpec, Sweep, specs_of
-from evalkit.several import Comparisons
+from evalkit.several import Comparisons, comparisons_in
 
 __all__ = [
     "Cell",
@@ -20,7 +20,6 @@ __all__ = [
     "Record",
     "Sets",
     "Table",
-    "base_name",
     "by_class",
     "class_tables",
     "pair_table",
@@ -43,7 +42,7 @@ class Cell:
         text: What it says.
         number: By which the column is sorted; None to sort by the text.
         error: ``± 0.03``.
-        mark: One of :data:`evalkit.report.text.MARKS`.
+        mark: One of :data:`evalkit.report.text.MARKS`, or letters that the lines below the table explain.
         bar: Where value and error bar lie between the ends of the column, in percent: low, value, high.
         code: Whether it is for machines: digests, parameters.
     """
@@ -58,7 +57,7 @@ class Cell:
     @property
     def meaning(self) -> str:
         """What the mark means."""
-        return MARKS.get(self.mark, "")
+        return MARKS.get(self.mark, f"see {self.mark} below")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +90,9 @@ Sets: TypeAlias = Sequence[tuple[str, Comparison]]
 """Comparisons with the names that a page gives them."""
 
 
-def base_name(name: str) -> str:
-    """The last part of a path or URL."""
-    return PurePosixPath(name).name or name
-
-
 def sets_of(record: Record) -> Sets:
     """The comparisons in a record, each with what tells it from the others."""
-    if isinstance(record, Sweep):
-        return [(f"scale {point.scale:g}", point.comparison) for point in record.points]
-    if isinstance(record, Comparisons):
-        return [*zip(record.labels, record.comparisons, strict=True)]
-    return [(base_name(record.samples.name), record)]
+    return [(name or base_name(each.samples.name), each) for name, each in comparisons_in(record)]
 
 
 def score_table(

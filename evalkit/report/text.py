@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from evalkit.batches import Batch
 from evalkit.pairs import LEVEL, Pair
 from evalkit.report.classes import class_lines
-from evalkit.results import Comparison, PublishedRow, Score, ScoreSpec, Sweep
+from evalkit.report.published import published_cells, published_note
+from evalkit.results import Comparison, Score, ScoreSpec, Sweep
 
 __all__ = [
     "FORMATS",
@@ -25,10 +26,9 @@ __all__ = [
     "markdown_table",
     "not_compared",
     "precision_notes",
-    "published_cells",
-    "published_note",
     "remarks",
     "shown_error",
+    "spread_of",
     "sweep_table",
     "table",
     "titles_by",
@@ -75,8 +75,7 @@ def table(comparison: Comparison) -> str:
         if score is None:
             lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
         else:
-            of = "classes" if score.by_class else "splits"
-            std = "" if score.std is None else f"   (± {spec.format(score.std)} over {of})"
+            std = f"   ({spread})" if (spread := spread_of(spec, score)) else ""
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
@@ -89,6 +88,13 @@ def table(comparison: Comparison) -> str:
     for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
+
+
+def spread_of(spec: ScoreSpec, score: Score) -> str:
+    """The standard deviation over splits or classes, if there is one: ``± 0.1350 over classes``."""
+    if score.std is None:
+        return ""
+    return f"± {spec.format(score.std)} over {'classes' if score.by_class else 'splits'}"
 
 
 def markdown(comparison: Comparison) -> str:
@@ -121,69 +127,10 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def published_cells(
-    specs: Sequence[ScoreSpec],
-    published: Sequence[PublishedRow],
-    measured: Sequence[tuple[str, Comparison]] = (),
-) -> list[list[str]]:
-    """A heading, measured scores if given, and the published ones: model, scores, source.
-
-    Args:
-        specs: Scores that may be shown; those that no published row has are left out.
-        published: What is shown below the measured ones.
-        measured: Each with what the table calls it.
-    """
-    rows: list[tuple[str, Mapping[str, float], str]] = [
-        (name, {score.name: score.value for score in each.scores}, "") for name, each in measured
-    ]
-    rows += [(_model(row), row.scores, row.source) for row in published]
-    printed = {name for row in published for name in row.scores}
-    shown = [spec for spec in specs if spec.name in printed]
-    return [
-        ["model", *(spec.title for spec in shown), "source"],
-        *(
-            [model, *(f"{scores[spec.name]:.2f}" if spec.name in scores else "-" for spec in shown), source]
-            for model, scores, source in rows
-        ),
-    ]
-
-
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Cells as lines of Markdown; the first row is the heading."""
     header, *others = (f"| {' | '.join(row)} |" for row in rows)
     return [header, "|---" * len(rows[0]) + "|", *others]
-
-
-def _model(row: PublishedRow) -> str:
-    """Model and guidance, such as ``DiT-XL/2, cfg scale 1.5``."""
-    if (row.guidance or "").startswith("none"):
-        return row.model
-    scale = None if row.scale is None else f"scale {row.scale:g}"
-    return ", ".join(filter(None, (row.model, " ".join(filter(None, (row.guidance, scale))))))
-
-
-def published_note(comparisons: Sequence[Comparison]) -> str:
-    """What the published rows are, how many more there are, and where the measured ones are not like them.
-
-    Args:
-        comparisons: All with the same rows, of one protocol.
-    """
-    first = comparisons[0]
-    row, here = first.published[0], []
-    counts = dict.fromkeys(comparison.samples.images for comparison in comparisons)
-    if {*counts} != {row.images}:
-        here.append(" or ".join(f"{count:,} samples" if count else "statistics alone" for count in counts))
-    if first.protocol.partition(",")[0] != row.evaluator:  # the scores shown are those of the first
-        here.append(f"protocol {first.protocol}")
-    unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
-    shown, count, all_of = len(first.published), first.published_rows, ""
-    if count > shown:
-        command = f"evalkit published {row.dataset} --evaluator {row.evaluator}"
-        all_of = f" The nearest {shown} of {count}; all: {command}."
-    others = dict.fromkeys(row.reference for row in first.published if row.reference)
-    against = "" if {*others} <= {row.dataset} else f", against {' or '.join(others)}"
-    kind = f"{row.images:,} samples each, evaluator {row.evaluator}{against}"
-    return f"{row.dataset} as published, {kind}.{all_of}{unlike}"
 
 
 def sweep_table(sweep: Sweep) -> str:
@@ -385,6 +332,7 @@ def precision_notes(comparison: Comparison) -> Iterator[str]:
             for spec in comparison.specs
             if spec.name in check[precision]
         )
+        moved = moved or "no score is defined for so few"
         first = " and ".join(map(str, check["images"]))
         yield f"precision check: {precision} against float32, on the first {first} images: {moved}"
 

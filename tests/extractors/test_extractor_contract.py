@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from small_transformers import shrink
 
 from evalkit.errors import UndefinedMetricError, WeightsError
 from evalkit.extractors import EXTRACTORS, extractor_class, make_extractor
 from evalkit.extractors.base import Extractor
+from evalkit.extractors.bicubic import _on_device
 from evalkit.extractors.published import PublishedNetwork
 from evalkit.verify import pictures
 
@@ -112,6 +114,25 @@ def test_it_is_the_same_in_another_process(
     assert len(pickle.dumps(extractor)) == len(pickled)  # nothing that was built travels
     if hasattr(copy, "_layers"):
         assert copy._layers is pickle.loads(pickled)._layers
+
+
+def test_the_default_type_of_torch_does_not_matter(
+    extractor: Extractor,
+    features: dict[str, NDArray[np.float32]],
+    images: NDArray[np.uint8],
+) -> None:
+    """Training code may have set it, and the fingerprint does not know."""
+    copy = pickle.loads(pickle.dumps(extractor))
+    _on_device.cache_clear()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = copy(images)
+    finally:
+        torch.set_default_dtype(before)
+        _on_device.cache_clear()
+    for output, expected in features.items():
+        np.testing.assert_array_equal(found[output], expected)
 
 
 def test_derived_outputs_are_rows_or_refused_with_the_remedy(

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from optional import optional
 from parsed import parsed
 from stand_ins import NO_STORE, stand_in
 
+from evalkit.comparability import reasons_of
 from evalkit.comparison import compare
 from evalkit.deviations import Deviations, HalfSplit, Influence
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
@@ -244,11 +246,13 @@ def test_it_has_no_standard_error_of_too_few_images(metric: Metric) -> None:
 
 
 def compared(metric: Metric, images: NDArray[np.uint8], **settings: object) -> Comparison:
-    precision = str(settings.pop("precision", "float32"))
+    precision, shift = str(settings.pop("precision", "float32")), settings.pop("shift", 0)
     networks = {output.partition(":")[0] for output in metric.needs}
     sources = [open_images(images[start::2]) for start in (0, 1)]
     for source in sources:
         source.labels = np.arange(len(source)) % 3 if needs_labels(metric) else None
+    if shift and sources[1].labels is not None:
+        sources[1].labels[0] = 1  # classes of other sizes
     return compare(
         *sources,
         metrics=[metric],
@@ -256,6 +260,31 @@ def compared(metric: Metric, images: NDArray[np.uint8], **settings: object) -> C
         run=NO_STORE,
         **settings,  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_of_torch_does_not_matter(
+    metric: Metric, images: NDArray[np.uint8], dtype: torch.dtype
+) -> None:
+    """Training code may have set it."""
+    before = torch.get_default_dtype()
+    expected = compared(metric, images).scores
+    torch.set_default_dtype(dtype)
+    try:
+        assert compared(metric, images).scores == expected
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_another_draw_of_as_many_samples_has_the_same_parameters(
+    metric: Metric, images: NDArray[np.uint8]
+) -> None:
+    """Else `evalkit table` would say that no two models may be compared."""
+    others = images.copy()
+    others[1::2] = others[1::2, ::-1]  # the samples
+    found = compared(metric, images), compared(metric, others, shift=1)
+    reasons = [reason.text for reason in reasons_of(found)]
+    assert not [text for text in reasons if not text.startswith("another label balance")]
 
 
 def test_it_is_shown_everywhere(metric: Metric, images: NDArray[np.uint8], tmp_path: Path) -> None:

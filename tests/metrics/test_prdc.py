@@ -74,6 +74,17 @@ def test_of_large_sides_as_many_are_drawn_whatever_their_order(metric):
     assert drawn(s, s, 10_000)[0] is s
 
 
+def test_copies_are_drawn_one_by_one():
+    """With one lot for all, every ball would have another copy in it, and radius 0."""
+    copies = np.repeat(rows(100, 5), 8, axis=0)
+    chosen, _ = drawn(copies, copies, 160)
+    _, counts = np.unique(chosen, axis=0, return_counts=True)
+    assert len(counts) > 60
+    assert counts.max() < 7
+    again, _ = drawn(copies[::-1], copies, 160)
+    assert sorted(row.tobytes() for row in again) == sorted(row.tobytes() for row in chosen)
+
+
 def test_which_are_drawn_is_fixed():
     """By BLAKE2 of float32 rows, on every machine; published scores depend on it."""
     line = np.arange(9, dtype=np.float32)[:, None]

@@ -242,7 +242,7 @@ def test_records_stand_side_by_side_where_they_may() -> None:
             "instead of the images of train.npz (2,500 images, digest reference-di)",
         ),
         (
-            {"samples": replace(one().samples, images=50_000)},
+            {"samples": replace(one("b.npz").samples, images=50_000)},
             "different number of samples: 50,000 instead of 2,500",
         ),
         (
@@ -252,12 +252,23 @@ def test_records_stand_side_by_side_where_they_may() -> None:
         ({"extractors": {**one().extractors, "dinov2": {"name": "x", "fingerprint": "f2"}}}, ""),
     ],
 )
-def test_records_that_may_not_be_compared_are_apart(changes: dict[str, Any], why: str) -> None:
+def test_records_that_may_not_be_compared_are_marked(changes: dict[str, Any], why: str) -> None:
     a, b = one("a.npz"), replace(one("b.npz"), **changes)
-    tables = [*side_by_side([a, b, a])]
-    assert [reason for _, reason in tables] == ([""] if not why else ["", why])
-    assert [len(found.rows) for found, _ in tables] == ([3] if not why else [2, 1])
-    assert (f"Not to be compared with the first table: {why}." in parsed(page([a, b])).text) == bool(why)
+    found, lines = side_by_side([a, b, a])
+    assert lines[1:] == ([f"a: {why} (all scores of b.npz)"] if why else [])
+    marks = [[cell.mark for cell in row if cell.number is not None][:2] for row in found.rows]
+    assert marks == [["", ""], ["a", "a"] if why else ["", ""], ["", ""]]
+    assert (why in parsed(page([a, b])).text) or not why
+
+
+def test_a_difference_in_one_score_marks_no_other() -> None:
+    a, b = one("a.npz"), one("b.npz")
+    scores = tuple(
+        replace(score, parameters={"k": 5}) if score.name == "recall" else score for score in b.scores
+    )
+    found, lines = side_by_side([a, replace(b, scores=scores)])
+    assert lines[1:] == ["a: different parameters: k 5 instead of 3 (Recall of b.npz)"]
+    assert [cell.mark for cell in found.rows[1]].count("a") == 1
 
 
 # Figures ---------------------------------------------------------------------------------------------------
@@ -569,11 +580,11 @@ def test_command(files: Path, run: Invoke) -> None:
         "Images",
         "Where the numbers come from",
     ]
-    # Five rows beside each set, and one scale of the sweep; two of the three sets have the same nearest rows.
+    # Five rows: the nearest to the comparison, to any of the three sets, and to the best scale of the sweep.
     beside = [
         each.rows() for each in tree.all("table") if each.one("caption").text == "Beside published scores"
     ]
-    assert [len(rows) for rows in beside] == [1 + 1 + 5, 1 + 3 + 10, 1 + 4 + 5]
+    assert [len(rows) for rows in beside] == [1 + 1 + 5, 1 + 3 + 5, 1 + 4 + 5]
     (legend,) = lists(tree, "legend")
     assert "DiT-XL/2 (published)" in legend.text
     assert f"evalkit report {out}" in tree.one("footer").text

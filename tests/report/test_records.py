@@ -19,7 +19,7 @@ from stand_ins import NO_STORE, InceptionPixels
 from evalkit.comparison import compare
 from evalkit.report.records import FORMATS, Records
 from evalkit.results import Comparison, Point, Sweep
-from evalkit.several import Comparisons, comparisons_in
+from evalkit.several import Comparisons, comparisons_in, record_in
 
 Invoke = Callable[..., Result]
 
@@ -158,8 +158,11 @@ def test_what_is_no_record(run: Invoke) -> None:
         (("a.json", "text.json"), "text.json: Not a record"),
         (("cut.json",), "cut.json: Not a comparison written by evalkit"),
         (("odd.json",), "odd.json: Not a record"),
-        (("absent.json",), "absent.json: there is no such file. Give a record that"),
-        (("empty",), "there is no such file"),
+        (
+            ("absent.json",),
+            "absent.json: No such file or directory. Give what `evalkit compare --json` wrote",
+        ),
+        (("empty",), "results.json: No such file"),
         ((), "Missing argument"),
     ):
         result = run("table", *arguments)
@@ -178,10 +181,12 @@ def test_files_of_one_name_are_told_apart(run: Invoke, made: Path) -> None:
 
 def test_every_kind_of_record_is_read(made: Path) -> None:
     a = Comparison.from_json((made / "a.json").read_text())
-    assert comparisons_in((made / "a.json").read_bytes()) == [("", a)]
+    assert comparisons_in(record_in((made / "a.json").read_bytes())) == [("", a)]
     two = Comparisons.from_json((made / "two.json").read_text())
-    assert comparisons_in(two.to_json()) == [*zip(("a.npz", "b.npz"), two.comparisons, strict=True)]
-    swept = comparisons_in((made / "s" / "results.json").read_bytes())
+    assert comparisons_in(record_in(two.to_json())) == [
+        *zip(("a.npz", "b.npz"), two.comparisons, strict=True)
+    ]
+    swept = comparisons_in(record_in((made / "s" / "results.json").read_bytes()))
     assert [name for name, _ in swept] == ["scale 0", "scale 1.5"]
 
 
