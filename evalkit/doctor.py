@@ -1,4 +1,4 @@
-"""What is right with an installation, what is wrong, and the command that fixes it: `evalkit doctor`.
+"""What is right with an installation, what is wrong, and the command that mends it: `evalkit doctor`.
 
 It reports and does not fail: a part that cannot even be looked at is a finding of its own. Nothing is
 downloaded or written. What is heavy is imported where it is used, as it may be what is broken.
@@ -50,7 +50,7 @@ class Finding:
         state: ``ok``; ``note``, which is worth knowing; ``absent``, something optional that is not here;
             ``wrong``, something that evalkit needs.
         detail: What was seen.
-        remedy: The command that fixes it; empty if there is none.
+        remedy: The command that mends it; empty where there is none.
     """
 
     part: str
@@ -61,7 +61,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Check everything, one finding after another; the self-check, which takes seconds, comes last."""
+    """Look at everything, one finding after another; the self-check, which takes seconds, comes last."""
     parts: dict[str, Callable[[], Iterator[Finding]]] = {
         "system": _system,
         "packages": _packages,
@@ -117,7 +117,7 @@ def _packages() -> Iterator[Finding]:
     try:
         needed = _requirements().get("", [])
     except importlib.metadata.PackageNotFoundError:
-        detail = "runs from a folder and is not installed, so the packages that it needs are not known"
+        detail = "runs from a folder and is not installed, so what it needs is not known here"
         remedy = f"pip install --editable {Path(__file__).parent.parent}"
         yield Finding(part="packages", name="installation", state="note", detail=detail, remedy=remedy)
         return
@@ -135,7 +135,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _fits(version: str, wanted: str) -> bool:
-    """Whether a version is what the metadata ask for: ``>=2.6`` or ``==0.1.3``; nothing else is checked."""
+    """Whether a version is what metadata ask for: ``>=2.6`` or ``==0.1.3``; anything else is not checked."""
 
     def numbers(text: str) -> list[int]:
         return [int(each) for each in re.findall(r"\d+", re.split(r"[^\d.]", text)[0])]
@@ -160,10 +160,10 @@ def _device() -> Iterator[Finding]:
             detail = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
             yield Finding(part="device", name=f"cuda:{index}", state="ok", detail=detail)
     elif Path("/proc/driver/nvidia/version").exists():
-        detail = f"this machine has NVIDIA's driver, but torch {torch.__version__} finds no GPU"
+        detail = f"this machine has NVIDIA's driver, and torch {torch.__version__} finds no GPU"
         yield Finding(part="device", name="cuda", state="note", detail=detail)
     if torch.backends.mps.is_available():
-        yield Finding(part="device", name="mps", state="ok", detail="use it with --device mps")
+        yield Finding(part="device", name="mps", state="ok", detail="give --device mps to use it")
     threads, cores = torch.get_num_threads(), _cores()
     few = f"; OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
     yield Finding(
@@ -215,7 +215,7 @@ def _storage() -> Iterator[Finding]:
         part="storage",
         name="cache",
         state="ok" if writable else "wrong",
-        detail=f"{cache}{'' if there == cache else ', created when first needed'}"
+        detail=f"{cache}{'' if there == cache else ', made at first use'}"
         f"{'' if writable else f'; {there} cannot be written to: set EVALKIT_CACHE to another folder'}",
     )
     for folder in sorted(each for each in (cache.iterdir() if cache.is_dir() else ()) if each.is_dir()):
