@@ -1,10 +1,10 @@
-"""Which scores of several comparisons may stand side by side, and why others may not.
+"""Which scores of several comparisons can be compared, and why others cannot.
 
 A rule says of one score of one comparison what has to be the same, such as its protocol. Values in which all
 rules agree are like for like::
 
     for reason in reasons_of([ours, theirs]):
-        print(reason.text, reason.scores)  # another reference: ...  ('fid', 'sfid')
+        print(reason.text, reason.scores)  # different reference: ...  ('fid', 'sfid')
 
 What a record does not hold is never taken to be the same: it is a reason of its own.
 """
@@ -37,10 +37,10 @@ _NOT_COMPARED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why values of some scores may not stand side by side with the others of the same score.
+    """Why values of some scores cannot be compared with the others of the same score.
 
     Attributes:
-        text: In words, such as ``another protocol: clean-fid, not adm``.
+        text: In words, such as ``different protocol: clean-fid instead of adm``.
         cells: The values that it marks: number of the comparison, from 0, and name of the score.
     """
 
@@ -59,7 +59,7 @@ class Reason:
 
 
 def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
-    """Why scores of these comparisons may not stand side by side; empty if all may.
+    """Why scores of these comparisons cannot be compared; empty if all can.
 
     In each score the first comparison that has it sets the standard, and those that differ are marked. So two
     values of a score are like for like if, and only if, the same reasons mark both and none of these says
@@ -92,8 +92,8 @@ def _differences(rule: _Rule, name: str, comparisons: Sequence[Comparison]) -> I
             continue
         text = _unlike(fact, standard)
         if told.setdefault(text, fact.key) != fact.key:
-            text = f"{fact.words}, not {standard.words}"
-        yield number, f"another {rule.name}: {text}"
+            text = f"{fact.words} instead of {standard.words}"
+        yield number, f"different {rule.name}: {text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,12 @@ _NOT_RECORDED = _Fact(key=None)
 
 
 def _unlike(fact: _Fact, standard: _Fact) -> str:
-    """The difference in words: ``clean-fid, not adm``."""
+    """The difference in words: ``clean-fid instead of adm``."""
     both = [name for name in fact.parts if name in standard.parts]
     differing = [name for name in both if fact.parts[name] != standard.parts[name]]
     if not differing:
-        return f"{fact.words}, not {standard.words}"
-    return "; ".join(f"{name} {fact.parts[name]}, not {standard.parts[name]}" for name in differing)
+        return f"{fact.words} instead of {standard.words}"
+    return "; ".join(f"{name} {fact.parts[name]} instead of {standard.parts[name]}" for name in differing)
 
 
 # The rules: what has to be the same. None where the score does not depend on it --------------------------
@@ -244,8 +244,8 @@ class _Rule:
     Attributes:
         name: As a reason calls it.
         of: What a score of a comparison has; None where the score does not depend on it.
-        within_protocol: Whether it is compared only between values of one protocol. Between two, it is
-            another anyway.
+        within_protocol: Whether it is compared only between values of one protocol. Between two, it
+            differs anyway.
     """
 
     name: str
@@ -260,5 +260,5 @@ _RULES = (
     _Rule(name="label balance of the samples", of=_labels),
     _Rule(name="network", of=_network),
     _Rule(name="byte rule", of=_byte_rule, within_protocol=True),
-    _Rule(name="set of parameters", of=_parameters, within_protocol=True),
+    _Rule(name="parameters", of=_parameters, within_protocol=True),
 )

@@ -1,4 +1,4 @@
-"""The rules of what may stand side by side, one by one, on made-up comparisons."""
+"""The rules of what can be compared, one by one, on made-up comparisons."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_a_subset_is_of_both_sides() -> None:
         OURS, reference=reference, samples=few, scores=tuple(replace(s, parameters={}) for s in drawn)
     )
     (reason,) = reasons_of([a, b])
-    assert reason.text.startswith("another reference: the images of published imagenet256")
-    assert "not 10,000 of the images" in reason.text
+    assert reason.text.startswith("different reference: the images of published imagenet256")
+    assert "instead of 10,000 of the images" in reason.text
     assert reasons_of([a, a]) == ()
 
 
@@ -121,75 +121,86 @@ def extractor(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("theirs", "text", "scores"),
     [
-        (replace(OURS, protocol="exact", byte_rules={"exact": "x"}), "another protocol: exact, not adm", ALL),
+        (
+            replace(OURS, protocol="exact", byte_rules={"exact": "x"}),
+            "different protocol: exact instead of adm",
+            ALL,
+        ),
         (
             replace(OURS, samples=replace(SAMPLES, images=10_000)),
-            "another number of samples: 10,000, not 50,000",
+            "different number of samples: 10,000 instead of 50,000",
             ("fid", "inception_score", "precision", "fd@dinov2"),  # and not KID, which has no bias
         ),
         (
             replace(OURS, samples=replace(SAMPLES, labels=RANDOM)),
-            "another label balance of the samples: random, 1,000 classes of 31 to 74 images, not balanced, "
-            "1,000 classes of 50 images",
+            "different label balance of the samples: random, 1,000 classes of 31 to 74 images instead of "
+            "balanced, 1,000 classes of 50 images",
             ALL,
         ),
         (
             replace(OURS, samples=replace(SAMPLES, labels=replace(BALANCED, classes=500))),
-            "another label balance of the samples: balanced, 500 classes of 50 images, not balanced, 1,000 "
-            "classes of 50 images",
+            "different label balance of the samples: balanced, 500 classes of 50 images instead of "
+            "balanced, 1,000 classes of 50 images",
             ALL,
         ),
         (
             replace(OURS, samples=replace(SAMPLES, labels=LabelBalance(kind="none"))),
-            "another label balance of the samples: no labels, not balanced, 1,000 classes of 50 images",
+            "different label balance of the samples: no labels instead of "
+            "balanced, 1,000 classes of 50 images",
             ALL,
         ),
         (
             replace(
                 OURS, reference=replace(REFERENCE, statistics_digest="9" * 64, source="published jit-in256")
             ),
-            "another reference: the statistics of published jit-in256 (digest 999999999999), not the "
+            "different reference: the statistics of published jit-in256 (digest 999999999999) instead of the "
             "statistics of published imagenet256 (digest bbbbbbbbbbbb)",
             ("fid",),
         ),
         (
             replace(OURS, reference=replace(REFERENCE, digest="9" * 64, images=9_000)),
-            "another reference: the images of published imagenet256 (9,000 images, digest 999999999999), not "
-            "the images of published imagenet256 (10,000 images, digest aaaaaaaaaaaa)",
+            "different reference: the images of published imagenet256 (9,000 images, digest 999999999999) "
+            "instead of the images of published imagenet256 (10,000 images, digest aaaaaaaaaaaa)",
             ("precision", "kid", "fd@dinov2"),
         ),
         (
             with_scores(fid={"reference": "images"}),
-            "another reference: the images of published imagenet256 (10,000 images, digest aaaaaaaaaaaa), "
-            "not the statistics of published imagenet256 (digest bbbbbbbbbbbb)",
+            "different reference: the images of published imagenet256 (10,000 images, digest aaaaaaaaaaaa) "
+            "instead of the statistics of published imagenet256 (digest bbbbbbbbbbbb)",
             ("fid",),
         ),
         (
             replace(OURS, extractors=extractor(preprocess="bicubic")),
-            "another network: resize bicubic, not TF1 bilinear 299x299",
+            "different network: resize bicubic instead of TF1 bilinear 299x299",
             ("fid", "inception_score", "precision", "kid"),
         ),
         (
             replace(OURS, extractors=extractor(precision="bfloat16", weights={"digest": "9" * 64})),
-            "another network: weights 999999999999, not dddddddddddd; precision bfloat16, not float32",
+            "different network: weights 999999999999 instead of dddddddddddd; "
+            "precision bfloat16 instead of float32",
             ("fid", "inception_score", "precision", "kid"),
         ),
         (
             replace(OURS, extractors={"inception": INCEPTION, "dinov2": DINO | {"fingerprint": "9" * 64}}),
-            "another network: dinov2 (fingerprint 999999999999), not dinov2 (fingerprint 222222222222)",
+            "different network: dinov2 (fingerprint 999999999999) instead of "
+            "dinov2 (fingerprint 222222222222)",
             ("fd@dinov2",),
         ),
         (
             with_scores(precision={"parameters": {"k": 5}}),
-            "another set of parameters: k 5, not 3",
+            "different parameters: k 5 instead of 3",
             ("precision",),
         ),
         (
             with_scores(precision={"parameters": {"k": 3, "subset": 10_000, "seed": 1}}),
-            "another number of samples: 10,000, not 50,000",
+            "different number of samples: 10,000 instead of 50,000",
             ("precision",),
         ),
-        (replace(OURS, byte_rules={"adm": "Floats."}), "another byte rule: Floats, not 8-bit RGB", ALL),
+        (
+            replace(OURS, byte_rules={"adm": "Floats."}),
+            "different byte rule: Floats instead of 8-bit RGB",
+            ALL,
+        ),
     ],
 )
 def test_one_difference(theirs: Comparison, text: str, scores: tuple[str, ...]) -> None:
@@ -252,7 +263,7 @@ def test_protocols_of_one_pass() -> None:
     )
     assert said(OURS, both) == {}
     swapped = replace(both, protocol="exact,clean-fid", byte_rules={"exact": "x", "clean-fid": "Pillow."})
-    assert said(both, swapped) == {"another protocol: exact, not adm": ("fid",)}
+    assert said(both, swapped) == {"different protocol: exact instead of adm": ("fid",)}
 
 
 def test_of_several_equal_marks_mean_like_for_like() -> None:
@@ -261,14 +272,14 @@ def test_of_several_equal_marks_mean_like_for_like() -> None:
     several = [replace(OURS, samples=replace(SAMPLES, images=count)) for count in images]
     found = {reason.text: reason.comparisons for reason in reasons_of(several)}
     assert found == {
-        "another number of samples: 10,000, not 50,000": (1, 2),
-        "another number of samples: 5,000, not 50,000": (3,),
+        "different number of samples: 10,000 instead of 50,000": (1, 2),
+        "different number of samples: 5,000 instead of 50,000": (3,),
         "number of samples not recorded": (4,),
     }
     assert {reason.text: reason.comparisons for reason in reasons_of(several[::-1])} == {
         "number of samples not recorded": (0,),
-        "another number of samples: 10,000, not 5,000": (2, 3),
-        "another number of samples: 50,000, not 5,000": (4,),
+        "different number of samples: 10,000 instead of 5,000": (2, 3),
+        "different number of samples: 50,000 instead of 5,000": (4,),
     }
 
 
@@ -283,8 +294,8 @@ def test_two_that_differ_in_more_than_is_said_have_two_reasons() -> None:
     ]
     found = {reason.text: reason.comparisons for reason in reasons_of(several)}
     assert found == {
-        "another network: precision bfloat16, not float32": (1,),
-        "another network: inception-2015-12-05 (fingerprint 999999999999), not inception-2015-12-05 "
+        "different network: precision bfloat16 instead of float32": (1,),
+        "different network: inception-2015-12-05 (fingerprint 999999999999) instead of inception-2015-12-05 "
         "(fingerprint 111111111111)": (2,),
     }
 
@@ -294,7 +305,7 @@ def test_another_protocol_has_its_own_parameters() -> None:
     exact = replace(OURS, protocol="exact", byte_rules={"exact": "x"})
     other = replace(exact, scores=with_scores(precision={"parameters": {"k": 5}}).scores)
     found = {reason.text: reason.cells for reason in reasons_of([OURS, exact, other])}
-    assert found["another set of parameters: k 5, not 3"] == ((2, "precision"),)
+    assert found["different parameters: k 5 instead of 3"] == ((2, "precision"),)
     assert len(found) == 2
 
 

@@ -285,7 +285,7 @@ def test_what_is_said_of_floats(sides: tuple[NDArray[np.uint8], NDArray[np.uint8
     wrong = Evaluator(sides[0], value_range="-1..1", **arguments)
     wrong.update(sides[1] / np.float32(255))
     said = " ".join(wrong.compute().warnings)
-    assert "declared as [-1, 1]: (x + 1) * 127.5, cut off to whole numbers" in said
+    assert "declared as [-1, 1]: (x + 1) * 127.5, truncated to whole numbers" in said
     assert "No value of the images is below 0" in said
     assert "ends" not in said
     wrong.update(sides[1] / np.float32(50))

@@ -115,9 +115,9 @@ for _shell in SHELLS.values():
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options and names in SHELL.
+    """Print the script that lets the Tab key complete commands, options and names in SHELL.
 
-    The Tab key then also completes metrics, protocols, networks, samplers and published batches.
+    It also completes the names of metrics, protocols, networks, samplers and published batches.
 
     \b
     Example:

@@ -36,21 +36,21 @@ __all__ = ["report"]
     multiple=True,
     type=file,
     metavar="FILE.png",
-    help="A picture to show, such as a sheet of `evalkit compare --worst`; may be repeated. The PNG's texts "
-    "Title and Description become heading and description.",
+    help="A picture to show, such as a sheet of `evalkit compare --worst`; may be repeated. The PNG's text "
+    "chunks Title and Description become its heading and description.",
 )
 @click.option(
     "--published",
     type=text,
     metavar="DATASET",
     shell_complete=completion.datasets,
-    help="Show beside the scores, and in curves, what papers report on this dataset, such as imagenet256.",
+    help="Show what papers report on this dataset, such as imagenet256, next to the scores and in curves.",
 )
 def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], published: str | None) -> None:
     """Write a page with the scores of RECORDS, their error bars, curves, warnings and provenance.
 
-    A record is what `evalkit compare --json` writes, or a folder that `evalkit sweep` has filled. The page is
-    one file of under 5 MB that needs no network: it can be sent, printed, and read on a phone.
+    A record is a file that `evalkit compare --json` wrote, or a folder that `evalkit sweep` has filled. The
+    page is one file of under 5 MB that works without a network: it can be sent, printed, and read on a phone.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise OutputError(
-            f"Cannot write {out}: a page ends in .html. The page comes first, then the records."
+            f"Cannot write {out}: the name of a page ends in .html. Give the page first, then the records."
         )
     check_writable(out, *records, *figures)
     from evalkit.report.html import write_page
@@ -84,7 +84,7 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
         # Parts of a record are free-form, and only the checked ones can be relied on.
         raise InputError(
             f"{', '.join(map(str, records))}: a record holds values that evalkit does not write "
-            f"({brief(repr(error), 200)}). Write it again with `evalkit compare --json`."
+            f"({brief(repr(error), 200)}). Write the record again with `evalkit compare --json`."
         ) from error
     for note in notes:
         say(f"note: {note}")

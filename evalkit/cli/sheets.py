@@ -29,8 +29,8 @@ def sheet_options(command: F) -> F:
     for name, what in (
         (
             "--nearest",
-            "Draw the N samples that are nearest to an image of REFERENCE, each beside that image: with the "
-            "training images as REFERENCE, whether samples are copies.",
+            "Draw the N samples that are nearest to an image of REFERENCE, each next to that image. With the "
+            "training images as REFERENCE, this shows whether samples are copies.",
         ),
         (
             "--worst",
@@ -98,7 +98,7 @@ class Sheets:
             )
 
     def write(self, reference: Opened, samples: Opened, measured: Measured) -> EvalkitError | None:
-        """Write each sheet; why one could not be."""
+        """Write each sheet. Returns the error if one could not be written."""
         from evalkit.comparison.nearest import write_nearest
         from evalkit.comparison.worst import write_worst
 

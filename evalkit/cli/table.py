@@ -1,4 +1,4 @@
-"""The verb that puts records side by side: table."""
+"""`evalkit table`: several records in one table."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["table"]
     type=click.Choice(["table", "markdown", "csv", "json"]),
     default="table",
     show_default=True,
-    help="How to show them.",
+    help="How to show the table.",
 )
 @click.option(
     "--strict",
     is_flag=True,
-    help="Refuse, with exit code 2, if any values may not stand side by side. By default they are marked.",
+    help="Exit with code 2 and print no table if any values cannot be compared. By default they are marked.",
 )
 def table(records: tuple[Path, ...], format_: str, strict: bool) -> None:
-    """Put the scores of RECORDS into one table, and mark what may not stand side by side, and why.
+    """Put the scores of RECORDS into one table, mark values that cannot be compared, and say why.
 
-    A record is what `evalkit compare --json` wrote, of one or several sets of samples, or a folder that
+    A record is a file that `evalkit compare --json` wrote, for one or several sets of samples, a folder that
     `evalkit sweep` has filled, or the results.json in it.
 
     \b
@@ -52,7 +52,6 @@ def table(records: tuple[Path, ...], format_: str, strict: bool) -> None:
         first, *others = (found.in_words(reason) for reason in found.reasons.values())
         more = f" And {len(others)} more." if others else ""
         raise InputError(
-            f"These records may not stand side by side: {first}.{more} Without --strict they are shown, with "
-            "marks."
+            f"These records cannot be compared: {first}.{more} Without --strict, the table marks such values."
         )
     click.echo(FORMATS[format_](found))

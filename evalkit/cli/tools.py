@@ -79,15 +79,15 @@ def verify(weights: str | None, graph: str | None, device: str) -> None:
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="Lines to read, or all findings as JSON.",
+    help="Print lines of text, or all findings as JSON.",
 )
 @click.pass_context
 def doctor(context: click.Context, format_: str) -> None:
-    """Look at this installation: what is there, what is missing, and the command that brings it.
+    """Check this installation: what is there, what is missing, and which command installs it.
 
-    That is device, threads, weights of every network, cache, disk space, packages and optional parts; at the
-    end, three pictures go through Inception and are compared with TensorFlow's features of them. Nothing is
-    downloaded. The exit code is 1 if something that evalkit needs is missing or wrong, or else 0.
+    It checks device, threads, weights of every network, cache, disk space, packages and optional parts. Last,
+    it runs three pictures through Inception and compares the features with TensorFlow's. Nothing is
+    downloaded. The exit code is 1 if something that evalkit needs is missing or wrong, and 0 otherwise.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Scores of images that arrive in batches, as in a training loop: those of ``compare`` on all of them."""
+"""Scores of images that arrive in batches, as in a training loop: the same as ``compare`` on all of them."""
 
 from __future__ import annotations
 
@@ -60,36 +60,36 @@ class Evaluator:
             evaluator.update(model.sample(64))
         print(evaluator.compute()["fid"])
 
-    The scores are those of :func:`evalkit.compare` on the same images, bit for bit in one process, however
-    the images are cut into batches. Where metrics need a Gaussian alone, only sums are kept; otherwise the
-    features of every image. Neither the global random state nor the settings of torch are changed, and an
-    autocast around it has no effect.
+    In one process, the scores equal those of :func:`evalkit.compare` on the same images bit for bit, however
+    the images are split into batches. If the metrics need only a Gaussian, only sums are kept; otherwise, the
+    features of every image are kept. The global random state and the settings of torch are not changed, and
+    running it under autocast has no effect.
 
-    Under torch.distributed every rank gives its own images, any number and also none, and all call
+    Under torch.distributed every rank gives its own images, any number or none, and all call
     :meth:`compute`. Sums are added in float64, so FID equals that of one process to float64 rounding.
     Features that metrics need are sent to rank 0, which computes the scores. All ranks get the same
-    comparison. The images count as those of rank 0, then those of rank 1, and so on.
+    comparison. Images are ordered by rank: those of rank 0, then those of rank 1, and so on.
 
     Args:
-        reference: What :func:`evalkit.compare` takes, or the name of a published batch. Its features are
+        reference: As for :func:`evalkit.compare`, or the name of a published batch. Its features are
             extracted now, on rank 0, or read from the store.
-        protocol: Likewise, as are `metrics`, `extractor` and `error_bars`.
+        protocol: As for :func:`evalkit.compare`, like `metrics`, `extractor` and `error_bars`.
         metrics: Which scores; None for all of the protocol.
         value_range: What floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``. It is never guessed: without
             it, floats are refused. Integers are from 0 to 255 in any case.
-        layout: ``"NCHW"`` or ``"NHWC"``; None where only one axis of images has 3 entries.
-        to_bytes: What becomes of floats. ``truncate``: bytes, as ADM's scripts make them,
-            ``((x + 1) * 127.5).clamp(0, 255).to(uint8)``; ``round``: bytes, halves rounded up, as
-            torchvision's ``save_image`` makes them; ``keep``: floats, as ``compare`` takes those of files.
-            Computed in float32, or float64 where that is given.
-        extractor: The network, or one for each; None for the defaults.
+        layout: ``"NCHW"`` or ``"NHWC"``; None if only one of the two possible axes has length 3.
+        to_bytes: How floats are converted. ``truncate``: to bytes, as in ADM's scripts,
+            ``((x + 1) * 127.5).clamp(0, 255).to(uint8)``; ``round``: to bytes, with halves rounded up, as
+            in torchvision's ``save_image``; ``keep``: not at all, as ``compare`` treats files of floats.
+            Computed in float32, or in float64 for float64 images.
+        extractor: The network, or one for each that the metrics need; None for the defaults.
         error_bars: Whether scores have standard errors.
-        group: Of torch.distributed; None for all processes.
+        group: Process group of torch.distributed; None for all processes.
         run: Device and store. The device ``auto`` is the GPU of the local rank.
         **how: Fields of a run, in place of ``run=``: ``device="cuda:1"``.
 
     Raises:
-        EvalkitError: As :func:`evalkit.compare`; or an argument is none of these.
+        EvalkitError: As for :func:`evalkit.compare`, or an argument has another value.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Evaluator:
             self._of_reference(self._plan(10**9), Clock())
 
     def reset(self) -> None:
-        """Forget all images; the features of the reference stay."""
+        """Forget all images; the features of the reference are kept."""
         few, many = self._plan(0), self._plan(10**9)
         extractors = self._extractors
         rows: dict[str, list[str]] = {}
@@ -156,7 +156,7 @@ class Evaluator:
             labels: (n,) integers, one class for each image, for all images or for none.
 
         Raises:
-            InputError: They are not such images, or their range was not declared. None of them counts.
+            InputError: They are not such images, or their range was not declared. None of them is added.
             FeatureError: Features are not finite.
         """
         intake = copy.deepcopy(self._intake)
@@ -170,7 +170,7 @@ class Evaluator:
         if batch.shape[1:] != self._shape or batch.dtype != self._dtype:
             raise InputError(
                 f"The images are {described(batch.shape[1:], batch.dtype)}, those before were "
-                f"{described(self._shape, self._dtype)}; expected all alike. Call reset() for others."
+                f"{described(self._shape, self._dtype)}; expected all alike. Call reset() to start anew."
             )
         if (found is None) != (self._labels is None):
             raise InputError("Labels were given for some of the images; expected them for all or for none.")
@@ -191,7 +191,7 @@ class Evaluator:
 
         Raises:
             UndefinedMetricError: There are too few images.
-            EvalkitError: As :func:`evalkit.compare`; or ranks differ in their arguments, or a rank failed.
+            EvalkitError: As for :func:`evalkit.compare`; or ranks differ in their arguments, or one failed.
         """
         ranks, clock = Ranks(self._group), Clock()
         with clock.stage("features of samples"):
@@ -220,8 +220,8 @@ class Evaluator:
     def state_dict(self) -> dict[str, Any]:
         """What this process was given so far, as tensors and plain values.
 
-        ``torch.load`` with ``weights_only=True`` reads it. The features of the reference are not in it. Each
-        rank has its own.
+        ``torch.load`` with ``weights_only=True`` reads it. It does not contain the features of the reference.
+        Each rank has its own.
         """
         found = {
             "format": FORMAT,
@@ -238,17 +238,17 @@ class Evaluator:
         return found | {"features": {key: torch.from_numpy(array) for key, array in features.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave; what was given before is forgotten.
+        """Continue from what :meth:`state_dict` returned; images given before are forgotten.
 
         Raises:
-            InputError: It is of another format, or of an evaluator with other settings.
+            InputError: It has another format, or comes from an evaluator with other settings.
         """
         if state.get("format") != FORMAT:
             raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
         if (state["settings"], state["passes"]) != (self._settings, self._accumulation.passes):
             raise InputError(
-                "This state is of an evaluator with other settings: metrics, networks, weights, batch size, "
-                "or what becomes of floats. Make the evaluator with the same arguments."
+                "This state comes from an evaluator with other settings: metrics, networks, weights, batch "
+                "size, or how floats are converted. Create the evaluator with the same arguments."
             )
         self.reset()
         self._intake.low, self._intake.high = state["range"]
@@ -263,7 +263,7 @@ class Evaluator:
 
     @property
     def _settings(self) -> str:
-        """Everything that what is kept depends on."""
+        """Everything that affects what is kept."""
         return json.dumps(
             [
                 self._choice.protocol.name,
@@ -275,7 +275,7 @@ class Evaluator:
         )
 
     def _plan(self, count: int) -> Plan:
-        """What ``compare`` keeps of so many images."""
+        """What ``compare`` keeps of this many images."""
         sources: list[Opened] = [
             self._reference,
             GivenImages(NAME, count, np.empty((0, 1, 1, 3), np.uint8)),

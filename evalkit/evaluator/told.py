@@ -1,4 +1,4 @@
-"""What the ranks of a training job tell each other when they compute scores."""
+"""What the ranks of a training job send each other when they compute scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Outcome", "Told", "check_told", "described"]
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What a rank tells the others of its images."""
+    """What a rank tells the others about its images."""
 
     count: int
     shape: tuple[int, ...] | None
@@ -55,14 +55,14 @@ class Outcome:
 
 
 def check_told(told: Sequence[Told]) -> None:
-    """Raise an error, the same on all ranks, unless what they have fits together."""
+    """Raise an error, the same on all ranks, if their images or settings do not match."""
     for rank, each in enumerate(told):
         if each.failure is not None:
             raise WorkerError(f"Rank {rank} failed: {each.failure}")
         if each.settings != told[0].settings:
             raise InputError(
                 f"Rank {rank} has an evaluator with other settings than rank 0: metrics, networks, weights, "
-                "or what becomes of floats. Make it with the same arguments on every rank."
+                "or how floats are converted. Create it with the same arguments on every rank."
             )
     given = [(rank, each) for rank, each in enumerate(told) if each.count]
     if not given:
@@ -72,11 +72,11 @@ def check_told(told: Sequence[Told]) -> None:
         if (each.shape, each.dtype) != (one.shape, one.dtype):
             raise InputError(
                 f"The images of rank {rank} are {described(each.shape, each.dtype)}, those of rank {first} "
-                f"{described(one.shape, one.dtype)}; expected all alike."
+                f"{described(one.shape, one.dtype)}; expected the same size and type on all ranks."
             )
         if each.has_labels != one.has_labels:
             raise InputError(
-                f"Rank {rank} and rank {first}: only one has labels. Give them on all ranks or on none."
+                f"Only one of rank {rank} and rank {first} has labels. Give them on all ranks or on none."
             )
 
 

@@ -1,4 +1,4 @@
-"""Batches of images out of a training loop: tensors or arrays, bytes or floats, in either layout."""
+"""Batches of images from a training loop: tensors or arrays, bytes or floats, in either layout."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ Layout: TypeAlias = Literal["NCHW", "NHWC"]
 ToBytes: TypeAlias = Literal["truncate", "round", "keep"]
 
 BYTE_RULES = {
-    "truncate": "cut off to whole numbers, as ADM's scripts do",
-    "round": "rounded, halves up, as torchvision's save_image does",
-    "keep": "not made bytes",
+    "truncate": "truncated to whole numbers, as ADM's scripts do",
+    "round": "rounded with halves up, as torchvision's save_image does",
+    "keep": "not converted to bytes",
 }
-"""What becomes of floats."""
+"""How floats are converted."""
 
 _SCALES = {"0..1": "x * 255", "-1..1": "(x + 1) * 127.5", "0..255": "x"}
 
 
 @dataclass(kw_only=True)
 class Intake:
-    """Makes one kind of all that is given, and remembers what tells whether it was declared rightly.
+    """Converts all images to one kind, and remembers what shows whether they were declared correctly.
 
     Attributes:
         declared: A key of :data:`evalkit.images.VALUE_RANGES`; None for no floats.
         low: The smallest value of all floats; ``high`` the largest.
-        values: Values of integers; no more are added once they cannot be floats that were cut.
+        values: Values of integers; none are added once they cannot be truncated floats.
 
     Args:
         value_range: Of floats; None for no floats.
         layout: ``NCHW`` or ``NHWC``; None where the axis of 3 channels shows which.
-        to_bytes: What becomes of floats, a key of :data:`BYTE_RULES`.
+        to_bytes: How floats are converted, a key of :data:`BYTE_RULES`.
 
     Raises:
-        InputError: An argument is none of these.
+        InputError: An argument has another value.
     """
 
     value_range: ValueRange | None
@@ -75,7 +75,7 @@ class Intake:
         """(n, h, w, 3) of images: uint8, or float32 in [0, 255] of floats that are kept.
 
         Raises:
-            InputError: Not images, or floats of which nobody said what range they have.
+            InputError: Not images, or floats without a declared range.
         """
         given = _tensor(images)
         pixels = given.permute(*_axes(given, self.layout))
@@ -93,8 +93,8 @@ class Intake:
         low, high = (float(value) for value in torch.aminmax(pixels))
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(
-                "The images hold NaN or infinity; expected finite numbers. Look for the step at which the "
-                "model or its sampler diverged."
+                "The images hold NaN or infinity; expected finite numbers. Find the step at which the model "
+                "or its sampler diverged."
             )
         least, most = VALUE_RANGES[self.declared]
         if self.to_bytes == "keep":
@@ -102,7 +102,7 @@ class Intake:
             if low < least or high > most:
                 raise InputError(
                     f"The images hold values from {low:g} to {high:g}; expected {least:g} to {most:g}, as "
-                    f"declared. If they only overshoot, cut them off with x.clamp({least:g}, {most:g})."
+                    f"declared. If they only overshoot slightly, clip them with x.clamp({least:g}, {most:g})."
                 )
         self.low, self.high = min(self.low, low), max(self.high, high)
         if self.declared == "0..1":
@@ -128,13 +128,13 @@ class Intake:
         return batch
 
     def check(self, name: str) -> None:
-        """Raise an InputError if all integers look like floats that were cut."""
+        """Raise an InputError if all integers look like truncated floats."""
         problem = cut_floats_problem(name, self.values) if self.declared != "0..255" else None
         if problem is not None:
             raise InputError(problem)
 
     def notes(self) -> Iterator[str]:
-        """What a reader of the scores should know of floats, one sentence each."""
+        """What a reader of the scores should know about floats, one sentence each."""
         if self.declared is None or self.low > self.high:
             return
         least, most = VALUE_RANGES[self.declared]
@@ -148,11 +148,12 @@ class Intake:
             )
         if self.low < least or self.high > most:
             yield (
-                f"Values from {self.low:.3g} to {self.high:.3g} were declared as {shown} and cut off at its "
-                "ends. If they do not merely overshoot, the declaration is wrong, and so are the scores."
+                f"Values from {self.low:.3g} to {self.high:.3g} were declared as {shown} and clipped to this "
+                "range. If this is more than a slight overshoot, the declaration is wrong, and so are the "
+                "scores."
             )
         if self.declared == "-1..1" and self.low >= 0:
-            yield "No value of the images is below 0, although their range is said to be -1..1."
+            yield "No value of the images is below 0, although their declared range is -1..1."
 
 
 class GivenImages(ImageSource):
@@ -161,7 +162,7 @@ class GivenImages(ImageSource):
     Args:
         name: For messages.
         count: How many there were.
-        first: (m, h, w, 3), the first of them; m may be 0.
+        first: (m, h, w, 3), the first images; m may be 0.
         labels: (n,), or None.
         notes: See :class:`ImageSource`.
     """
@@ -204,8 +205,8 @@ def _tensor(images: object) -> Tensor:
     else:
         if not hasattr(images, "__array__"):
             raise InputError(
-                f"update takes a tensor or an array of images, not a {type(images).__name__}. Stack images "
-                "with torch.stack or np.stack."
+                f"update takes a tensor or an array of images, not a {type(images).__name__}. Stack a list "
+                "of images with torch.stack or np.stack."
             )
         array = np.asarray(images)
         if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
@@ -223,7 +224,7 @@ def _tensor(images: object) -> Tensor:
 
 
 def _axes(images: Tensor, layout: Layout | None) -> tuple[int, int, int, int]:
-    """The order of axes that makes NHWC of them."""
+    """The order of axes that turns them into NHWC."""
     shape = tuple(images.shape)
     if images.ndim != 4:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Several records as one table of scores: marks where values may not stand side by side, and why."""
+"""Several records as one table of scores: marks where values cannot be compared, and why."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["FORMATS", "HOW_TO_READ", "Records", "markdown", "table", "to_csv", "
 
 FORMAT = "evalkit table 1"
 HOW_TO_READ = (
-    "Only values with the same letters may stand side by side in a column, and only if none of the letters "
-    "says that something is not recorded:"
+    "Within a column, only values with the same letters can be compared, and only if none of the letters "
+    'means "not recorded":'
 )
 MOST_NAMES = 4
 """Rows that are named; of more, only how many they are."""
@@ -50,7 +50,7 @@ class Records:
 
     @cached_property
     def reasons(self) -> dict[str, Reason]:
-        """Why values may not stand side by side, by the letter that marks them."""
+        """Why values cannot be compared, by the letter that marks them."""
         return dict(zip(_letters(), reasons_of(self.comparisons), strict=False))
 
     def marks(self, number: int, score: str) -> list[str]:
@@ -132,7 +132,7 @@ def _below(found: Records) -> Iterator[str]:
         for letter, reason in found.reasons.items():
             yield f"{letter}: {found.in_words(reason)}"
     elif len(found.rows) > 1:
-        yield "All values of a column may stand side by side, as far as the records say."
+        yield "Values in the same column can be compared, as far as the records say."
     if any(score.stderr is not None for each in found.comparisons for score in each.scores):
         yield "±: standard error from the draw of the images. Training again varies more."
 

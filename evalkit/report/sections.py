@@ -251,7 +251,7 @@ def side_by_side(records: Sequence[Record]) -> tuple[Table, list[str]]:
     """All sets of several records in one table.
 
     Returns:
-        The table, with letters at the values that may not stand side by side; and what the letters mean.
+        The table, with letters at the values that cannot be compared; and what the letters mean.
     """
     names = iter(distinct([each.samples.name for record in records for _, each in sets_of(record)]))
     rows = []

@@ -235,19 +235,19 @@ def test_records_stand_side_by_side_where_they_may() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"protocol": "exact"}, "another protocol: exact, not adm"),
+        ({"protocol": "exact"}, "different protocol: exact instead of adm"),
         (
             {"reference": replace(one().reference, digest="x", name="other")},
-            "another reference: the images of other (2,500 images, digest x), "
-            "not the images of train.npz (2,500 images, digest reference-di)",
+            "different reference: the images of other (2,500 images, digest x) "
+            "instead of the images of train.npz (2,500 images, digest reference-di)",
         ),
         (
             {"samples": replace(one("b.npz").samples, images=50_000)},
-            "another number of samples: 50,000, not 2,500",
+            "different number of samples: 50,000 instead of 2,500",
         ),
         (
             {"extractors": {"inception": {"name": "x", "fingerprint": "f2"}}},
-            "another network: x (fingerprint f2), not inception-2015 (fingerprint f1)",
+            "different network: x (fingerprint f2) instead of inception-2015 (fingerprint f1)",
         ),
         ({"extractors": {**one().extractors, "dinov2": {"name": "x", "fingerprint": "f2"}}}, ""),
     ],
@@ -267,7 +267,7 @@ def test_a_difference_in_one_score_marks_no_other() -> None:
         replace(score, parameters={"k": 5}) if score.name == "recall" else score for score in b.scores
     )
     found, lines = side_by_side([a, replace(b, scores=scores)])
-    assert lines[1:] == ["a: another set of parameters: k 5, not 3 (Recall of b.npz)"]
+    assert lines[1:] == ["a: different parameters: k 5 instead of 3 (Recall of b.npz)"]
     assert [cell.mark for cell in found.rows[1]].count("a") == 1
 
 
@@ -595,7 +595,7 @@ def test_command(files: Path, run: Invoke) -> None:
     ("arguments", "message"),
     [
         (["p.html"], "Missing argument"),
-        (["one.json", "several.json"], "a page ends in .html"),
+        (["one.json", "several.json"], "the name of a page ends in .html"),
         (["no/p.html", "one.json"], "there is no folder"),
         (["p.html", "nowhere.json"], "No such file or directory. Give what `evalkit compare --json` wrote"),
         (["p.html", "."], "results.json: No such file"),

@@ -66,7 +66,7 @@ def test_records_that_may_stand_side_by_side(run: Invoke) -> None:
     assert [line.split()[:3] for line in lines[4:6]] == [
         [name, "30", f"{value:.4f}"] for name in ("a.json", "one.json")
     ]
-    assert "All values of a column may stand side by side, as far as the records say." in lines
+    assert "Values in the same column can be compared, as far as the records say." in lines
 
 
 @pytest.mark.usefixtures("made")
@@ -85,10 +85,11 @@ def test_marks_and_reasons(run: Invoke) -> None:
     for name, mark in marks.items():
         cells = rows[name].removeprefix(name)
         assert (" a" in cells, " b" in cells) == (mark == "a", mark == "b"), name
-    assert "a: another protocol: exact, not adm (all scores of exact.json)" in result.out
-    balanced = "balanced, 2 classes of 15 images, not balanced, 10 classes of 3 images"
+    assert "a: different protocol: exact instead of adm (all scores of exact.json)" in result.out
+    balanced = "balanced, 2 classes of 15 images instead of balanced, 10 classes of 3 images"
     assert (
-        f"b: another label balance of the samples: {balanced} (all scores of two.json: b.npz, " in result.out
+        f"b: different label balance of the samples: {balanced} (all scores of two.json: b.npz, "
+        in result.out
     )
 
 
@@ -98,7 +99,7 @@ def test_strict_refuses_and_prints_nothing(run: Invoke) -> None:
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
     assert (
-        "may not stand side by side: another protocol: exact, not adm (all scores of exact.json)"
+        "cannot be compared: different protocol: exact instead of adm (all scores of exact.json)"
         in result.err
     )
     assert run("table", "exact.json", "--strict").code == 0
@@ -108,7 +109,7 @@ def test_strict_refuses_and_prints_nothing(run: Invoke) -> None:
 def test_every_format_has_the_same(run: Invoke) -> None:
     paths = [*map(Path, ("a.json", "exact.json"))]
     fids = [Comparison.from_json(path.read_text())["fid"] for path in paths]
-    text = "another protocol: exact, not adm"
+    text = "different protocol: exact instead of adm"
     outputs = {name: run("table", *paths, "--format", name).out for name in FORMATS}
     assert all(text in output for output in outputs.values())
     header, *_ = outputs["markdown"].splitlines()
