@@ -418,6 +418,11 @@ def test_two_ranks(tmp_path: Path) -> None:
         summed = compare(tmp_path / "ref.npz", tmp_path / "samples.npz", metrics="fid,sfid", **arguments)
         for name in ("fid", "sfid"):
             assert sums[0][name] == pytest.approx(summed[name], rel=1e-11)
+        assert not any("same first batch" in text for text in (*whole[0].warnings, *sums[0].warnings))
+    for rank in range(2):
+        alike = Comparison.from_json((tmp_path / f"alike-{rank}.json").read_text())
+        (said,) = (text for text in alike.warnings if "same first batch" in text)
+        assert said.startswith("Ranks 0 and 1 gave the same first batch of images (2 of 2 ranks")
     errors = [json.loads((tmp_path / f"errors-{rank}.json").read_text()) for rank in range(2)]
     assert errors[0] == errors[1]
     assert [text.partition(":")[0] for text in errors[0]] == [

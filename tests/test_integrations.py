@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import struct
 import sys
@@ -120,6 +121,38 @@ def test_lightning(evaluator: Evaluator, images: NDArray[np.uint8], tmp_path: Pa
     assert logged == pytest.approx(scalars(expected), rel=1e-6)
     with pytest.raises(InputError, match="images=0"):
         evaluator_callback(evaluator, noise, 0)
+
+
+class Trainer:
+    """What the callback looks at."""
+
+    def __init__(self, rank: int, epoch: int = 0, world_size: int = 1) -> None:
+        self.global_rank, self.current_epoch, self.world_size = rank, epoch, world_size
+
+
+@theirs
+def test_each_rank_samples_its_own_images(evaluator: Evaluator) -> None:
+    """Under seed_everything all ranks have the same random state."""
+    lightning = optional("lightning.pytorch", "lightning")
+    drawn: list[tuple[float, float, float]] = []
+    module = toy_module()
+
+    def sample(module: Any, count: int) -> Tensor:
+        drawn.append((torch.rand(()).item(), np.random.random(), random.random()))  # noqa: NPY002
+        return noise(count)
+
+    callback = evaluator_callback(evaluator, sample, 3)
+    module.log_dict = lambda scores: None
+    for seed, rank, epoch in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0), (1, 0, 0)):
+        lightning.seed_everything(seed, verbose=False)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index,union-attr] # noqa: NPY002
+        callback.on_train_epoch_end(Trainer(rank, epoch), module)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index] # noqa: NPY002
+        assert random.getstate() == before[2]
+    assert drawn[0] == drawn[4]  # a training that goes on measures the same
+    for numbers in zip(*drawn[:4], strict=True):
+        assert len({*numbers}) == 4
 
 
 @theirs

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from evalkit.errors import InputError, MissingDependencyError
@@ -28,6 +31,8 @@ def evaluator_callback(
     """A ``lightning.pytorch.Callback`` that measures the model at the end of epochs.
 
     The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
+    Each rank and epoch has random numbers of its own, also after ``seed_everything``; they follow from the
+    seed of torch. The random state is then as it was.
     Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid")`` can use them; the last
     comparison is its attribute ``comparison``.
 
@@ -90,7 +95,7 @@ def _kind() -> Any:
             pl_module.eval()
             self.evaluator.reset()
             try:
-                with torch.no_grad():
+                with torch.no_grad(), _own_random_numbers(trainer.current_epoch, trainer.global_rank):
                     for begin in range(0, share, self._batch_size):
                         found = self._sample(pl_module, min(self._batch_size, share - begin))
                         self.evaluator.update(*(found if isinstance(found, tuple) else (found,)))
@@ -101,3 +106,17 @@ def _kind() -> Any:
             pl_module.log_dict(scalars(self.comparison, self._prefix))
 
     return EvaluatorCallback
+
+
+@contextmanager
+def _own_random_numbers(epoch: int, rank: int) -> Iterator[None]:
+    """Random numbers that no other rank and epoch has; afterwards all generators are as they were."""
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    with isolate_rng():
+        seeds = np.random.SeedSequence([torch.initial_seed() % 2**64, epoch, rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        # What a sampler may use besides torch; the legacy global generator is what seed_everything seeds.
+        np.random.seed(seeds.generate_state(4))  # noqa: NPY002
+        random.seed(seeds.generate_state(1, np.uint64).tobytes())
+        yield

@@ -54,6 +54,10 @@ def train(rank: int, size: int, folder: Path) -> None:
         dist.send = send_no_features
         (folder / f"{epoch}-{rank}-sums.json").write_text(sums.compute().to_json())
         dist.send = SEND
+    alike = Evaluator(str(folder / "ref.npz"), metrics=["fid"], **arguments)
+    for part in (samples(0, 40, 0), samples(1, 40, rank)):
+        alike.update(part)
+    (folder / f"alike-{rank}.json").write_text(alike.compute().to_json())
     errors = []
     other = Evaluator(str(folder / "ref.npz"), metrics=["fid"] if rank else None, **arguments)
     lone = Evaluator(str(folder / "ref.npz"), **arguments)
