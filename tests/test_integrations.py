@@ -171,6 +171,9 @@ def test_torchmetrics(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
         scalars(expected, ""), rel=1e-6
     )
     assert metric.comparison.scores == expected.scores
+    # No score is kept: a rank that has one would not take part when another computes.
+    metric.evaluator.update(noise(9, seed=3))
+    assert metric.compute()["fid"] != found["fid"]
     # A clone goes on by itself.
     again.update(noise(9, seed=2))
     assert again.compute()["fid"] != found["fid"]

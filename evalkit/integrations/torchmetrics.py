@@ -53,7 +53,8 @@ def _kind() -> Any:
         full_state_update = False
 
         def __init__(self, evaluator: Evaluator, prefix: str, **arguments: Any) -> None:
-            super().__init__(**arguments)
+            # A rank with a cached score would not wait for one that has none, and both would hang.
+            super().__init__(**{"compute_with_cache": False} | arguments)
             self.evaluator = evaluator
             self.comparison: Comparison | None = None
             self._prefix = prefix
