@@ -374,6 +374,10 @@ def test_state(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], metrics: list
     other = Evaluator(sides[0], metrics="kid", extractor=ByPass(), run=NO_STORE)
     with pytest.raises(InputError, match="other settings"):
         other.load_state_dict(again.state_dict())
+    # Whether sums are enough for FID depends on the size of the reference.
+    other = Evaluator(sides[0][:20], **arguments)
+    with pytest.raises(InputError, match="another reference"):
+        other.load_state_dict(again.state_dict())
     smaller = ByPass(batch_size=2)
     other = Evaluator(sides[0], metrics=metrics, extractor=smaller, run=NO_STORE)
     with pytest.raises(InputError, match="batch size"):
@@ -429,6 +433,8 @@ def test_two_ranks(tmp_path: Path) -> None:
         "InputError",
         "UndefinedMetricError",
         "InputError",
+        "InputError",
     ]
-    assert "Rank 1 has an evaluator with other settings" in errors[0][0]
+    assert "Rank 1 has an evaluator with another reference or other settings" in errors[0][0]
     assert "8x8x3 uint8" in errors[0][2]
+    assert errors[0][3] == errors[0][0]

@@ -248,8 +248,8 @@ class Evaluator:
             raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
         if (state["settings"], state["passes"]) != (self._settings, self._accumulation.passes):
             raise InputError(
-                "This state is of an evaluator with other settings: metrics, networks, weights, batch size, "
-                "or what becomes of floats. Make the evaluator with the same arguments."
+                "This state is of an evaluator with another reference or other settings: metrics, networks, "
+                "weights, batch size, or what becomes of floats. Make the evaluator with the same arguments."
             )
         self.reset()
         self._intake.low, self._intake.high = state["range"]
@@ -265,7 +265,10 @@ class Evaluator:
 
     @property
     def _settings(self) -> str:
-        """Everything that what is kept depends on."""
+        """Everything that what is kept depends on.
+
+        The pixels of the reference are not among it, and only rank 0 has to read them.
+        """
         return json.dumps(
             [
                 self._choice.protocol.name,
@@ -273,6 +276,8 @@ class Evaluator:
                 {key: each.fingerprint for key, each in self._extractors.items()},
                 self._intake.value_range,
                 self._intake.to_bytes,
+                len(self._reference),
+                self._reference.statistics_digest,
             ]
         )
 

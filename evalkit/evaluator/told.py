@@ -67,8 +67,9 @@ def check_told(told: Sequence[Told]) -> None:
             raise WorkerError(f"Rank {rank} failed: {each.failure}")
         if each.settings != told[0].settings:
             raise InputError(
-                f"Rank {rank} has an evaluator with other settings than rank 0: metrics, networks, weights, "
-                "or what becomes of floats. Make it with the same arguments on every rank."
+                f"Rank {rank} has an evaluator with another reference or other settings than rank 0: "
+                "metrics, networks, weights, or what becomes of floats. Make it with the same "
+                "arguments on every rank."
             )
     given = [(rank, each) for rank, each in enumerate(told) if each.count]
     if not given:
