@@ -156,6 +156,30 @@ def test_each_rank_samples_its_own_images(evaluator: Evaluator) -> None:
 
 
 @theirs
+def test_ranks_sample_equally_often(evaluator: Evaluator) -> None:
+    """A model in shards waits at each call until all ranks are there."""
+    optional("lightning.pytorch", "lightning")
+    module = toy_module()
+    module.log_dict = lambda scores: None
+    asked: list[int] = []
+
+    def sample(module: Any, count: int) -> tuple[Tensor, Tensor]:
+        asked.append(count)
+        return noise(count), torch.arange(count)
+
+    callback = evaluator_callback(evaluator, sample, 13, batch_size=2)
+    given, labels = [], []
+    for rank in range(3):  # of 5, 4 and 4 images
+        asked.clear()
+        callback.on_train_epoch_end(Trainer(rank, world_size=3), module)
+        assert asked == [2, 2, 1]
+        given.append(callback.comparison.samples.images)
+        labels.append(evaluator.state_dict()["labels"].tolist())
+    assert given == [5, 4, 4]
+    assert labels == [[0, 1, 0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 1]]
+
+
+@theirs
 @pytest.mark.usefixtures("torchvision_stand_in")
 def test_torchmetrics(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
     torchmetrics = optional("torchmetrics", "torchmetrics")

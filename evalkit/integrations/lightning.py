@@ -39,7 +39,7 @@ def evaluator_callback(
     Args:
         evaluator: Is reset before each measurement.
         sample: Called with the module and a number of images; returns these, or these and their labels, as
-            ``Evaluator.update`` takes them.
+            ``Evaluator.update`` takes them. It is called as often on every rank, with the same numbers.
         images: How many, of all ranks together.
         batch_size: How many at a time.
         every: Epochs between measurements; the first is at the end of epoch ``every``, counted from 1.
@@ -90,15 +90,22 @@ def _kind() -> Any:
             if (trainer.current_epoch + 1) % self._every:
                 return
             share, more = divmod(self._images, trainer.world_size)
+            # Every rank samples as often and as many as any other: of a model in shards, such as FSDP's, each
+            # call is one of all ranks. What is more than its share is dropped.
+            largest = share + (more > 0)
             share += trainer.global_rank < more
             modes = {module: module.training for module in pl_module.modules()}
             pl_module.eval()
             self.evaluator.reset()
             try:
                 with torch.no_grad(), _own_random_numbers(trainer.current_epoch, trainer.global_rank):
-                    for begin in range(0, share, self._batch_size):
-                        found = self._sample(pl_module, min(self._batch_size, share - begin))
-                        self.evaluator.update(*(found if isinstance(found, tuple) else (found,)))
+                    for begin in range(0, largest, self._batch_size):
+                        count = min(self._batch_size, largest - begin)
+                        found = self._sample(pl_module, count)
+                        given = found if isinstance(found, tuple) else (found,)
+                        if share - begin < count:
+                            given = tuple(each[: max(share - begin, 0)] for each in given)
+                        self.evaluator.update(*given)
             finally:
                 for module, mode in modes.items():
                     module.training = mode
