@@ -131,6 +131,52 @@ class Trainer:
 
 
 @theirs
+@pytest.mark.parametrize(
+    ("settings", "is_fine"),
+    [
+        ({"every_n_epochs": 2}, True),
+        ({"every_n_epochs": 2, "monitor": "loss"}, True),
+        ({"every_n_epochs": 1, "monitor": "loss"}, True),
+        ({}, False),
+        ({"every_n_epochs": 3}, False),
+        ({"every_n_train_steps": 1}, False),
+        ({"every_n_epochs": 2, "save_on_train_epoch_end": False}, False),
+    ],
+)
+def test_checkpoints_of_scores(
+    settings: dict[str, Any],
+    is_fine: bool,
+    evaluator: Evaluator,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+) -> None:
+    """Between measurements Lightning still has the last score, which is not that of the weights."""
+    lightning = optional("lightning.pytorch", "lightning")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    module = toy_module()
+    checkpoint = ModelCheckpoint(
+        **{"dirpath": tmp_path, "monitor": "evalkit/fid", "save_top_k": -1} | settings
+    )
+    made = iter(range(10))
+    callback = evaluator_callback(evaluator, lambda module, count: noise(count, next(made)), 5, every=2)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=4, accelerator="cpu", callbacks=[checkpoint, callback], **quiet)
+    loader = DataLoader(torch.zeros(2, 1))  # type: ignore[arg-type]
+    if not is_fine:
+        with pytest.raises(InputError, match="every_n_epochs=2 and save_on_train_epoch_end=True"):
+            trainer.fit(module, loader)
+        return
+    trainer.fit(module, loader)
+    if checkpoint.monitor == "evalkit/fid":
+        scores = [compare(images, as_bytes(noise(5, seed)), **ARGUMENTS)["fid"] for seed in range(2)]
+        assert sorted(map(float, checkpoint.best_k_models.values())) == pytest.approx(
+            sorted(scores), rel=1e-6
+        )
+        assert [Path(path).name[:7] for path in checkpoint.best_k_models] == ["epoch=1", "epoch=3"]
+
+
+@theirs
 def test_each_rank_samples_its_own_images(evaluator: Evaluator) -> None:
     """Under seed_everything all ranks have the same random state."""
     lightning = optional("lightning.pytorch", "lightning")

@@ -33,8 +33,8 @@ def evaluator_callback(
     The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
     Each rank and epoch has random numbers of its own, also after ``seed_everything``; they follow from the
     seed of torch. The random state is then as it was.
-    Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid")`` can use them; the last
-    comparison is its attribute ``comparison``.
+    Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` can
+    use them; the last comparison is its attribute ``comparison``.
 
     Args:
         evaluator: Is reset before each measurement.
@@ -46,7 +46,8 @@ def evaluator_callback(
         prefix: See :func:`evalkit.integrations.scalars`.
 
     Raises:
-        InputError: A number is below 1.
+        InputError: A number is below 1. Or, as training starts: a ``ModelCheckpoint`` monitors a score and
+            saves at times when there is none of the present weights.
         MissingDependencyError: Lightning is not installed.
     """
     for name, value in (("images", images), ("batch_size", batch_size), ("every", every)):
@@ -60,6 +61,7 @@ def _kind() -> Any:
     """The class; it is made when it is needed, because its base is Lightning's."""
     try:
         from lightning.pytorch import Callback
+        from lightning.pytorch.callbacks import ModelCheckpoint
     except ImportError as error:
         raise MissingDependencyError(
             f"This callback needs Lightning, which cannot be imported ({error}): "
@@ -85,6 +87,22 @@ def _kind() -> Any:
             self._batch_size = batch_size
             self._every = every
             self._prefix = prefix
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            del pl_module
+            for checkpoint in trainer.checkpoint_callbacks:
+                monitor = checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
+                # Without a prefix, a score looks like anything else that is logged.
+                if not self._prefix or not monitor or not monitor.startswith(self._prefix):
+                    continue
+                epochs = checkpoint.every_n_epochs
+                is_after_validation = not checkpoint._should_save_on_train_epoch_end(trainer)
+                if not epochs or epochs % self._every or is_after_validation:
+                    raise InputError(
+                        f"ModelCheckpoint(monitor={monitor!r}) saves at other times than at the end of every "
+                        f"epoch that is measured, and would keep weights under the score of others. Give it "
+                        f"every_n_epochs={self._every} and save_on_train_epoch_end=True."
+                    )
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             if (trainer.current_epoch + 1) % self._every:
