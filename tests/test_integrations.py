@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import random
 import re
 import struct
@@ -100,6 +102,17 @@ def toy_module(**fields: Any) -> Any:
     return Toy()
 
 
+def toy_sample(module: Any, count: int) -> Tensor:
+    return noise(count)
+
+
+class Trainer:
+    """What the callback looks at."""
+
+    def __init__(self, rank: int, epoch: int = 0, world_size: int = 1) -> None:
+        self.global_rank, self.current_epoch, self.world_size = rank, epoch, world_size
+
+
 @theirs
 def test_lightning(evaluator: Evaluator, images: NDArray[np.uint8], tmp_path: Path) -> None:
     module = toy_module()
@@ -121,13 +134,6 @@ def test_lightning(evaluator: Evaluator, images: NDArray[np.uint8], tmp_path: Pa
     assert logged == pytest.approx(scalars(expected), rel=1e-6)
     with pytest.raises(InputError, match="images=0"):
         evaluator_callback(evaluator, noise, 0)
-
-
-class Trainer:
-    """What the callback looks at."""
-
-    def __init__(self, rank: int, epoch: int = 0, world_size: int = 1) -> None:
-        self.global_rank, self.current_epoch, self.world_size = rank, epoch, world_size
 
 
 @theirs
@@ -202,6 +208,21 @@ def test_each_rank_samples_its_own_images(evaluator: Evaluator) -> None:
 
 
 @theirs
+def test_callback_in_another_process(evaluator: Evaluator) -> None:
+    """Lightning pickles it for processes that it spawns."""
+    optional("lightning.pytorch", "lightning")
+    module = toy_module()
+    module.log_dict = lambda scores: None
+    callback = evaluator_callback(evaluator, toy_sample, 55, batch_size=20)
+    callback.on_train_epoch_end(Trainer(0), module)
+    sent = pickle.loads(pickle.dumps(callback))
+    assert type(sent) is type(callback)
+    assert sent.comparison == callback.comparison
+    sent.on_train_epoch_end(Trainer(0), module)
+    assert sent.comparison.scores == callback.comparison.scores
+
+
+@theirs
 def test_ranks_sample_equally_often(evaluator: Evaluator) -> None:
     """A model in shards waits at each call until all ranks are there."""
     optional("lightning.pytorch", "lightning")
@@ -244,6 +265,16 @@ def test_torchmetrics(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
     # No score is kept: a rank that has one would not take part when another computes.
     metric.evaluator.update(noise(9, seed=3))
     assert metric.compute()["fid"] != found["fid"]
+    # So do those that torch.save(module) keeps.
+    file = io.BytesIO()
+    torch.save(metric, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=False)
+    assert type(saved) is type(metric)
+    assert saved.compute() == metric.compute()
+    saved.reset()
+    saved.update(noise(25, seed=1))
+    assert saved.compute()["fid"] == compare(images, samples[30:], **ARGUMENTS)["fid"]
     # A clone goes on by itself.
     again.update(noise(9, seed=2))
     assert again.compute()["fid"] != found["fid"]

@@ -88,6 +88,9 @@ def _kind() -> Any:
             self._every = every
             self._prefix = prefix
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _blank, (), vars(self)
+
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             del pl_module
             for checkpoint in trainer.checkpoint_callbacks:
@@ -131,6 +134,11 @@ def _kind() -> Any:
             pl_module.log_dict(scalars(self.comparison, self._prefix))
 
     return EvaluatorCallback
+
+
+def _blank() -> Any:
+    """An instance without attributes, for pickle, which cannot find a class that a function made."""
+    return _kind().__new__(_kind())
 
 
 @contextmanager

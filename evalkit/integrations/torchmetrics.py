@@ -59,6 +59,9 @@ def _kind() -> Any:
             self.comparison: Comparison | None = None
             self._prefix = prefix
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _blank, (), self.__getstate__()
+
         def update(self, images: Any, labels: Any = None) -> None:
             self.evaluator.update(images, labels)
 
@@ -76,3 +79,8 @@ def _kind() -> Any:
             return {}
 
     return EvaluatorMetric
+
+
+def _blank() -> Any:
+    """An instance without attributes, for pickle, which cannot find a class that a function made."""
+    return _kind().__new__(_kind())
