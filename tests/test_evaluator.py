@@ -219,7 +219,13 @@ def taken(images: object, **arguments: Any) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    "make", [np.array, torch.from_numpy, lambda x: x.astype(np.int64), lambda x: x[:, ::-1][:, ::-1]]
+    "make",
+    [
+        np.array,
+        torch.from_numpy,
+        lambda x: x.astype(np.int64),
+        lambda x: x[:, ::-1][:, ::-1],
+    ],
 )
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("is_declared", [True, False])
@@ -291,7 +297,11 @@ def test_what_is_said_of_floats(sides: tuple[NDArray[np.uint8], NDArray[np.uint8
     wrong.update(sides[1] / np.float32(50))
     assert "Values from 0 to 5.1 were declared as [-1, 1]" in " ".join(wrong.compute().warnings)
     right = Evaluator(sides[0], value_range="0..255", **arguments)
+    right.update(sides[1] / np.float32(255))
+    assert "No value of the images is above 1, and" in " ".join(right.compute().warnings)
+    right.reset()
     right.update(sides[1].astype(np.float32))
+    assert "No value of the images" not in " ".join(right.compute().warnings)
     assert right.compute().scores == compare(*sides, **arguments).scores
 
 

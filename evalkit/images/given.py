@@ -16,6 +16,7 @@ from evalkit.images.arrays import check_layout
 from evalkit.images.labels import labels_problem
 from evalkit.images.source import ImageSource
 from evalkit.images.value_range import (
+    DARK_BATCH,
     VALUE_RANGES,
     ValueRange,
     are_cut_floats,
@@ -153,6 +154,11 @@ class Intake:
             )
         if self.declared == "-1..1" and self.low >= 0:
             yield "No value of the images is below 0, although their range is said to be -1..1."
+        if self.declared == "0..255" and self.high < DARK_BATCH:
+            yield (
+                f"No value of the images is above {self.high:.3g}, and their range is said to be 0..255. "
+                "If they are scaled to 0..1 or -1..1, the declaration is wrong, and so are the scores."
+            )
 
 
 class GivenImages(ImageSource):
