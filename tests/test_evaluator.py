@@ -225,6 +225,8 @@ def taken(images: object, **arguments: Any) -> NDArray[Any]:
         torch.from_numpy,
         lambda x: x.astype(np.int64),
         lambda x: x[:, ::-1][:, ::-1],
+        lambda x: torch.from_numpy(x).to(torch.uint16),
+        lambda x: torch.from_numpy(x).to(torch.uint64),
     ],
 )
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -269,6 +271,7 @@ def test_bytes_as_scripts_make_them() -> None:
         (BYTES[0], {}, "expected four axes"),
         (BYTES[:, :0], {}, "not NHWC with 3 channels"),
         (BYTES.astype(int) - BYTES.max() - 1, {}, "; expected 0 to 255"),
+        (torch.full((1, 2, 2, 3), 65535, dtype=torch.uint16), {}, "from 65535 to 65535; expected 0 to 255"),
         (BYTES > 3, {}, "bool; expected uint8"),
         (torch.from_numpy(BYTES) > 3, {}, "bool; expected uint8"),
         ([BYTES], {}, "not a list"),

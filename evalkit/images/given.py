@@ -207,6 +207,9 @@ def labels_of(labels: object, count: int) -> NDArray[np.int64]:
 def _tensor(images: object) -> Tensor:
     if isinstance(images, Tensor):
         given = images.detach()
+        # torch can do little with the wider unsigned types, not even compare them.
+        if given.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            given = given.to(torch.int64)
     else:
         if not hasattr(images, "__array__"):
             raise InputError(
