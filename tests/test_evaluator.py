@@ -451,3 +451,6 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert "Rank 1 has an evaluator with another reference or other settings" in errors[0][0]
     assert "8x8x3 uint8" in errors[0][2]
     assert errors[0][3] == errors[0][0]
+    memory = [json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2)]
+    assert memory[0] == ["WorkerError: Rank 1 failed: MemoryError: so many GiB"] * 2 + [55, 55]
+    assert memory[1] == ["MemoryError: so many GiB"] * 2 + [55, 55]
