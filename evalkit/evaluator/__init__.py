@@ -22,6 +22,7 @@ from evalkit.comparison.sources import (
     Side,
     Source,
     check_fingerprints,
+    file_outputs,
     has_full_rank,
     make_extractors,
 )
@@ -278,6 +279,7 @@ class Evaluator:
                 self._intake.to_bytes,
                 len(self._reference),
                 self._reference.statistics_digest,
+                sorted(file_outputs(self._reference)),
             ]
         )
 

@@ -32,7 +32,7 @@ def evaluator_callback(
 
     The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
     Each rank and epoch has random numbers of its own, also after ``seed_everything``; they follow from the
-    seed of torch. The random state is then as it was.
+    seed of torch. The random state of the CPU and of CUDA is then as it was.
     Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` can
     use them; the last comparison is its attribute ``comparison``.
 
