@@ -219,7 +219,15 @@ def taken(images: object, **arguments: Any) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    "make", [np.array, torch.from_numpy, lambda x: x.astype(np.int64), lambda x: x[:, ::-1][:, ::-1]]
+    "make",
+    [
+        np.array,
+        torch.from_numpy,
+        lambda x: x.astype(np.int64),
+        lambda x: x[:, ::-1][:, ::-1],
+        lambda x: torch.from_numpy(x).to(torch.uint16),
+        lambda x: torch.from_numpy(x).to(torch.uint64),
+    ],
 )
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("is_declared", [True, False])
@@ -263,6 +271,7 @@ def test_bytes_as_scripts_make_them() -> None:
         (BYTES[0], {}, "expected four axes"),
         (BYTES[:, :0], {}, "not NHWC with 3 channels"),
         (BYTES.astype(int) - BYTES.max() - 1, {}, "; expected 0 to 255"),
+        (torch.full((1, 2, 2, 3), 65535, dtype=torch.uint16), {}, "from 65535 to 65535; expected 0 to 255"),
         (BYTES > 3, {}, "bool; expected uint8"),
         (torch.from_numpy(BYTES) > 3, {}, "bool; expected uint8"),
         ([BYTES], {}, "not a list"),
@@ -291,7 +300,13 @@ def test_what_is_said_of_floats(sides: tuple[NDArray[np.uint8], NDArray[np.uint8
     wrong.update(sides[1] / np.float32(50))
     assert "Values from 0 to 5.1 were declared as [-1, 1]" in " ".join(wrong.compute().warnings)
     right = Evaluator(sides[0], value_range="0..255", **arguments)
+    right.update(sides[1] / np.float32(255))
+    assert "No value of the images is above 1, although their declared range is 0..255." in " ".join(
+        right.compute().warnings
+    )
+    right.reset()
     right.update(sides[1].astype(np.float32))
+    assert "No value of the images" not in " ".join(right.compute().warnings)
     assert right.compute().scores == compare(*sides, **arguments).scores
 
 
@@ -374,6 +389,10 @@ def test_state(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], metrics: list
     other = Evaluator(sides[0], metrics="kid", extractor=ByPass(), run=NO_STORE)
     with pytest.raises(InputError, match="other settings"):
         other.load_state_dict(again.state_dict())
+    # Whether sums are enough for FID depends on the size of the reference.
+    other = Evaluator(sides[0][:20], **arguments)
+    with pytest.raises(InputError, match="another reference"):
+        other.load_state_dict(again.state_dict())
     smaller = ByPass(batch_size=2)
     other = Evaluator(sides[0], metrics=metrics, extractor=smaller, run=NO_STORE)
     with pytest.raises(InputError, match="batch size"):
@@ -418,12 +437,22 @@ def test_two_ranks(tmp_path: Path) -> None:
         summed = compare(tmp_path / "ref.npz", tmp_path / "samples.npz", metrics="fid,sfid", **arguments)
         for name in ("fid", "sfid"):
             assert sums[0][name] == pytest.approx(summed[name], rel=1e-11)
+        assert not any("same first batch" in text for text in (*whole[0].warnings, *sums[0].warnings))
+    for rank in range(2):
+        alike = Comparison.from_json((tmp_path / f"alike-{rank}.json").read_text())
+        (said,) = (text for text in alike.warnings if "same first batch" in text)
+        assert said.startswith("Ranks 0 and 1 gave the same first batch of images (2 of 2 ranks")
     errors = [json.loads((tmp_path / f"errors-{rank}.json").read_text()) for rank in range(2)]
     assert errors[0] == errors[1]
     assert [text.partition(":")[0] for text in errors[0]] == [
         "InputError",
         "UndefinedMetricError",
         "InputError",
+        "InputError",
     ]
-    assert "Rank 1 has an evaluator with other settings" in errors[0][0]
+    assert "Rank 1 has an evaluator with another reference or other settings" in errors[0][0]
     assert "8x8x3 uint8" in errors[0][2]
+    assert errors[0][3] == errors[0][0]
+    memory = [json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2)]
+    assert memory[0] == ["WorkerError: Rank 1 failed: MemoryError: so many GiB"] * 2 + [55, 55]
+    assert memory[1] == ["MemoryError: so many GiB"] * 2 + [55, 55]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import random
 import re
 import struct
 import sys
@@ -99,6 +102,17 @@ def toy_module(**fields: Any) -> Any:
     return Toy()
 
 
+def toy_sample(module: Any, count: int) -> Tensor:
+    return noise(count)
+
+
+class Trainer:
+    """What the callback looks at."""
+
+    def __init__(self, rank: int, epoch: int = 0, world_size: int = 1) -> None:
+        self.global_rank, self.current_epoch, self.world_size = rank, epoch, world_size
+
+
 @theirs
 def test_lightning(evaluator: Evaluator, images: NDArray[np.uint8], tmp_path: Path) -> None:
     module = toy_module()
@@ -123,6 +137,116 @@ def test_lightning(evaluator: Evaluator, images: NDArray[np.uint8], tmp_path: Pa
 
 
 @theirs
+@pytest.mark.parametrize(
+    ("settings", "is_fine"),
+    [
+        ({"every_n_epochs": 2}, True),
+        ({"every_n_epochs": 2, "monitor": "loss"}, True),
+        ({"every_n_epochs": 1, "monitor": "loss"}, True),
+        ({}, False),
+        ({"every_n_epochs": 3}, False),
+        ({"every_n_train_steps": 1}, False),
+        ({"every_n_epochs": 2, "save_on_train_epoch_end": False}, False),
+    ],
+)
+def test_checkpoints_of_scores(
+    settings: dict[str, Any],
+    is_fine: bool,
+    evaluator: Evaluator,
+    images: NDArray[np.uint8],
+    tmp_path: Path,
+) -> None:
+    """Between measurements Lightning still has the last score, which is not that of the weights."""
+    lightning = optional("lightning.pytorch", "lightning")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    module = toy_module()
+    checkpoint = ModelCheckpoint(
+        **{"dirpath": tmp_path, "monitor": "evalkit/fid", "save_top_k": -1} | settings
+    )
+    made = iter(range(10))
+    callback = evaluator_callback(evaluator, lambda module, count: noise(count, next(made)), 5, every=2)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=4, accelerator="cpu", callbacks=[checkpoint, callback], **quiet)
+    loader = DataLoader(torch.zeros(2, 1))  # type: ignore[arg-type]
+    if not is_fine:
+        with pytest.raises(InputError, match="every_n_epochs=2 and save_on_train_epoch_end=True"):
+            trainer.fit(module, loader)
+        return
+    trainer.fit(module, loader)
+    if checkpoint.monitor == "evalkit/fid":
+        scores = [compare(images, as_bytes(noise(5, seed)), **ARGUMENTS)["fid"] for seed in range(2)]
+        assert sorted(map(float, checkpoint.best_k_models.values())) == pytest.approx(
+            sorted(scores), rel=1e-6
+        )
+        assert [Path(path).name[:7] for path in checkpoint.best_k_models] == ["epoch=1", "epoch=3"]
+
+
+@theirs
+def test_each_rank_samples_its_own_images(evaluator: Evaluator) -> None:
+    """Under seed_everything all ranks have the same random state."""
+    lightning = optional("lightning.pytorch", "lightning")
+    drawn: list[tuple[float, float, float]] = []
+    module = toy_module()
+
+    def sample(module: Any, count: int) -> Tensor:
+        drawn.append((torch.rand(()).item(), np.random.random(), random.random()))  # noqa: NPY002
+        return noise(count)
+
+    callback = evaluator_callback(evaluator, sample, 3)
+    module.log_dict = lambda scores: None
+    for seed, rank, epoch in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0), (1, 0, 0)):
+        lightning.seed_everything(seed, verbose=False)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index,union-attr] # noqa: NPY002
+        callback.on_train_epoch_end(Trainer(rank, epoch), module)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[index] # noqa: NPY002
+        assert random.getstate() == before[2]
+    assert drawn[0] == drawn[4]  # a training that goes on measures the same
+    for numbers in zip(*drawn[:4], strict=True):
+        assert len({*numbers}) == 4
+
+
+@theirs
+def test_callback_in_another_process(evaluator: Evaluator) -> None:
+    """Lightning pickles it for processes that it spawns."""
+    optional("lightning.pytorch", "lightning")
+    module = toy_module()
+    module.log_dict = lambda scores: None
+    callback = evaluator_callback(evaluator, toy_sample, 55, batch_size=20)
+    callback.on_train_epoch_end(Trainer(0), module)
+    sent = pickle.loads(pickle.dumps(callback))
+    assert type(sent) is type(callback)
+    assert sent.comparison == callback.comparison
+    sent.on_train_epoch_end(Trainer(0), module)
+    assert sent.comparison.scores == callback.comparison.scores
+
+
+@theirs
+def test_ranks_sample_equally_often(evaluator: Evaluator) -> None:
+    """A model in shards waits at each call until all ranks are there."""
+    optional("lightning.pytorch", "lightning")
+    module = toy_module()
+    module.log_dict = lambda scores: None
+    asked: list[int] = []
+
+    def sample(module: Any, count: int) -> tuple[Tensor, Tensor]:
+        asked.append(count)
+        return noise(count), torch.arange(count)
+
+    callback = evaluator_callback(evaluator, sample, 13, batch_size=2)
+    given, labels = [], []
+    for rank in range(3):  # of 5, 4 and 4 images
+        asked.clear()
+        callback.on_train_epoch_end(Trainer(rank, world_size=3), module)
+        assert asked == [2, 2, 1]
+        given.append(callback.comparison.samples.images)
+        labels.append(evaluator.state_dict()["labels"].tolist())
+    assert given == [5, 4, 4]
+    assert labels == [[0, 1, 0, 1, 0], [0, 1, 0, 1], [0, 1, 0, 1]]
+
+
+@theirs
 @pytest.mark.usefixtures("torchvision_stand_in")
 def test_torchmetrics(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
     torchmetrics = optional("torchmetrics", "torchmetrics")
@@ -138,6 +262,19 @@ def test_torchmetrics(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
         scalars(expected, ""), rel=1e-6
     )
     assert metric.comparison.scores == expected.scores
+    # No score is kept: a rank that has one would not take part when another computes.
+    metric.evaluator.update(noise(9, seed=3))
+    assert metric.compute()["fid"] != found["fid"]
+    # So do those that torch.save(module) keeps.
+    file = io.BytesIO()
+    torch.save(metric, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=False)
+    assert type(saved) is type(metric)
+    assert saved.compute() == metric.compute()
+    saved.reset()
+    saved.update(noise(25, seed=1))
+    assert saved.compute()["fid"] == compare(images, samples[30:], **ARGUMENTS)["fid"]
     # A clone goes on by itself.
     again.update(noise(9, seed=2))
     assert again.compute()["fid"] != found["fid"]

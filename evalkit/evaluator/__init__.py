@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evalkit.batches import Batch
 from evalkit.comparison.advice import check_sources
 from evalkit.comparison.plan import Plan, choose_metrics, make_plan
 from evalkit.comparison.precision_check import MOST, reduced_precision
@@ -22,14 +21,14 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
-    as_published,
     check_fingerprints,
+    file_outputs,
     has_full_rank,
     make_extractors,
-    open_sources,
 )
 from evalkit.errors import InputError
-from evalkit.evaluator.told import Outcome, Told, check_told, described
+from evalkit.evaluator.sides import Given, open_reference
+from evalkit.evaluator.told import Outcome, Told, check_told, described, notes_on_repeats
 from evalkit.extractors.base import Extractor
 from evalkit.features.accumulation import Accumulation, Collected, features_from
 from evalkit.features.record import BatchFeatures, split_output
@@ -113,7 +112,7 @@ class Evaluator:
         self._intake = self._new_intake()
         self._error_bars = error_bars
         self._group = group
-        self._reference = _opened(reference, self._run)
+        self._reference = open_reference(reference, self._run)
         check_sources([self._reference], self._choice)
         nothing = GivenImages(NAME, 0, np.empty((0, 1, 1, 3), np.uint8))
         self._extractors = make_extractors(
@@ -146,6 +145,7 @@ class Evaluator:
         self._shape: tuple[int, ...] | None = None
         self._dtype: np.dtype[Any] | None = None
         self._first: list[NDArray[Any]] = []
+        self._first_batch = ""
 
     def update(self, images: object, labels: object = None) -> None:
         """Add images.
@@ -167,6 +167,7 @@ class Evaluator:
         if self._shape is None:
             self._shape, self._dtype = batch.shape[1:], batch.dtype
             self._labels = None if found is None else []
+            self._first_batch = hashlib.sha256(batch.data).hexdigest()
         if batch.shape[1:] != self._shape or batch.dtype != self._dtype:
             raise InputError(
                 f"The images are {described(batch.shape[1:], batch.dtype)}, those before were "
@@ -233,6 +234,7 @@ class Evaluator:
             "shape": None if self._shape is None else list(self._shape),
             "dtype": None if self._dtype is None else self._dtype.name,
             "first": torch.from_numpy(self._first_images()),
+            "first_batch": self._first_batch,
         }
         features = self._accumulation.state()
         return found | {"features": {key: torch.from_numpy(array) for key, array in features.items()}}
@@ -247,8 +249,9 @@ class Evaluator:
             raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
         if (state["settings"], state["passes"]) != (self._settings, self._accumulation.passes):
             raise InputError(
-                "This state comes from an evaluator with other settings: metrics, networks, weights, batch "
-                "size, or how floats are converted. Create the evaluator with the same arguments."
+                "This state comes from an evaluator with another reference or other settings: metrics, "
+                "networks, weights, batch size, or how floats are converted. Create the evaluator with the "
+                "same arguments."
             )
         self.reset()
         self._intake.low, self._intake.high = state["range"]
@@ -257,13 +260,17 @@ class Evaluator:
         self._shape = None if state["shape"] is None else tuple(state["shape"])
         self._dtype = None if state["dtype"] is None else np.dtype(state["dtype"])
         self._first = [state["first"].cpu().numpy()] if len(state["first"]) else []
+        self._first_batch = state["first_batch"]
         self._accumulation.restore({key: each.cpu().numpy() for key, each in state["features"].items()})
 
     # ------------------------------------------------------------------------------------ plan and reference
 
     @property
     def _settings(self) -> str:
-        """Everything that affects what is kept."""
+        """Everything that affects what is kept.
+
+        The pixels of the reference do not, so only rank 0 has to read them.
+        """
         return json.dumps(
             [
                 self._choice.protocol.name,
@@ -271,6 +278,9 @@ class Evaluator:
                 {key: each.fingerprint for key, each in self._extractors.items()},
                 self._intake.value_range,
                 self._intake.to_bytes,
+                len(self._reference),
+                self._reference.statistics_digest,
+                sorted(file_outputs(self._reference)),
             ]
         )
 
@@ -298,7 +308,7 @@ class Evaluator:
     def _compared(self, images: GivenImages, merged: Collected, plan: Plan, clock: Clock) -> Comparison:
         check_sources([images], self._choice)
         reference, known = self._of_reference(plan, clock)
-        side = _Given(images, plan, self._extractors, self._run)
+        side = Given(images, plan, self._extractors, self._run)
         features = [known, BatchFeatures.of(*features_from(merged, images, side.wanted))]
         measured = measure_side(self._choice, [reference, side], features, self._error_bars, clock)
         return measured.comparison
@@ -320,6 +330,7 @@ class Evaluator:
                 dtype=None if self._dtype is None else self._dtype.name,
                 has_labels=self._labels is not None,
                 first=len(self._first_images()),
+                first_batch=self._first_batch,
                 low=self._intake.low,
                 high=self._intake.high,
                 values=sorted(self._intake.values),
@@ -346,7 +357,8 @@ class Evaluator:
         if found is None:
             return None
         count = sum(each.count for each in told)
-        return GivenImages(NAME, count, found[:MOST], labels, tuple(self._intake_of(told).notes()))
+        notes = (*self._intake_of(told).notes(), *notes_on_repeats(told))
+        return GivenImages(NAME, count, found[:MOST], labels, notes)
 
     def _intake_of(self, told: Sequence[Told]) -> Intake:
         """What all ranks were given."""
@@ -375,25 +387,6 @@ class Evaluator:
     def _first_images(self) -> NDArray[Any]:
         shape, dtype = self._shape or (1, 1, 3), self._dtype or np.uint8
         return np.concatenate([np.empty((0, *shape), dtype), *self._first])
-
-
-class _Given(Side):
-    """The side of images that were given: nothing is known of them but their features."""
-
-    def batch(self, features: BatchFeatures) -> Batch:
-        return replace(super().batch(features), digest="", features="extracted")
-
-
-def _opened(reference: Source, run: Run) -> Opened:
-    """The reference, open; a text may name a published batch, as on the command line."""
-    if isinstance(reference, str):
-        from reference_batches.fetch import fetch, named
-
-        if (batch := named(reference)) is not None:
-            (opened,) = open_sources(fetch(batch.name, progress=run.progress))
-            return as_published(opened, batch.name, getattr(batch, "resize", None))
-    (opened,) = open_sources(reference)
-    return opened
 
 
 def _joined(labels: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

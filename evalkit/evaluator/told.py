@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from evalkit import errors
 from evalkit.errors import EvalkitError, InputError, UndefinedMetricError, WorkerError
 from evalkit.results import Comparison
 
-__all__ = ["Outcome", "Told", "check_told", "described"]
+__all__ = ["Outcome", "Told", "check_told", "described", "notes_on_repeats"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What a rank tells the others about its images."""
+    """What a rank tells the others about its images.
+
+    Attributes:
+        first: How many images are kept for the precision check.
+        first_batch: Digest of the first batch; empty without images.
+    """
 
     count: int
     shape: tuple[int, ...] | None
     dtype: str | None
     has_labels: bool
     first: int
+    first_batch: str
     low: float
     high: float
     values: Sequence[int]
@@ -61,8 +67,9 @@ def check_told(told: Sequence[Told]) -> None:
             raise WorkerError(f"Rank {rank} failed: {each.failure}")
         if each.settings != told[0].settings:
             raise InputError(
-                f"Rank {rank} has an evaluator with other settings than rank 0: metrics, networks, weights, "
-                "or how floats are converted. Create it with the same arguments on every rank."
+                f"Rank {rank} has an evaluator with another reference or other settings than rank 0: "
+                "metrics, networks, weights, or how floats are converted. Create it with the same "
+                "arguments on every rank."
             )
     given = [(rank, each) for rank, each in enumerate(told) if each.count]
     if not given:
@@ -78,6 +85,23 @@ def check_told(told: Sequence[Told]) -> None:
             raise InputError(
                 f"Only one of rank {rank} and rank {first} has labels. Give them on all ranks or on none."
             )
+
+
+def notes_on_repeats(told: Sequence[Told]) -> Iterator[str]:
+    """A sentence if ranks gave the same images: those that share a seed sample the same noise."""
+    seen: dict[str, list[int]] = {}
+    for rank, each in enumerate(told):
+        if each.count:
+            seen.setdefault(each.first_batch, []).append(rank)
+    if same := [ranks for ranks in seen.values() if len(ranks) > 1]:
+        first, second = same[0][:2]
+        count = sum(map(len, same))
+        yield (
+            f"Ranks {first} and {second} gave the same first batch of images ({count} of {len(told)} ranks "
+            "gave one that another gave, too). They may sample with the same seed: then images are counted "
+            "several times, scores are those of fewer images, and error bars are too narrow. Give each rank "
+            "its own seed."
+        )
 
 
 def described(shape: Sequence[int] | None, dtype: object) -> str:

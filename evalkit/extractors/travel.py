@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -84,6 +85,14 @@ class Travels:
         warnings.warn(
             f"{self.device} is out of memory: continuing with {batch_size} images per batch.", stacklevel=5
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy in this process, which stays on the same device, and shares the layers there."""
+        found = memo[id(self)] = type(self).__new__(type(self))
+        stays = ("_device", "device", "_has_travelled")
+        vars(found).update(copy.deepcopy(self.__getstate__(), memo))
+        vars(found).update({key: getattr(self, key) for key in stays})
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         kind = self._device.type  # another process has its own numbers of GPUs

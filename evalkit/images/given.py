@@ -16,6 +16,7 @@ from evalkit.images.arrays import check_layout
 from evalkit.images.labels import labels_problem
 from evalkit.images.source import ImageSource
 from evalkit.images.value_range import (
+    DARK_BATCH,
     VALUE_RANGES,
     ValueRange,
     are_cut_floats,
@@ -154,6 +155,11 @@ class Intake:
             )
         if self.declared == "-1..1" and self.low >= 0:
             yield "No value of the images is below 0, although their declared range is -1..1."
+        if self.declared == "0..255" and self.high < DARK_BATCH:
+            yield (
+                f"No value of the images is above {self.high:.3g}, although their declared range is 0..255. "
+                "If they are scaled to 0..1 or -1..1, the declaration is wrong, and so are the scores."
+            )
 
 
 class GivenImages(ImageSource):
@@ -202,6 +208,9 @@ def labels_of(labels: object, count: int) -> NDArray[np.int64]:
 def _tensor(images: object) -> Tensor:
     if isinstance(images, Tensor):
         given = images.detach()
+        # torch can do little with the wider unsigned types, not even compare them.
+        if given.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            given = given.to(torch.int64)
     else:
         if not hasattr(images, "__array__"):
             raise InputError(

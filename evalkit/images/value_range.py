@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from evalkit.errors import InputError, listing
 
 __all__ = [
+    "DARK_BATCH",
     "VALUE_RANGES",
     "FloatStatistics",
     "ValueRange",
@@ -29,7 +30,7 @@ VALUE_RANGES: Mapping[str, tuple[float, float]] = {"0..1": (0, 1), "-1..1": (-1,
 
 # Floats that are scaled for a network seldom exceed 4 in size; no 8-bit picture is as dark. Nor is any made
 # only of 0, 1 and 2, which is what such floats become when they are cut to integers.
-_DARK_BATCH, _DARK_IMAGE = 16.0, 2.0
+DARK_BATCH, _DARK_IMAGE = 16.0, 2.0
 _CUT = {0, 1, 2, 254, 255}  # negative ones wrap around
 _SAY = 'say so with --value-range {0} where the command has it (in Python value_range="{0}")'
 
@@ -105,7 +106,7 @@ def scaled_floats_problem(name: str, count: int, found: Mapping[str, Any]) -> st
         found: What :meth:`FloatStatistics.found` gave.
     """
     low, high, dark = found["low"], found["high"], found["dark"]
-    if -_DARK_BATCH < low <= high < _DARK_BATCH and (low, high) != (0, 0):
+    if -DARK_BATCH < low <= high < DARK_BATCH and (low, high) != (0, 0):
         range_, convert = ("0..1", "x * 255") if low >= -0.5 else ("-1..1", "(x + 1) * 127.5")
         shown = range_.replace("..", ", ")
         return (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from evalkit.errors import InputError, MissingDependencyError
@@ -28,20 +31,23 @@ def evaluator_callback(
     """A ``lightning.pytorch.Callback`` that measures the model at the end of epochs.
 
     The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
-    Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid")`` can use them; the last
-    comparison is its attribute ``comparison``.
+    Each rank and epoch has random numbers of its own, also after ``seed_everything``; they follow from the
+    seed of torch. The random state of the CPU and of CUDA is then as it was.
+    Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` can
+    use them; the last comparison is its attribute ``comparison``.
 
     Args:
         evaluator: Is reset before each measurement.
         sample: Called with the module and a number of images; returns these, or these and their labels, as
-            ``Evaluator.update`` takes them.
+            ``Evaluator.update`` takes them. It is called as often on every rank, with the same numbers.
         images: How many, of all ranks together.
         batch_size: How many at a time.
         every: Epochs between measurements; the first is at the end of epoch ``every``, counted from 1.
         prefix: See :func:`evalkit.integrations.scalars`.
 
     Raises:
-        InputError: A number is below 1.
+        InputError: A number is below 1. Or, as training starts: a ``ModelCheckpoint`` monitors a score and
+            saves at times when there is none of the present weights.
         MissingDependencyError: Lightning is not installed.
     """
     for name, value in (("images", images), ("batch_size", batch_size), ("every", every)):
@@ -55,6 +61,7 @@ def _kind() -> Any:
     """The class; it is made when it is needed, because its base is Lightning's."""
     try:
         from lightning.pytorch import Callback
+        from lightning.pytorch.callbacks import ModelCheckpoint
     except ImportError as error:
         raise MissingDependencyError(
             f"This callback needs Lightning, which cannot be imported ({error}): "
@@ -81,19 +88,45 @@ def _kind() -> Any:
             self._every = every
             self._prefix = prefix
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _blank, (), vars(self)
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            del pl_module
+            for checkpoint in trainer.checkpoint_callbacks:
+                monitor = checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
+                # Without a prefix, a score looks like anything else that is logged.
+                if not self._prefix or not monitor or not monitor.startswith(self._prefix):
+                    continue
+                epochs = checkpoint.every_n_epochs
+                is_after_validation = not checkpoint._should_save_on_train_epoch_end(trainer)
+                if not epochs or epochs % self._every or is_after_validation:
+                    raise InputError(
+                        f"ModelCheckpoint(monitor={monitor!r}) saves at other times than at the end of every "
+                        f"epoch that is measured, and would keep weights under the score of others. Give it "
+                        f"every_n_epochs={self._every} and save_on_train_epoch_end=True."
+                    )
+
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             if (trainer.current_epoch + 1) % self._every:
                 return
             share, more = divmod(self._images, trainer.world_size)
+            # Every rank samples as often and as many as any other: of a model in shards, such as FSDP's, each
+            # call is one of all ranks. What is more than its share is dropped.
+            largest = share + (more > 0)
             share += trainer.global_rank < more
             modes = {module: module.training for module in pl_module.modules()}
             pl_module.eval()
             self.evaluator.reset()
             try:
-                with torch.no_grad():
-                    for begin in range(0, share, self._batch_size):
-                        found = self._sample(pl_module, min(self._batch_size, share - begin))
-                        self.evaluator.update(*(found if isinstance(found, tuple) else (found,)))
+                with torch.no_grad(), _own_random_numbers(trainer.current_epoch, trainer.global_rank):
+                    for begin in range(0, largest, self._batch_size):
+                        count = min(self._batch_size, largest - begin)
+                        found = self._sample(pl_module, count)
+                        given = found if isinstance(found, tuple) else (found,)
+                        if share - begin < count:
+                            given = tuple(each[: max(share - begin, 0)] for each in given)
+                        self.evaluator.update(*given)
             finally:
                 for module, mode in modes.items():
                     module.training = mode
@@ -101,3 +134,22 @@ def _kind() -> Any:
             pl_module.log_dict(scalars(self.comparison, self._prefix))
 
     return EvaluatorCallback
+
+
+def _blank() -> Any:
+    """An instance without attributes, for pickle, which cannot find a class that a function made."""
+    return _kind().__new__(_kind())
+
+
+@contextmanager
+def _own_random_numbers(epoch: int, rank: int) -> Iterator[None]:
+    """Random numbers that no other rank and epoch has; afterwards all generators are as they were."""
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    with isolate_rng():
+        seeds = np.random.SeedSequence([torch.initial_seed() % 2**64, epoch, rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        # What a sampler may use besides torch; the legacy global generator is what seed_everything seeds.
+        np.random.seed(seeds.generate_state(4))  # noqa: NPY002
+        random.seed(seeds.generate_state(1, np.uint64).tobytes())
+        yield

@@ -53,10 +53,14 @@ def _kind() -> Any:
         full_state_update = False
 
         def __init__(self, evaluator: Evaluator, prefix: str, **arguments: Any) -> None:
-            super().__init__(**arguments)
+            # A rank with a cached score would not wait for one that has none, and both would hang.
+            super().__init__(**{"compute_with_cache": False} | arguments)
             self.evaluator = evaluator
             self.comparison: Comparison | None = None
             self._prefix = prefix
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _blank, (), self.__getstate__()
 
         def update(self, images: Any, labels: Any = None) -> None:
             self.evaluator.update(images, labels)
@@ -75,3 +79,8 @@ def _kind() -> Any:
             return {}
 
     return EvaluatorMetric
+
+
+def _blank() -> Any:
+    """An instance without attributes, for pickle, which cannot find a class that a function made."""
+    return _kind().__new__(_kind())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evalkit.errors import InputError
+from evalkit.errors import InputError, WorkerError
 
 __all__ = ["Ranks"]
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -47,10 +49,16 @@ class Ranks:
         return found
 
     def sum(self, mine: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum of the arrays of all ranks, the same bits on every rank."""
+        """The sum of the arrays of all ranks, the same bits on every rank.
+
+        Raises:
+            WorkerError: There is not enough memory on another rank.
+        """
         if self.size == 1:
             return mine
-        total = torch.from_numpy(np.array(mine, np.float64, order="C")).to(self._device())
+        total = self._ready(
+            lambda: torch.from_numpy(np.array(mine, np.float64, order="C")).to(self._device())
+        )
         dist.all_reduce(total, group=self._group)
         found: NDArray[np.float64] = total.cpu().numpy()
         return found
@@ -61,25 +69,49 @@ class Ranks:
         Args:
             mine: (n, ...), alike on all ranks but for n.
             counts: n of each rank.
+
+        Raises:
+            WorkerError: There is not enough memory on another rank.
         """
-        if self.size == 1:
-            return mine
+        if not any(counts[1:]):
+            return None if self.rank else mine
+
+        def prepare() -> tuple[NDArray[Any], Tensor]:
+            if self.rank:
+                return mine, torch.from_numpy(np.ascontiguousarray(mine)).to(self._device())
+            dtype = torch.from_numpy(np.empty(0, mine.dtype)).dtype
+            received = torch.empty((max(counts[1:]), *mine.shape[1:]), dtype=dtype, device=self._device())
+            return np.empty((sum(counts), *mine.shape[1:]), mine.dtype), received
+
+        found, rows = self._ready(prepare)
         if self.rank:
             if len(mine):
-                rows = torch.from_numpy(np.ascontiguousarray(mine)).to(self._device())
                 dist.send(rows, self._global(0), group=self._group)
             return None
-        found = np.empty((sum(counts), *mine.shape[1:]), mine.dtype)
         found[: len(mine)] = mine
         begin = len(mine)
         for rank, count in enumerate(counts):
             if rank and count:
-                there: Tensor = torch.from_numpy(found[begin : begin + count])
-                rows = torch.empty_like(there, device=self._device())
-                dist.recv(rows, self._global(rank), group=self._group)
-                there.copy_(rows)
+                dist.recv(rows[:count], self._global(rank), group=self._group)
+                torch.from_numpy(found[begin : begin + count]).copy_(rows[:count])
                 begin += count
         return found
+
+    def _ready(self, prepare: Callable[[], T]) -> T:
+        """What ``prepare`` makes. If one rank fails, all raise: none waits for what is never sent."""
+        made: list[T] = []
+        failure: Exception | None = None
+        try:
+            made.append(prepare())
+        except Exception as error:
+            failure = error
+        problems = self.tell(None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, problem in enumerate(problems):
+            if problem is not None:
+                raise WorkerError(f"Rank {rank} failed: {problem}")
+        return made[0]
 
     def _device(self) -> torch.device:
         """Where the group's backend takes tensors from: the host where it can, else this rank's GPU."""

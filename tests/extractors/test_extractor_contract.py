@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from evalkit.extractors import EXTRACTORS, extractor_class, make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.extractors.bicubic import _on_device
 from evalkit.extractors.published import PublishedNetwork
+from evalkit.extractors.travel import Travels
 from evalkit.verify import pictures
 
 
@@ -95,14 +97,14 @@ def test_it_is_the_same_in_another_process(
     """Bit for bit; and what was built for one batch is there for the next."""
     pickled = pickle.dumps(extractor)
     for _ in range(2):
-        copy = pickle.loads(pickled)
-        assert copy is not extractor
-        assert (copy.fingerprint, copy.batch_size, copy.name) == (
+        again = pickle.loads(pickled)
+        assert again is not extractor
+        assert (again.fingerprint, again.batch_size, again.name) == (
             extractor.fingerprint,
             extractor.batch_size,
             extractor.name,
         )
-        found = copy(images)
+        found = again(images)
         for output, expected in features.items():
             np.testing.assert_array_equal(found[output], expected)
         for output, base in extractor.derived.items():
@@ -110,10 +112,23 @@ def test_it_is_the_same_in_another_process(
                 rows = extractor.derive(output, features[base])
             except UndefinedMetricError:
                 continue
-            np.testing.assert_array_equal(copy.derive(output, features[base]), rows)
+            np.testing.assert_array_equal(again.derive(output, features[base]), rows)
     assert len(pickle.dumps(extractor)) == len(pickled)  # nothing that was built travels
-    if hasattr(copy, "_layers"):
-        assert copy._layers is pickle.loads(pickled)._layers
+    if hasattr(again, "_layers"):
+        assert again._layers is pickle.loads(pickled)._layers
+        assert copy.deepcopy(extractor)._layers is extractor._layers  # type: ignore[attr-defined]
+
+
+def test_a_copy_in_this_process_is_on_the_same_device() -> None:
+    """Elsewhere GPUs have other numbers; here a clone of a metric stays on its rank's."""
+    extractor = Travels("cpu", 3)
+    extractor._device = torch.device("cuda", 1)  # this machine need not have it
+    extractor.device = "cuda:1"
+    first, second = copy.deepcopy([extractor, extractor])
+    assert first is second
+    assert first is not extractor
+    assert (first._device, first.device) == (torch.device("cuda", 1), "cuda:1")
+    assert not first._has_travelled
 
 
 def test_the_default_type_of_torch_does_not_matter(

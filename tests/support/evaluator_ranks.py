@@ -16,6 +16,7 @@ from stand_ins import NO_STORE, InceptionPixels
 from evalkit import Evaluator
 from evalkit.errors import EvalkitError
 from evalkit.features import store
+from evalkit.system.ranks import Ranks
 
 SHARES = [(23, 37), (60, 0), (0, 55)]
 """How many images each rank makes in each epoch."""
@@ -54,6 +55,10 @@ def train(rank: int, size: int, folder: Path) -> None:
         dist.send = send_no_features
         (folder / f"{epoch}-{rank}-sums.json").write_text(sums.compute().to_json())
         dist.send = SEND
+    alike = Evaluator(str(folder / "ref.npz"), metrics=["fid"], **arguments)
+    for part in (samples(0, 40, 0), samples(1, 40, rank)):
+        alike.update(part)
+    (folder / f"alike-{rank}.json").write_text(alike.compute().to_json())
     errors = []
     other = Evaluator(str(folder / "ref.npz"), metrics=["fid"] if rank else None, **arguments)
     lone = Evaluator(str(folder / "ref.npz"), **arguments)
@@ -61,13 +66,39 @@ def train(rank: int, size: int, folder: Path) -> None:
     mixed.update(np.zeros((2, 8 + rank, 8, 3), np.uint8))
     if not rank:
         lone.update(np.zeros((1, 8, 8, 3), np.uint8))
-    for evaluator in (other, lone, mixed):
+    # Of so few images compare() keeps features, of more the sums alone.
+    few, images = folder / f"few-{rank}.npz", samples(0, 5, rank)
+    np.savez(few, images)
+    against = Evaluator(str(few if rank else folder / "ref.npz"), metrics=["fid"], **arguments)
+    against.update(images)
+    for evaluator in (other, lone, mixed, against):
         try:
             evaluator.compute()
         except EvalkitError as error:
             errors.append(f"{type(error).__name__}: {error}")
     (folder / f"errors-{rank}.json").write_text(json.dumps(errors))
+    without_memory(rank, folder, [whole, sums])
     dist.destroy_process_group()
+
+
+def without_memory(rank: int, folder: Path, evaluators: list[Evaluator]) -> None:
+    """The last rank cannot send its rows, then its sums; afterwards all goes on."""
+    errors = []
+    device = Ranks._device
+    if rank:
+        Ranks._device = out_of_memory
+    for evaluator in evaluators:
+        try:
+            evaluator.compute()
+        except (EvalkitError, MemoryError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    Ranks._device = device
+    errors += [evaluator.compute().samples.images for evaluator in evaluators]
+    (folder / f"memory-{rank}.json").write_text(json.dumps(errors))
+
+
+def out_of_memory(ranks: Ranks) -> torch.device:
+    raise MemoryError("so many GiB")
 
 
 def main(size: int, folder: Path) -> int:
