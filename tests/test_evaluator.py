@@ -303,8 +303,6 @@ def test_what_is_said_of_floats(sides: tuple[NDArray[np.uint8], NDArray[np.uint8
     right.update(sides[1] / np.float32(255))
     warnings = " ".join(right.compute().warnings)
     assert "No value of the images is above 1, although their declared range is 0..255." in warnings
-        right.compute().warnings
-    )
     right.reset()
     right.update(sides[1].astype(np.float32))
     assert "No value of the images" not in " ".join(right.compute().warnings)
