@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from evalkit.errors import InputError, brief, listing
 from evalkit.images.arrays import Layout, check_layout, check_only_images
 from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
+from evalkit.system.collection import paused_collection
 from evalkit.system.storage import Place, Remote, file_or_path
 
 __all__ = ["Hdf5"]
@@ -26,7 +28,13 @@ class Hdf5(ImageSource):
     def __init__(self, path: Place) -> None:
         name = str(path)
         self._path = path
-        with readable(name), file_or_path(path) as opened, h5py.File(opened, "r") as file:
+        remote = isinstance(path, Remote)
+        with (
+            readable(name),
+            paused_collection(needed=remote),
+            file_or_path(path) as opened,
+            h5py.File(opened, "r") as file,
+        ):
             datasets: dict[str, Any] = {}
             file.visititems(
                 lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})
@@ -85,10 +93,19 @@ class Hdf5(ImageSource):
         return [self._path] if self._is_whole else None
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
-        with readable(self.name), file_or_path(self._path) as opened, h5py.File(opened, "r") as file:
-            dataset = file[self._key]
-            for first in range(start, len(self), size):
-                yield dataset[first : first + size]
+        remote, stack = isinstance(self._path, Remote), ExitStack()
+        with readable(self.name):
+            try:
+                with paused_collection(needed=remote):
+                    opened = stack.enter_context(file_or_path(self._path))
+                    dataset = stack.enter_context(h5py.File(opened, "r"))[self._key]
+                for first in range(start, len(self), size):
+                    with paused_collection(needed=remote):
+                        images = dataset[first : first + size]
+                    yield images
+            finally:
+                with paused_collection(needed=remote):
+                    stack.close()
 
 
 def _check_no_other_files(name: str, file: Any, datasets: Mapping[str, Any]) -> None:

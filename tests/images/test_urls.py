@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import pickle
@@ -843,6 +844,31 @@ def test_hdf5_that_leads_to_other_files(tmp_path: Path) -> None:
         assert len(open_images(tmp_path / f"{name}.h5")) == 7
     assert "found none" in refusal(f"file://{tmp_path}/link.h5", InputError)
     assert "is stored in other files" in refusal(f"file://{tmp_path}/virtual.h5", InputError)
+
+
+def test_garbage_of_h5py_does_not_stop_a_read(
+    web: Shelf, tmp_path: Path, small_ranges: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that wait for a server would free it, which needs the lock that the reader holds."""
+    monkeypatch.setattr(http_files, "_RANGE_SECONDS", 10.0)
+    monkeypatch.setattr(attempts, "WAITS", ())
+    source = open_images(put(web, CONTAINERS["hdf5 images"](tmp_path)))
+    ranges._kept = ranges._Kept()
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        cycles: list[list[Any]] = [[file.create_group(str(number))] for number in range(20)]
+        for cycle in cycles:
+            cycle.append(cycle)
+
+        def garbage(_: dict[str, str], body: bytes) -> bytes:
+            cycles.clear()
+            if gc.isenabled():  # then Python might do so now, while h5py waits for this answer
+                gc.collect()
+            return body
+
+        web.mangle = garbage
+        np.testing.assert_array_equal(images_of(source), PIXELS)
+        assert gc.isenabled()
+    assert not cycles
 
 
 @pytest.mark.parametrize("name", ["npz", "zip", "tar", "parquet", "hdf5 images"])
