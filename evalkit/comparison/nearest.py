@@ -38,13 +38,18 @@ def check_nearest(count: int, reference: Opened, samples: Opened, *, subset: Sub
     """
     if count < 1:
         raise InputError(f"The {count} closest pairs: expected at least 1, such as 64.")
+    _check_images(reference, samples)
     for source in (reference, samples):
-        if why := no_images(source):
-            raise InputError(f"The closest pairs cannot be shown: {why}. Give the images of both sides.")
         if len(source) < 2:
             raise InputError(f"{source.name} holds 1 image; for the closest pairs, give at least 2 a side.")
     if subset is not None:
         raise InputError("The closest pairs are those of all images; leave out the subset.")
+
+
+def _check_images(*sources: Opened) -> None:
+    for source in sources:
+        if why := no_images(source):
+            raise InputError(f"The closest pairs cannot be shown: {why}. Give the images of both sides.")
 
 
 def find_nearest(
@@ -86,9 +91,7 @@ def write_nearest(path: Place, reference: Opened, samples: Opened, measured: Mea
         UndefinedMetricError: The pairs are not known.
         OutputError: The file cannot be written.
     """
-    for source in (reference, samples):
-        if why := no_images(source):
-            raise InputError(f"The closest pairs cannot be shown: {why}. Give the images of both sides.")
+    _check_images(reference, samples)
     assert isinstance(reference, ImageSource)
     assert isinstance(samples, ImageSource)
     for output, pairs in measured.comparison.closest.items():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.base import Rows
 from evalkit.features.moments import Gaussian, check_rows
-from evalkit.system.collection import paused_collection
 from evalkit.system.files import replace_atomically
-from evalkit.system.storage import Place, Remote, file_or_path, place_of
+from evalkit.system.hdf5_files import opened_hdf5
+from evalkit.system.storage import Place, Remote, place_of
 
 __all__ = ["BatchFeatures", "Features", "check_same_extractor", "is_features_file", "split_output"]
 
@@ -111,7 +110,7 @@ class Features:
             InputError: The file is damaged, or of another format.
         """
         try:
-            with _opened(path) as file:
+            with opened_hdf5(path) as file:
                 if file.attrs.get("format") != FORMAT:
                     raise InputError(
                         f"{path} is not a features file of this version ({FORMAT!r}). Extract it again."
@@ -181,20 +180,10 @@ def is_features_file(path: Place) -> bool:
                 return False
         elif not path.is_file() or not h5py.is_hdf5(path):
             return False
-        with _opened(path) as file:
+        with opened_hdf5(path) as file:
             return str(file.attrs.get("format", "")).startswith(FORMAT.rsplit(" ", 1)[0])
     except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # what h5py raises for damage
         return False
-
-
-@contextmanager
-def _opened(path: Place) -> Iterator[Any]:
-    with (
-        paused_collection(needed=isinstance(path, Remote)),
-        file_or_path(path) as opened,
-        h5py.File(opened, "r") as file,
-    ):
-        yield file
 
 
 def split_output(output: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from evalkit.errors import InputError, brief, listing
 from evalkit.images.arrays import Layout, check_layout, check_only_images
 from evalkit.images.reading import Candidate, readable
 from evalkit.images.source import ImageSource
-from evalkit.system.collection import paused_collection
+from evalkit.system.hdf5_files import opened_hdf5, paused_collection
 from evalkit.system.storage import Place, Remote, file_or_path
 
 __all__ = ["Hdf5"]
@@ -28,13 +28,7 @@ class Hdf5(ImageSource):
     def __init__(self, path: Place) -> None:
         name = str(path)
         self._path = path
-        remote = isinstance(path, Remote)
-        with (
-            readable(name),
-            paused_collection(needed=remote),
-            file_or_path(path) as opened,
-            h5py.File(opened, "r") as file,
-        ):
+        with readable(name), opened_hdf5(path) as file:
             datasets: dict[str, Any] = {}
             file.visititems(
                 lambda key, node: datasets.update({key: node} if isinstance(node, h5py.Dataset) else {})

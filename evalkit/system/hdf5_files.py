@@ -1,4 +1,4 @@
-"""Python's collection of garbage, paused where it could stop the work."""
+"""HDF5 files on this machine and at URLs, read so that nothing waits for h5py's lock for ever."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import contextlib
 import gc
 import threading
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["paused_collection"]
+import h5py
+
+from evalkit.system.storage import Place, Remote, file_or_path
+
+__all__ = ["opened_hdf5", "paused_collection"]
 
 _lock = threading.Lock()
 _holders = 0
@@ -41,3 +46,14 @@ def paused_collection(*, needed: bool = True) -> Iterator[None]:
             _holders -= 1
             if not _holders and _was_enabled:
                 gc.enable()
+
+
+@contextlib.contextmanager
+def opened_hdf5(place: Place) -> Iterator[Any]:
+    """An :class:`h5py.File` to read, with :func:`paused_collection` while it is open if it is at a URL."""
+    with (
+        paused_collection(needed=isinstance(place, Remote)),
+        file_or_path(place) as opened,
+        h5py.File(opened, "r") as file,
+    ):
+        yield file
