@@ -27,6 +27,7 @@ from evalkit.errors import ImageError, InputError, UndefinedMetricError
 from evalkit.extractors.base import Extractor
 from evalkit.features.adm_npz import OUTPUTS
 from evalkit.features.moments import Moments
+from evalkit.features.work import sums_device
 from evalkit.images import (
     ImageFiles,
     ImageSource,
@@ -211,7 +212,8 @@ class _Builder:
                 f"{items.name}: statistics of one image; a covariance needs two, and thousands to mean "
                 "something. Give more images, or ask for no statistics."
             )
-        moments = {layer: Moments(d) for layer, d in extractor.outputs.items()} if extractor else {}
+        device = sums_device([extractor] if extractor else [])
+        moments = {layer: Moments(d, device) for layer, d in extractor.outputs.items()} if extractor else {}
         shape = (len(self.order), settings.size, settings.size, 3)
         self.journal = Journal(out, self._identity(), self.wanted, shape, moments)
 

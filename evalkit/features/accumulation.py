@@ -19,7 +19,7 @@ from evalkit.extractors.base import Extractor, Rows
 from evalkit.features import extraction, store
 from evalkit.features.extraction import Part, Wanted
 from evalkit.features.record import Features
-from evalkit.features.work import Begun, Sums, pass_size
+from evalkit.features.work import Begun, Sums, pass_size, sums_device
 from evalkit.features.writer import RowsOf
 from evalkit.images import ImageSource
 
@@ -72,7 +72,8 @@ class Accumulation:
             network: {output: [] for output in outputs} for network, outputs in rows.items()
         }
         self._taken = 0  # images of the shards whose rows are in `_rows` and `_group`
-        self._group, self._total = Sums(name, sums), Sums(name, sums)
+        device = sums_device(extractors)
+        self._group, self._total = Sums(name, sums, device), Sums(name, sums, device)
 
     @property
     def keeps_rows(self) -> bool:

@@ -21,7 +21,7 @@ from evalkit.features.moments import Gaussian
 from evalkit.features.record import Features
 from evalkit.features.shards import Shards
 from evalkit.features.store import Span, StoredBatch, spans
-from evalkit.features.work import Sums, SumUp, chosen_rows
+from evalkit.features.work import Sums, SumUp, chosen_rows, sums_device
 from evalkit.images import ImageSource
 from evalkit.system.run import Run
 
@@ -150,7 +150,7 @@ class Extraction:
     def _collect(self, shards: Shards, parts: Sequence[Part]) -> None:
         """Rows and moments; sums are merged in groups, so that they have the same bits whoever added them."""
         widths = {part.network: part.new_moments for part in parts if part.new_moments}
-        total = Sums(self._images.name, widths)
+        total = Sums(self._images.name, widths, sums_device(shards.work.extractors))
         if shards.is_stored:
             shards.extract_missing()
             self._read(shards, parts, total)

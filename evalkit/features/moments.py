@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,18 @@ from scipy import linalg
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.system.ranks import Ranks
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["Gaussian", "Moments", "check_rows"]
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 # Rows of features that are copied to float64 at a time: 16 MiB at 2048 features, which caches may hold.
 _ROWS = 1024
+
+# The same on a GPU: 128 MiB.
+_DEVICE_ROWS = 8192
 
 # Rows that are checked in one go, so that temporaries stay small.
 _CHECKED_ROWS = 4096
@@ -73,19 +79,22 @@ class Moments:
 
     Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance", equation 2.1. Workers can
     accumulate their own share and merge: the result equals one pass over all rows to rounding.
+
+    Args:
+        dimensions: Features of a row.
+        device: A torch device with float64, for the sums; None for the CPU. Values are equal to rounding.
     """
 
-    def __init__(self, dimensions: int) -> None:
+    def __init__(self, dimensions: int, device: torch.device | None = None) -> None:
         self.n = 0
         self.dimensions = dimensions
         self._mean = np.zeros(dimensions)
-        # Sum of outer products of the centred rows; Fortran order, upper triangle only.
-        self._scatter = np.zeros((dimensions, dimensions), order="F")
+        self._scatter = _Scatter(dimensions) if device is None else _ScatterOn(device, dimensions)
 
     @classmethod
-    def of(cls, rows: Floats) -> Moments:
+    def of(cls, rows: Floats, device: torch.device | None = None) -> Moments:
         """Those of (n, d) rows."""
-        moments = cls(rows.shape[1])
+        moments = cls(rows.shape[1], device)
         moments.update(rows)
         return moments
 
@@ -125,7 +134,7 @@ class Moments:
             raise UndefinedMetricError(
                 f"the covariance of {self.n} images is undefined; give at least two images"
             )
-        upper: NDArray[np.float64] = self._scatter / (self.n - 1)
+        upper: NDArray[np.float64] = self._scatter.upper / (self.n - 1)
         return upper
 
     def update(self, batch: Floats) -> None:
@@ -140,13 +149,7 @@ class Moments:
                 "do not mix features of different networks or outputs"
             )
         check_rows(batch, "batch")
-        for start in range(0, len(batch), _ROWS):
-            block = batch[start : start + _ROWS]
-            rows = np.empty((len(block) + 1, self._mean.size))
-            rows[:-1] = block
-            mean = rows[:-1].mean(axis=0)
-            rows[:-1] -= mean
-            self._add(len(block), mean, rows)
+        self._scatter.update(batch, self._move)
 
     def merge(self, other: Moments) -> None:
         """Add the rows that `other` has seen; `other` stays as it is.
@@ -160,8 +163,7 @@ class Moments:
                 "do not mix features of different networks or outputs"
             )
         if other.n:
-            self._scatter += other._scatter
-            self._add(other.n, other._mean, np.empty((1, self._mean.size)))
+            self._scatter.merge(other._scatter, self._move(other.n, other._mean))
 
     def across(self, ranks: Ranks) -> Moments:
         """Those of the rows of all ranks; equal to those of one process to float64 rounding."""
@@ -173,29 +175,131 @@ class Moments:
         if found.n:
             found._mean = sums[:-1] / found.n
             shift = self._mean - found._mean
-            scatter = self._scatter + self.n * np.outer(shift, shift)
-            found._scatter = np.asfortranarray(ranks.sum(scatter))
+            scatter = self._scatter.upper + self.n * np.outer(shift, shift)
+            found._scatter.upper = np.asfortranarray(ranks.sum(scatter))
         return found
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays from which :meth:`restore` makes an equal object."""
-        return {"n": np.array(self.n), "mean": self._mean, "scatter": self._scatter}
+        return {"n": np.array(self.n), "mean": self._mean, "scatter": self._scatter.upper}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Becomes what :meth:`state` was taken of; adding the same rows then gives the same bits."""
         self.n = int(state["n"])
         self._mean = np.array(state["mean"], np.float64)
-        self._scatter = np.array(state["scatter"], np.float64, order="F")
+        self._scatter.upper = np.array(state["scatter"], np.float64, order="F")
 
-    def _add(self, n: int, mean: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
-        """Add `n` rows of that mean; `rows` holds those not yet counted, centred, and a free last row."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> Moments:
+        """On the same device."""
+        del memo
+        found = Moments(self.dimensions, self._scatter.device)
+        found.restore(self.state())
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled for the CPU: whoever reads it may have no GPU."""
+        return _restored, (self.dimensions, self.state())
+
+    def _move(self, n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Count `n` more rows of that mean.
+
+        Returns:
+            (d,) A row that has to go into the scatter beside theirs, for the distance of the means.
+        """
         total = self.n + n
         shift = mean - self._mean
-        # The last row accounts for the distance of the means, so that one rank-k update does it all.
-        rows[-1] = shift * np.sqrt(self.n * n / total)
-        self._scatter = linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
+        row: NDArray[np.float64] = shift * np.sqrt(self.n * n / total)
         self._mean = self._mean + shift * (n / total)
         self.n = total
+        return row
+
+
+def _restored(dimensions: int, state: Mapping[str, NDArray[Any]]) -> Moments:
+    moments = Moments(dimensions)
+    moments.restore(state)
+    return moments
+
+
+Move = Callable[[int, NDArray[np.float64]], NDArray[np.float64]]
+"""Counts so many rows of that mean, and returns the row that has to be added beside them."""
+
+
+class _Scatter:
+    """The sum of outer products of the centred rows.
+
+    Attributes:
+        device: Where it is; None for the CPU.
+        upper: (d, d) float64, Fortran order; the lower triangle holds nothing of use.
+    """
+
+    device: torch.device | None = None
+
+    def __init__(self, dimensions: int) -> None:
+        self.upper: NDArray[np.float64] = np.zeros((dimensions, dimensions), order="F")
+
+    def update(self, batch: Floats, move: Move) -> None:
+        """Add (n, d) rows."""
+        for start in range(0, len(batch), _ROWS):
+            block = batch[start : start + _ROWS]
+            rows = np.empty((len(block) + 1, batch.shape[1]))
+            rows[:-1] = block
+            mean = rows[:-1].mean(axis=0)
+            rows[:-1] -= mean
+            rows[-1] = move(len(block), mean)  # one rank-k update does it all
+            self._add(rows)
+
+    def merge(self, other: _Scatter | _ScatterOn, row: NDArray[np.float64]) -> None:
+        """Add what the other holds, and a row."""
+        self.upper += other.upper
+        self._add(row[None])
+
+    def _add(self, rows: NDArray[np.float64]) -> None:
+        self.upper = linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=self.upper, overwrite_c=True)
+
+
+class _ScatterOn:
+    """The same on a torch device, where products in float64 are fast."""
+
+    def __init__(self, device: torch.device, dimensions: int) -> None:
+        import torch
+
+        self.device = device
+        # A tensor made in inference mode could not be added to outside of it.
+        with torch.inference_mode(False):
+            self._whole = torch.zeros((dimensions, dimensions), dtype=torch.float64, device=device)
+
+    @property
+    def upper(self) -> NDArray[np.float64]:
+        """A copy on the CPU."""
+        return np.array(self._whole.cpu().numpy(), order="F")
+
+    @upper.setter
+    def upper(self, upper: NDArray[np.float64]) -> None:
+        self._whole.copy_(self._placed(upper))
+
+    def update(self, batch: Floats, move: Move) -> None:
+        """Add (n, d) rows."""
+        for start in range(0, len(batch), _DEVICE_ROWS):
+            rows = self._placed(batch[start : start + _DEVICE_ROWS]).double()
+            mean = rows.mean(dim=0)
+            rows = rows - mean
+            self._whole.addmm_(rows.T, rows)
+            self._add(move(len(rows), mean.cpu().numpy()))
+
+    def merge(self, other: _Scatter | _ScatterOn, row: NDArray[np.float64]) -> None:
+        """Add what the other holds, and a row."""
+        there = other._whole if isinstance(other, _ScatterOn) else self._placed(other.upper)
+        self._whole += there.to(self.device)
+        self._add(row)
+
+    def _add(self, row: NDArray[np.float64]) -> None:
+        placed = self._placed(row)
+        self._whole.addr_(placed, placed)
+
+    def _placed(self, array: Floats) -> torch.Tensor:
+        import torch
+
+        return torch.tensor(array, device=self.device)
 
 
 def check_rows(features: NDArray[np.floating], name: str) -> None:

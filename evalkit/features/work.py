@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from evalkit.errors import InputError
@@ -17,9 +18,10 @@ from evalkit.features.moments import Moments, check_rows
 from evalkit.features.pieces import Piece
 from evalkit.features.writer import RowsOf
 from evalkit.images import ImageSource
+from evalkit.system.devices import accelerator
 from evalkit.system.engine import Done, Inline, Pending, Pulse
 
-__all__ = ["Begun", "Extract", "SumUp", "Sums", "chosen_rows", "pass_size"]
+__all__ = ["Begun", "Extract", "SumUp", "Sums", "chosen_rows", "pass_size", "sums_device"]
 
 
 def pass_size(extractor: Extractor) -> int:
@@ -99,9 +101,7 @@ class Extract:
     @property
     def device(self) -> str:
         """Where the networks are: of the first that is not on a CPU."""
-        devices = [str(getattr(extractor, "device", "cpu")) for extractor in self.extractors]
-        # TensorFlow calls its first GPU "GPU:0".
-        return next((each.lower().replace("gpu", "cuda") for each in devices if each != "cpu"), "cpu")
+        return _device_of(self.extractors)
 
     def prepare(self) -> Callable[[Piece, Pulse], Pending[RowsOf]]:
         """What begins a piece; one stream of images serves those that follow each other."""
@@ -124,6 +124,21 @@ class Extract:
             return begun
 
         return begin
+
+
+def _device_of(extractors: Iterable[Extractor]) -> str:
+    """Where the networks are: of the first that is not on a CPU."""
+    devices = [str(getattr(extractor, "device", "cpu")) for extractor in extractors]
+    # TensorFlow calls its first GPU "GPU:0".
+    return next((each.lower().replace("gpu", "cuda") for each in devices if each != "cpu"), "cpu")
+
+
+def sums_device(extractors: Iterable[Extractor]) -> torch.device | None:
+    """The GPU that the networks are on, to sum up their features there; None where there is none."""
+    try:
+        return accelerator(_device_of(extractors))
+    except InputError:
+        return None  # TensorFlow's, where torch was built for the CPU
 
 
 class _Stream:
@@ -197,7 +212,7 @@ class SumUp:
         begin = self.extract.prepare()
 
         def sum_up(pieces: Sequence[Piece], pulse: Pulse) -> Pending[tuple[Sums, RowsOf]]:
-            sums = Sums(self.extract.images.name, self.sums)
+            sums = Sums(self.extract.images.name, self.sums, sums_device(self.extract.extractors))
             parts: dict[str, dict[str, list[Rows]]] = {
                 network: {output: [] for output in outputs} for network, outputs in self.kept.items()
             }
@@ -234,19 +249,23 @@ class Sums:
     Args:
         name: Of the batch, for messages.
         widths: Of each output, by network.
+        device: Of :func:`sums_device`.
     """
 
-    def __init__(self, name: str, widths: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(
+        self, name: str, widths: Mapping[str, Mapping[str, int]], device: torch.device | None = None
+    ) -> None:
         self._name = name
         self.widths = widths
+        self._device = device
         self.moments = {
-            network: {output: Moments(d) for output, d in outputs.items()}
+            network: {output: Moments(d, device) for output, d in outputs.items()}
             for network, outputs in widths.items()
         }
 
     def empty(self) -> Sums:
         """Of the same outputs, before any row."""
-        return Sums(self._name, self.widths)
+        return Sums(self._name, self.widths, self._device)
 
     def add(self, first: int, rows: RowsOf) -> None:
         """Add the rows of consecutive images.

@@ -22,7 +22,7 @@ from evalkit.metrics.base import Need, parameters, with_classes
 from evalkit.metrics.frechet_influence import Cloud, frechet_influence, needs_halves
 from evalkit.metrics.kept import Kept
 from evalkit.results import Score, ScoreSpec
-from evalkit.system.devices import float64_device, resolve_device
+from evalkit.system.devices import accelerator, float64_device, resolve_device
 from evalkit.system.run import Run
 
 __all__ = [
@@ -93,7 +93,7 @@ class _Side:
     thin_factor: NDArray[np.float64] | None
 
     @classmethod
-    def of(cls, source: Gaussian | Floats, mean_dtype: str) -> _Side:
+    def of(cls, source: Gaussian | Floats, mean_dtype: str, device: str = "cpu") -> _Side:
         if isinstance(source, Gaussian):
             mean = source.mean.astype(np.float64)
             mu = source.mean if mean_dtype == "float32" else mean
@@ -104,7 +104,7 @@ class _Side:
                 f"the Fréchet distance of {n} image is undefined; give at least two, better 10,000 images"
             )
         if not is_rank_deficient(n, dimensions):
-            moments = Moments.of(source)
+            moments = Moments.of(source, accelerator(device))
             mean, sigma = moments.mean, moments.upper_covariance()
             trace, factor = float(np.trace(sigma)), None
         else:
@@ -199,7 +199,7 @@ def frechet_estimate(
         reference: (m, d) float features. Or a Gaussian, which is taken to be exact: it adds neither error nor
             bias.
         samples: (n, d) float features.
-        device: torch device of the large products.
+        device: torch device of the covariances and the large products.
 
     Raises:
         FeatureError: Feature dimensions differ, or values are not finite.
@@ -208,7 +208,7 @@ def frechet_estimate(
     for name, source in (("reference", reference), ("samples", samples)):
         if not isinstance(source, Gaussian):
             check_rows(source, name)
-    sides = [_Side.of(source, "float64") for source in (reference, samples)]
+    sides = [_Side.of(source, "float64", device) for source in (reference, samples)]
     value = _distance(*sides)
     rows = None if isinstance(reference, Gaussian) else reference
     try:
@@ -275,8 +275,7 @@ class FrechetDistance:
             UndefinedMetricError: A side has neither features nor a Gaussian, or fewer than two images.
             FeatureError: The sides do not fit together.
         """
-        del run  # a second of float64 algebra, on the host
-        value = _distance(self._side(reference), self._side(samples))
+        value = _distance(self._side(reference, run), self._side(samples, run))
         return (Score(name=self.scores[0].name, value=value, parameters=parameters(self)),)
 
     def influence(
@@ -297,7 +296,7 @@ class FrechetDistance:
         clouds = []
         for batch in (reference, samples):
             rows = None if batch.gaussian(self.output) else batch.rows(self.output)
-            clouds.append(self._side(batch).cloud(rows))
+            clouds.append(self._side(batch, run).cloud(rows))
         found = frechet_influence(
             *clouds,
             no_reference=f"of {reference.name}, mean and covariance are used, not the features of its images",
@@ -311,11 +310,11 @@ class FrechetDistance:
             return 0
         return 8 * 16 * width**2 + 4 * width * sum(n for n in images if needs_halves(n, width))
 
-    def _side(self, batch: BatchFeatures) -> _Side:
+    def _side(self, batch: BatchFeatures, run: Run) -> _Side:
         def make() -> _Side:
-            return _Side.of(batch.gaussian_or_rows(self.output), self.mean_dtype)
+            return _Side.of(batch.gaussian_or_rows(self.output), self.mean_dtype, run.device)
 
-        return _SIDES.of(batch, (self.output, self.mean_dtype), make)
+        return _SIDES.of(batch, (self.output, self.mean_dtype, run.device), make)
 
 
 FID = FrechetDistance()

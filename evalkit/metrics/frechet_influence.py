@@ -60,9 +60,9 @@ class Cloud:
     rows: Floats | None
 
     @classmethod
-    def of(cls, rows: Floats) -> Cloud:
-        """Of (n, d) rows."""
-        moments = Moments.of(rows)
+    def of(cls, rows: Floats, device: torch.device | None = None) -> Cloud:
+        """Of (n, d) rows; the device is that of :class:`~evalkit.features.moments.Moments`."""
+        moments = Moments.of(rows, device)
         return cls(moments.mean, moments.upper_covariance(), rows)
 
     @property
@@ -74,13 +74,13 @@ class Cloud:
         """Whether there are so few rows that the bias formula leaves something over."""
         return self.rows is not None and needs_halves(*self.rows.shape)
 
-    def halves(self) -> tuple[Cloud, Cloud]:
+    def halves(self, device: torch.device | None = None) -> tuple[Cloud, Cloud]:
         """Two random halves, always the same ones; twice the whole, where it is not small."""
         if self.rows is None or not self.is_small():
             return self, self
         order = np.random.default_rng(0).permutation(len(self.rows))
         first, second = np.array_split(order, 2)
-        return Cloud.of(self.rows[first]), Cloud.of(self.rows[second])
+        return Cloud.of(self.rows[first], device), Cloud.of(self.rows[second], device)
 
 
 class Transport:
@@ -283,9 +283,11 @@ def _corrected(
     fewest = min(side.n or 0 for side in small)
     if fewest // 2 <= d:
         return None, f"{fewest:,} images of {d:,} features are too few; give at least {2 * (d + 1):,}"
+    gpu = None if device.type == "cpu" else device
     try:
         of_halves = [
-            _unbiased(*halves, device) for halves in zip(reference.halves(), samples.halves(), strict=True)
+            _unbiased(*halves, device)
+            for halves in zip(reference.halves(gpu), samples.halves(gpu), strict=True)
         ]
     except UndefinedMetricError as error:
         return None, f"half of the images is too few: {error}"

@@ -20,6 +20,7 @@ from evalkit.errors import InputError, brief, first_line
 from evalkit.system.processes import local_rank
 
 __all__ = [
+    "accelerator",
     "check_not_forked",
     "float32_arithmetic",
     "float64_device",
@@ -80,6 +81,12 @@ def resolve_device(name: str = "auto") -> torch.device:
 def float64_device(name: str) -> torch.device:
     """As :func:`resolve_device`, but the CPU in place of ``mps``, which has no float64."""
     return resolve_device("cpu" if name.startswith("mps") else name)
+
+
+def accelerator(name: str) -> torch.device | None:
+    """The GPU of that name for float64 products; None where the CPU has to do them, or does them anyway."""
+    device = float64_device(name)
+    return None if device.type == "cpu" else device
 
 
 def _automatic() -> torch.device:

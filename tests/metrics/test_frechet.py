@@ -1,10 +1,15 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
+import torch
 from scipy import linalg
 from stand_ins import NO_STORE, batch
 
 from evalkit.errors import FeatureError, UndefinedMetricError
 from evalkit.features.moments import Gaussian, Moments
+from evalkit.metrics import frechet
 from evalkit.metrics.frechet import FID, SFID, frechet_distance, is_rank_deficient
 
 
@@ -24,18 +29,24 @@ def by_matrix_square_root(a, b):
     return np.sum((p.mean - q.mean) ** 2) + np.trace(p.covariance + q.covariance - 2 * root.real)
 
 
-def test_moments_equal_numpy():
+@pytest.fixture(params=[None, torch.device("cpu")], ids=["blas", "torch"])
+def device(request):
+    """Where moments are summed up; torch's code is that of a GPU."""
+    return request.param
+
+
+def test_moments_equal_numpy(device):
     x = features(9000, offset=3.0)
-    moments = Moments(24)
+    moments = Moments(24, device)
     moments.update(x)
     assert moments.n == 9000
     np.testing.assert_allclose(moments.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(x, rowvar=False), rtol=1e-12, atol=1e-12)
 
 
-def test_moments_survive_a_large_offset():
+def test_moments_survive_a_large_offset(device):
     x = features(5000).astype(np.float64) + 1e4
-    moments = Moments(24)
+    moments = Moments(24, device)
     moments.update(x)
     # The offset is subtracted exactly, and NumPy then has nothing to cancel.
     expected = np.cov(x - 1e4, rowvar=False)
@@ -43,12 +54,12 @@ def test_moments_survive_a_large_offset():
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3), (0, 500, 500), (4096, 4097, 6000)])
-def test_merged_moments_equal_one_pass(cuts):
+def test_merged_moments_equal_one_pass(cuts, device):
     x = features(7000, offset=-2.0)
-    whole, merged = Moments(24), Moments(24)
+    whole, merged = Moments(24, device), Moments(24, device)
     whole.update(x)
     for part in np.split(x, cuts):
-        worker = Moments(24)
+        worker = Moments(24, device)
         worker.update(part)
         merged.merge(worker)
     assert merged.n == whole.n
@@ -57,14 +68,57 @@ def test_merged_moments_equal_one_pass(cuts):
     np.testing.assert_allclose(merged.covariance, whole.covariance, rtol=0, atol=1e-12 * scale)
 
 
-def test_merge_leaves_the_other_unchanged():
-    a, b = Moments(24), Moments(24)
+def test_merge_leaves_the_other_unchanged(device):
+    a, b = Moments(24, device), Moments(24, device)
     a.update(features(50))
     b.update(features(60, seed=1))
     before = b.covariance
     a.merge(b)
     a.update(features(10))
     np.testing.assert_array_equal(b.covariance, before)
+
+
+def test_moments_go_on_with_the_same_bits(device):
+    x = features(900, offset=1.0)
+    whole = Moments(24, device)
+    whole.update(x[:500])
+    copied, restored = copy.deepcopy(whole), Moments(24, device)
+    restored.restore(whole.state())
+    with torch.inference_mode():  # as in a validation loop
+        for moments in (whole, copied, restored):
+            moments.update(x[500:])
+            moments.merge(copy.deepcopy(moments))
+    for moments in (copied, restored):
+        assert moments.n == whole.n == 1800
+        np.testing.assert_array_equal(moments.mean, whole.mean)
+        np.testing.assert_array_equal(moments.covariance, whole.covariance)
+
+
+def test_pickled_moments_need_no_gpu():
+    there = Moments.of(features(200), torch.device("cpu"))
+    here = pickle.loads(pickle.dumps(there))
+    np.testing.assert_array_equal(here.covariance, there.covariance)
+    a, b = Moments.of(features(100, seed=1)), Moments.of(features(100, seed=1), torch.device("cpu"))
+    for moments in (a, b):
+        moments.merge(here)
+    np.testing.assert_allclose(a.covariance, b.covariance, rtol=1e-12)
+    assert a.n == b.n == 300
+
+
+def test_a_gpu_makes_the_covariances(monkeypatch):
+    a, b = (batch(pool=features(400, seed=seed)) for seed in (0, 1))
+    expected = FID(a, b, NO_STORE)[0].value, FID.influence(a, b, NO_STORE)["fid"].samples
+    asked = []
+
+    def accelerator(name):
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(frechet, "accelerator", accelerator)
+    a, b = (batch(pool=features(400, seed=seed)) for seed in (0, 1))
+    assert FID(a, b, NO_STORE)[0].value == pytest.approx(expected[0], rel=1e-9)
+    np.testing.assert_allclose(FID.influence(a, b, NO_STORE)["fid"].samples, expected[1], rtol=1e-6)
+    assert asked == [NO_STORE.device] * 2  # once for each side
 
 
 def test_moments_of_too_few_rows_are_undefined():
