@@ -25,6 +25,7 @@ from evalkit.extractors.inception import Inception
 from evalkit.extractors.weights import load_weights
 from evalkit.features.moments import Moments
 from evalkit.features.store import SHARD
+from evalkit.features.work import sums_device
 from evalkit.system.engine import Pending
 from evalkit.verify import pictures
 
@@ -65,7 +66,7 @@ def main(images: int, size: int, metrics: str) -> None:
     rows = [np.random.default_rng(0).random((SHARD, d), np.float32) for d in extractor.outputs.values()]
     begin = extractor.clock()
     for each in rows:
-        Moments(each.shape[1]).update(each)
+        Moments(each.shape[1], sums_device([extractor])).update(each)
     sums = (extractor.clock() - begin) / SHARD
 
     evaluator.update(floats)

@@ -21,11 +21,13 @@ from stand_ins import NO_STORE, STATISTICS_OF_PIXELS, InceptionPixels, stand_in
 
 from evalkit import Comparison, Evaluator, compare, features_of, open_images
 from evalkit.errors import FeatureError, InputError, UndefinedMetricError
+from evalkit.extractors.base import Rows
 from evalkit.extractors.dinov2 import DINOv2ViTB14
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.weights import InceptionWeights
 from evalkit.features import extraction, store
 from evalkit.images.given import Intake
+from evalkit.system.engine import Done, Pending
 
 ROOT = Path(__file__).parent.parent
 SUPPORT = Path(__file__).parent / "support"
@@ -39,6 +41,27 @@ class ByPass(InceptionPixels):
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         found = super().__call__(images)
         return {key: rows * np.float32(1 + len(images) / 100) for key, rows in found.items()}
+
+
+class OnDevice(ByPass):
+    """Takes images where they are, as on a GPU; here that is the memory of the CPU."""
+
+    tensor_device = torch.device("cpu")
+
+    def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
+        return Done(ByPass.__call__(self, images))
+
+    def submit_tensor(self, images: torch.Tensor) -> Pending[Mapping[str, Rows]]:
+        assert isinstance(images, torch.Tensor)
+        return Done(ByPass.__call__(self, images.numpy().copy()))
+
+
+class CallChanged(OnDevice):
+    """Inherits what its call no longer is."""
+
+    def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        assert isinstance(images, np.ndarray)
+        return {key: 2 * rows for key, rows in super().__call__(images).items()}
 
 
 @pytest.fixture
@@ -78,10 +101,14 @@ def same(found: Comparison, expected: Comparison) -> None:
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("sizes", [(57,), (1,), (5, 2, 13)])
 @pytest.mark.parametrize("metrics", [None, ["fid", "sfid"], ["fid", "kid"]])
+@pytest.mark.parametrize("network", [ByPass, OnDevice, CallChanged])
 def test_scores_of_compare(
-    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], sizes: tuple[int, ...], metrics: list[str] | None
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    sizes: tuple[int, ...],
+    metrics: list[str] | None,
+    network: type[ByPass],
 ) -> None:
-    arguments: Mapping[str, Any] = {"metrics": metrics, "extractor": ByPass(), "run": NO_STORE}
+    arguments: Mapping[str, Any] = {"metrics": metrics, "extractor": network(), "run": NO_STORE}
     evaluator = given(Evaluator(sides[0], **arguments), sides[1], sizes)
     same(evaluator.compute(), compare(*sides, **arguments))
     # To compute changes nothing, and more may follow.
@@ -215,7 +242,8 @@ UNIT = RNG.random((2, 5, 4, 3), np.float32) * np.float32(1.2) - np.float32(0.1)
 
 
 def taken(images: object, **arguments: Any) -> NDArray[Any]:
-    return Intake(**{"value_range": None, "layout": None, "to_bytes": "truncate"} | arguments).batch(images)
+    intake = Intake(**{"value_range": None, "layout": None, "to_bytes": "truncate"} | arguments)
+    return intake.batch(images).numpy()
 
 
 @pytest.mark.parametrize(
@@ -370,8 +398,11 @@ def test_after_an_update_that_failed(
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("metrics", [None, ["fid"]])
-def test_state(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], metrics: list[str] | None) -> None:
-    arguments: Mapping[str, Any] = {"metrics": metrics, "extractor": ByPass(), "run": NO_STORE}
+@pytest.mark.parametrize("network", [ByPass, OnDevice])
+def test_state(
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], metrics: list[str] | None, network: type[ByPass]
+) -> None:
+    arguments: Mapping[str, Any] = {"metrics": metrics, "extractor": network(), "run": NO_STORE}
     evaluator = given(Evaluator(sides[0], **arguments), sides[1][:43], (9,))
     file = io.BytesIO()
     torch.save(evaluator.state_dict(), file)

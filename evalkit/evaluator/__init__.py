@@ -164,13 +164,14 @@ class Evaluator:
         found = None if labels is None else labels_of(labels, len(batch))
         if not len(batch):
             return
+        shape, dtype = tuple(batch.shape[1:]), np.dtype(str(batch.dtype).removeprefix("torch."))
         if self._shape is None:
-            self._shape, self._dtype = batch.shape[1:], batch.dtype
+            self._shape, self._dtype = shape, dtype
             self._labels = None if found is None else []
-            self._first_batch = hashlib.sha256(batch.data).hexdigest()
-        if batch.shape[1:] != self._shape or batch.dtype != self._dtype:
+            self._first_batch = hashlib.sha256(batch.cpu().numpy().data).hexdigest()
+        if (shape, dtype) != (self._shape, self._dtype):
             raise InputError(
-                f"The images are {described(batch.shape[1:], batch.dtype)}, those before were "
+                f"The images are {described(shape, dtype)}, those before were "
                 f"{described(self._shape, self._dtype)}; expected all alike. Call reset() to start anew."
             )
         if (found is None) != (self._labels is None):
@@ -180,7 +181,7 @@ class Evaluator:
             self._labels.append(found)
         # The precision check measures them again in float32.
         if self._is_reduced and (missing := MOST - sum(map(len, self._first))) > 0:
-            self._first.append(batch[:missing].copy())
+            self._first.append(batch[:missing].cpu().numpy().copy())
         self._accumulation.add(batch)
         if self._accumulation.keeps_rows and not self._plan(self._accumulation.count).rows:
             self._accumulation.drop_rows()

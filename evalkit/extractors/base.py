@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalkit.system.engine import Pending
 
-__all__ = ["Extractor", "HasWeights", "ReducedPrecision", "Rows", "RunsAhead", "WeightsState"]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Extractor", "HasWeights", "ReducedPrecision", "Rows", "RunsAhead", "TakesTensors", "WeightsState"]
 
 Rows: TypeAlias = NDArray[np.float32]
 """(n, d) float32, one row an image."""
@@ -78,6 +82,21 @@ class RunsAhead(Protocol):
 
     def submit(self, images: NDArray[Any], /) -> Pending[Mapping[str, Rows]]:
         """Begin a batch. The images are copied, or done with, when this returns."""
+
+
+@runtime_checkable
+class TakesTensors(Protocol):
+    """An extractor that also takes images that are on its GPU already.
+
+    Attributes:
+        tensor_device: The device of these tensors; None where only arrays are taken.
+    """
+
+    @property
+    def tensor_device(self) -> torch.device | None: ...  # noqa: D102 - described above
+
+    def submit_tensor(self, images: Tensor, /) -> Pending[Mapping[str, Rows]]:
+        """As ``submit``; the images may change when this returns, by work on the same stream."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,18 +128,31 @@ class Inception(Travels):
 
     def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
         """Begin a batch, as :meth:`__call__` takes it; only on CUDA does this return before it is done."""
+        return self._in_batches(images, self._copied)
 
-        def finish(parts: list[tuple[Tensor, Tensor]]) -> Pending[Mapping[str, Rows]]:
-            pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-            outputs = {"pool": pool, "spatial": spatial}
-            if self._device.type == "cuda":
-                return Copies(outputs)
-            return Done({output: rows.cpu().numpy() for output, rows in outputs.items()})
+    @property
+    def tensor_device(self) -> torch.device | None:
+        """The GPU whose tensors :meth:`submit_tensor` takes."""
+        if self._device.type != "cuda":
+            return None
+        index = self._device.index
+        return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
-        return self._in_batches(images, finish)
+    def submit_tensor(self, images: Tensor) -> Pending[Mapping[str, Rows]]:
+        """As :meth:`submit`, of images that are on the device."""
+        return self._in_batches(images, self._copied)
+
+    def _copied(self, parts: list[tuple[Tensor, Tensor]]) -> Pending[Mapping[str, Rows]]:
+        pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        outputs = {"pool": pool, "spatial": spatial}
+        if self._device.type == "cuda":
+            return Copies(outputs)
+        return Done({output: rows.cpu().numpy() for output, rows in outputs.items()})
 
     @torch.inference_mode()
-    def _forward(self, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    def _forward(self, images: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(images, Tensor):
+            return self._network(images)
         # Converted on the device: uint8 is a quarter of the bytes to copy there.
         images = np.ascontiguousarray(images)
         if self._device.type == "cuda":

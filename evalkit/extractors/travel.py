@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evalkit.errors import InputError
 from evalkit.extractors.sharing import kept, shared
@@ -61,10 +62,10 @@ class Travels:
         """
         return (kept if self._has_travelled else shared)((network, settings, self._device), build)
 
-    def _forward(self, images: NDArray[Any]) -> Any:
+    def _forward(self, images: Any) -> Any:
         raise NotImplementedError
 
-    def _in_batches(self, images: NDArray[Any], finish: Callable[[list[Any]], T]) -> T:
+    def _in_batches(self, images: NDArray[Any] | Tensor, finish: Callable[[list[Any]], T]) -> T:
         """What ``finish`` makes of the results of ``_forward``, one for each batch.
 
         If the device runs out of memory, all of it is done again with smaller batches.

@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evalkit.errors import FeatureError
 from evalkit.extractors.base import Extractor, Rows
 from evalkit.features import extraction, store
 from evalkit.features.extraction import Part, Wanted
 from evalkit.features.record import Features
-from evalkit.features.work import Begun, Sums, pass_size, sums_device
+from evalkit.features.work import Begun, Sums, pass_size, sums_device, tensor_device
 from evalkit.features.writer import RowsOf
 from evalkit.images import ImageSource
 
@@ -63,7 +65,9 @@ class Accumulation:
         self._extractors = extractors
         self.passes = {each.network: pass_size(each) for each in extractors}
         self._unit = max(self.passes.values())
-        self._waiting: NDArray[Any] | None = None  # (unit, h, w, 3), of which the first `_held` are images
+        self._device = tensor_device(extractors)  # images there need not leave it
+        self._stream: torch.cuda.Stream | None = None
+        self._waiting: Tensor | None = None  # (unit, h, w, 3), of which the first `_held` are images
         self._held = 0
         self._shard = Begun(store.SHARD, extractors)
         self._filled = 0
@@ -84,20 +88,28 @@ class Accumulation:
         """Keep no rows, neither those so far nor any later."""
         self._rows = {}
 
-    def add(self, images: NDArray[Any]) -> None:
+    def add(self, images: Tensor) -> None:
         """Add images, (n, h, w, 3), uint8 or float32 in [0, 255], all alike; they are copied or done with.
+
+        On a GPU whose tensors the networks take, they stay there.
 
         Raises:
             FeatureError: Features are not finite; the message says where.
         """
         self.count += len(images)
+        self._order()
+        if self._held:
+            assert self._waiting is not None
+            images = images.to(self._waiting.device)
+        elif images.device != self._device:
+            images = images.cpu()
         while len(images):
             if not self._held and len(images) >= self._unit:
                 self._extract(images[: self._unit])
                 images = images[self._unit :]
                 continue
-            if self._waiting is None:
-                self._waiting = np.empty((self._unit, *images.shape[1:]), images.dtype)
+            if self._waiting is None or self._waiting.device != images.device:
+                self._waiting = images.new_empty((self._unit, *images.shape[1:]))
             taken = images[: self._unit - self._held]
             self._waiting[self._held : self._held + len(taken)] = taken
             self._held += len(taken)
@@ -112,6 +124,7 @@ class Accumulation:
         Raises:
             FeatureError: Features are not finite, or those of some images are not there.
         """
+        self._order()
         while self._full:
             self._take(self._full.popleft().result())
         part = self._part()
@@ -136,12 +149,13 @@ class Accumulation:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays from which :meth:`restore` makes an equal object."""
+        self._order()
         while self._full:
             self._take(self._full.popleft().result())
         found: dict[str, NDArray[Any]] = {"count": np.array(self.count), "taken": np.array(self._taken)}
         if self._held:
             assert self._waiting is not None
-            found["waiting"] = self._waiting[: self._held].copy()
+            found["waiting"] = self._waiting[: self._held].cpu().numpy().copy()
         for network, outputs in self._shard.result().items():
             found |= {f"shard/{network}:{key}": rows[: self._filled].copy() for key, rows in outputs.items()}
         for network, kept in self._rows.items():
@@ -166,9 +180,10 @@ class Accumulation:
         """
         self.count, self._taken = int(state["count"]), int(state["taken"])
         if (waiting := state.get("waiting")) is not None:
-            self._waiting = np.empty((self._unit, *waiting.shape[1:]), waiting.dtype)
-            self._held = len(waiting)
-            self._waiting[: self._held] = waiting
+            held = torch.from_numpy(waiting)
+            self._waiting = held.new_empty((self._unit, *held.shape[1:]))
+            self._held = len(held)
+            self._waiting[: self._held] = held
         for network, outputs in self._shard.result().items():
             for key, rows in outputs.items():
                 kept = state[f"shard/{network}:{key}"]
@@ -186,7 +201,15 @@ class Accumulation:
                         {key: state[f"{name}/{network}:{output}/{key}"] for key in ("n", "mean", "scatter")}
                     )
 
-    def _extract(self, images: NDArray[Any]) -> None:
+    def _order(self) -> None:
+        """Let this stream wait for the last one that used the images that wait."""
+        if self._device is not None and self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device)
+            if self._stream is not None and self._stream != stream:
+                stream.wait_stream(self._stream)
+            self._stream = stream
+
+    def _extract(self, images: Tensor) -> None:
         """Begin a full forward pass of the largest batch size."""
         self._begin(self._shard, images, self._filled)
         self._filled += len(images)
@@ -196,11 +219,12 @@ class Accumulation:
         while self._full and (self._full[0].done() or len(self._full) > 1):
             self._take(self._full.popleft().result())
 
-    def _begin(self, begun: Begun, images: NDArray[Any], at: int) -> None:
+    def _begin(self, begun: Begun, images: Tensor, at: int) -> None:
+        given = images if images.device == self._device else images.numpy()
         for extractor in self._extractors:
             size = self.passes[extractor.network]
-            for first in range(0, len(images), size):
-                begun.add(extractor, images[first : first + size], at + first)
+            for first in range(0, len(given), size):
+                begun.add(extractor, given[first : first + size], at + first)
 
     def _part(self) -> RowsOf:
         """The rows of the last shard, which is not full; the images that wait go through the networks."""

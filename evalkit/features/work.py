@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.extractors.base import Extractor, Rows, RunsAhead
+from evalkit.extractors.base import Extractor, Rows, RunsAhead, TakesTensors
 from evalkit.features import store
 from evalkit.features.moments import Moments, check_rows
 from evalkit.features.pieces import Piece
@@ -21,7 +22,7 @@ from evalkit.images import ImageSource
 from evalkit.system.devices import accelerator
 from evalkit.system.engine import Done, Inline, Pending, Pulse
 
-__all__ = ["Begun", "Extract", "SumUp", "Sums", "chosen_rows", "pass_size", "sums_device"]
+__all__ = ["Begun", "Extract", "SumUp", "Sums", "chosen_rows", "pass_size", "sums_device", "tensor_device"]
 
 
 def pass_size(extractor: Extractor) -> int:
@@ -46,9 +47,16 @@ class Begun:
         }
         self._parts: deque[tuple[str, slice, Pending[Mapping[str, Rows]]]] = deque()
 
-    def add(self, extractor: Extractor, images: NDArray[Any], at: int) -> None:
-        """Give a network some of the images, the first of which is the piece's number ``at``."""
-        pending = extractor.submit(images) if _runs_ahead(extractor) else Done(extractor(images))
+    def add(self, extractor: Extractor, images: NDArray[Any] | Tensor, at: int) -> None:
+        """Give a network some of the images, the first of which is the piece's number ``at``.
+
+        A tensor is only for one that takes tensors.
+        """
+        if isinstance(images, Tensor):
+            assert _takes_tensors(extractor)
+            pending = extractor.submit_tensor(images)
+        else:
+            pending = extractor.submit(images) if _runs_ahead(extractor) else Done(extractor(images))
         self._parts.append((extractor.network, slice(at, at + len(images)), pending))
         while self._parts and self._parts[0][2].done():
             self._take()
@@ -71,12 +79,26 @@ class Begun:
 
 def _runs_ahead(extractor: Extractor) -> TypeGuard[RunsAhead]:
     """Whether ``submit`` does what a call does: not where a subclass changed the call alone."""
+    return _stands_for(extractor, "submit", "__call__")
 
+
+def _takes_tensors(extractor: Extractor) -> TypeGuard[TakesTensors]:
+    """Whether ``submit_tensor`` does what ``submit`` and a call do."""
+    return all(_stands_for(extractor, "submit_tensor", name) for name in ("submit", "__call__"))
+
+
+def _stands_for(extractor: Extractor, one: str, other: str) -> bool:
     def owner(name: str) -> type | None:
         return next((kind for kind in type(extractor).__mro__ if name in vars(kind)), None)
 
-    submits, calls = owner("submit"), owner("__call__")
-    return submits is not None and calls is not None and issubclass(submits, calls)
+    found, replaced = owner(one), owner(other)
+    return found is not None and replaced is not None and issubclass(found, replaced)
+
+
+def tensor_device(extractors: Iterable[Extractor]) -> torch.device | None:
+    """The device whose tensors all of the networks take; None where one takes arrays alone."""
+    found = {each.tensor_device if _takes_tensors(each) else None for each in extractors}
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)

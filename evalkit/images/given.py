@@ -72,8 +72,8 @@ class Intake:
             if (given := getattr(self, name)) not in choices:
                 raise InputError(f"{name}={given!r}: expected one of {', '.join(map(repr, choices))}.")
 
-    def batch(self, images: object) -> NDArray[Any]:
-        """(n, h, w, 3) of images: uint8, or float32 in [0, 255] of floats that are kept.
+    def batch(self, images: object) -> Tensor:
+        """(n, h, w, 3) of images, where they are: uint8, or float32 in [0, 255] of floats that are kept.
 
         Raises:
             InputError: Not images, or floats without a declared range.
@@ -88,10 +88,10 @@ class Intake:
                 'value_range="0..1", "-1..1" or "0..255", or give it uint8.'
             )
         if not len(pixels):
-            return np.empty(pixels.shape, np.float32 if self.to_bytes == "keep" else np.uint8)
+            return pixels.to(torch.float32 if self.to_bytes == "keep" else torch.uint8)
         # As scripts compute it: half precision would lose bits that a byte has.
         pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
-        low, high = (float(value) for value in torch.aminmax(pixels))
+        low, high = torch.stack(torch.aminmax(pixels)).tolist()  # the only wait for a GPU
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(
                 "The images hold NaN or infinity; expected finite numbers. Find the step at which the model "
@@ -114,16 +114,16 @@ class Intake:
             pixels = pixels + 0.5
         if self.to_bytes != "keep":
             pixels = pixels.clamp(0, 255).to(torch.uint8)
-        return _on_host(pixels)
+        return _checked(pixels)
 
-    def _integers(self, pixels: Tensor) -> NDArray[np.uint8]:
+    def _integers(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != torch.uint8 and len(pixels):
             low, high = (int(value) for value in torch.aminmax(pixels))
             if low < 0 or high > 255:
                 raise InputError(f"The images hold integers from {low} to {high}; expected 0 to 255.")
-        batch = _on_host(pixels.to(torch.uint8))
+        batch = _checked(pixels.to(torch.uint8))
         for image in batch if are_cut_floats(self.values) else ():
-            self.values |= {*np.unique(image).tolist()}
+            self.values |= {*image.unique().tolist()}
             if not are_cut_floats(self.values):
                 break
         return batch
@@ -264,8 +264,7 @@ def _kind(images: Tensor) -> str:
     return str(images.dtype).removeprefix("torch.")
 
 
-def _on_host(pixels: Tensor) -> NDArray[Any]:
-    found: NDArray[Any] = pixels.contiguous().cpu().numpy()
-    if len(found):
-        check_layout("<images>", found.shape, found.dtype)
-    return found
+def _checked(pixels: Tensor) -> Tensor:
+    if len(pixels):
+        check_layout("<images>", tuple(pixels.shape), np.dtype(_kind(pixels)))
+    return pixels.contiguous()
