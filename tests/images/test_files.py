@@ -75,8 +75,9 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", guarded)
-    bad(folder, "PermissionError", "a/c")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", guarded)
+        bad(folder, "PermissionError", "a/c")
 
 
 def test_backslashes_between_folders(tmp_path):
