@@ -327,6 +327,12 @@ class Side:
         of_file = has_statistics(self.source, needed)
         preprocess = (written_preprocess(self.source) or "not said") if of_file else None
         published = self.source.published
+        digests = {
+            output: gaussian.digest
+            for output in sorted(file_outputs(self.source))
+            if (gaussian := features.gaussian(output)) is not None
+        }
+        is_foreign = isinstance(self.source, Features) and not self.source.fingerprint
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin
@@ -339,7 +345,9 @@ class Side:
             statistics_images=written_images(self.source) if of_file else images,
             features=origin,
             statistics_digest=self.source.statistics_digest,
+            output_digests=digests,
             statistics_preprocess=preprocess,
+            extracted_by=first.extractor if is_foreign else "",
             source=f"published {published}" if published else features.name,
             labels=label_balance(first.labels),
         )

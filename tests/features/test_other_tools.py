@@ -17,7 +17,8 @@ from optional import optional
 from stand_ins import NO_STORE, STATISTICS_OF_PIXELS
 from stand_ins import InceptionPixels as Pixels
 
-from evalkit.comparison import compare, open_source
+from evalkit.comparability import reasons_of
+from evalkit.comparison import compare, features_of, open_source
 from evalkit.errors import InputError
 from evalkit.extractors import EXTRACTORS, extractor_class
 from evalkit.features.other_tools import read_rows, resize_warning, write_statistics
@@ -255,6 +256,56 @@ def test_stats_refuses_a_name_before_the_work(
     result = run("stats", tmp_path / "i.npz", "-o", tmp_path / "x.npz", "--as", "edm2")
     assert (result.code, result.out) == (2, "")
     assert "have to be in a .pkl file" in result.err
+
+
+# What can be compared ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+def test_the_kind_of_file_makes_no_other_reference(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    """An npz of ADM, one of the pair alone, and a features file; but not statistics that were rounded."""
+    rows = Pixels()(images[:30])
+    arrays = {
+        f"{key}{suffix}": value
+        for suffix, output in (("", "pool"), ("_s", "spatial"))
+        for key, value in (
+            ("mu", rows[output].mean(0)),
+            ("sigma", np.cov(rows[output], rowvar=False)),
+        )
+    }
+    np.savez(tmp_path / "adm.npz", arr_0=images[:30], **arrays)
+    write_statistics(tmp_path / "edm.npz", "edm", arrays)
+    features_of(tmp_path / "adm.npz", extractor=Pixels(), run=NO_STORE).save(tmp_path / "adm.h5")
+    np.savez(tmp_path / "rounded.npz", **arrays | {"sigma": arrays["sigma"].astype(np.float32)})
+
+    def measured(name: str) -> Comparison:
+        return compare(
+            tmp_path / name, images[30:], metrics="fid,precision", extractor=Pixels(), run=NO_STORE
+        )
+
+    adm, pair, features, rounded = map(measured, ("adm.npz", "edm.npz", "adm.h5", "rounded.npz"))
+    assert [each["fid"] for each in (pair, features)] == [pytest.approx(adm["fid"], rel=1e-6)] * 2
+    assert len({each.reference.statistics_digest for each in (adm, pair, features)}) == 3
+    assert reasons_of([adm, pair, features]) == ()
+    (reason,) = reasons_of([adm, rounded])
+    assert reason.text.startswith("different reference: the statistics of ")
+    assert reason.scores == ("fid",)
+
+
+@pytest.mark.usefixtures("small")
+def test_samples_with_statistics_of_other_images_are_marked(
+    tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    rows = Pixels()(images[:30])["pool"]
+    np.savez(tmp_path / "s.npz", arr_0=images[30:], mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    plain, beside = (
+        compare(images[:30], samples, metrics="fid,precision", extractor=Pixels(), run=NO_STORE)
+        for samples in (images[30:], tmp_path / "s.npz")
+    )
+    assert beside["fid"] < 0.01 < plain["fid"]
+    marks = {reason.text.partition(":")[0]: reason.scores for reason in reasons_of([plain, beside])}
+    assert marks == {"different samples": ("fid",), "number of samples not recorded": ("fid",)}
+    assert Comparison.from_json(beside.to_json()) == beside
 
 
 # Other keys, networks and features ---------------------------------------------------------------------

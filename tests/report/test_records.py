@@ -132,10 +132,10 @@ def test_earlier_records_are_marked(run: Invoke, made: Path) -> None:
     old = json.loads((made / "a.json").read_text()) | {"format": "evalkit comparison 3"}
     del old["byte_rules"]
     for batch in (old["reference"], old["samples"]):
-        for name in ("statistics_preprocess", "source", "labels"):
+        for name in ("statistics_preprocess", "output_digests", "extracted_by", "source", "labels"):
             del batch[name]
     for score in old["scores"]:
-        del score["outputs"], score["reference"]
+        del score["outputs"], score["reference"], score["samples"]
     (made / "old.json").write_text(json.dumps(old))
     result = run("table", "a.json", "old.json")
     assert result.code == 0
