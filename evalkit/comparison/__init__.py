@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, TypedDict, Unpack, overload
 
 from evalkit.comparison.advice import check_sources, memory_needed
+from evalkit.comparison.networks import check_fingerprints
 from evalkit.comparison.pairs import (
     Measured,
     check_paired,
@@ -30,7 +31,6 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
-    check_fingerprints,
     has_full_rank,
     make_extractors,
     open_source,
@@ -194,7 +194,7 @@ def measure(
         One for each set of samples.
     """
     clock = Clock()
-    check_sources(sources, choice)
+    sources = check_sources(sources, choice)
     extractors = make_extractors(choice.networks, extractor, sources, run)
     check_fingerprints(sources, extractors)
     plan = make_plan(

@@ -26,6 +26,7 @@ from evalkit.features.record import Features
 from evalkit.images import open_images
 from evalkit.images.npz import STATISTICS
 from evalkit.layouts import LAYOUTS
+from evalkit.report.text import table
 from evalkit.results import Comparison
 
 Invoke = Callable[..., Result]
@@ -384,6 +385,55 @@ def test_features_of_another_tool(key: str, tmp_path: Path, images: NDArray[np.u
     assert any("kept.h5 holds features as" in warning for warning in again.warnings)
     both = compare(path, path, metrics="fid", run=NO_STORE)
     assert both["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def behind(network: str) -> Pixels:
+    """Pixels in the place of the Inception network behind some resize."""
+
+    class Behind(Pixels):
+        pass
+
+    Behind.network = network
+    return Behind()
+
+
+@pytest.mark.usefixtures("small")
+def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
+    tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    """Each mode has its own resize, and the file does not say which one it is."""
+    path = tmp_path / "x_kid.npz"
+    np.savez(path, feats=Pixels()(images[:30])["pool"])
+
+    def measured(reference: Any, protocol: str, *networks: str) -> Comparison:
+        extractors = [behind(network) for network in networks]
+        return compare(
+            reference, images[30:], protocol=protocol, metrics="kid", extractor=extractors, run=NO_STORE
+        )
+
+    for protocol, network, mode in (
+        ("clean-fid", "inception_clean_fid", "of its mode clean (protocol clean-fid)"),
+        ("clean-fid-legacy-pytorch", "inception_clean_fid_legacy_pytorch", "of legacy_pytorch (protocol"),
+        ("adm", "inception", "of legacy_tensorflow (protocol adm)"),
+    ):
+        found = measured(path, protocol, network)
+        expected = measured(images[:30], protocol, network)
+        assert found["kid"] == pytest.approx(expected["kid"], rel=1e-9)
+        (warning,) = [text for text in found.warnings if "does not say of which mode" in text]
+        assert f"They are taken as {mode}" in warning
+        assert "every score with them is WRONG: name that protocol" in warning
+        # The record says where they came from, and that they can be compared with nothing.
+        assert (found.reference.extracted_by, expected.reference.extracted_by) == ("clean-fid's KID", "")
+        assert "features of clean-fid's KID from the file" in table(found)
+        assert {reason.text for reason in reasons_of([found, found])} == {"network not recorded"}
+    with pytest.raises(InputError, match=r"The metrics need inception_pytorch_fid, none of these\. Name the"):
+        compare(path, images, protocol="pytorch-fid", run=NO_STORE)
+    with pytest.raises(InputError, match="inception and inception_clean_fid, all of these, and they can be"):
+        compare(path, images, protocol="adm,clean-fid", run=NO_STORE)
+    np.savez(path, pool_3=Pixels()(images[:30])["pool"])
+    with pytest.raises(InputError, match="of TensorFlow's Inception"):
+        compare(path, images, protocol="clean-fid", run=NO_STORE)
+    assert not any("which mode" in text for text in measured(path, "adm", "inception").warnings)
 
 
 @pytest.mark.usefixtures("small", "pixels")
