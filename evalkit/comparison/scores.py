@@ -27,7 +27,7 @@ __all__ = ["Clock", "measure_side"]
 
 NOT_KEPT = (
     "only sums over the features were kept, in constant memory; it needs the features of every image: "
-    "request precision and recall as well, and no subset"
+    "request a metric that needs them, too, such as precision_recall or inception_score, and no subset"
 )
 """Why there is no error bar."""
 
