@@ -64,14 +64,14 @@ def _settled(features: Features, networks: Collection[str]) -> Features:
     needed = " and ".join(networks)
     if not modes:
         raise InputError(
-            f"{features.name} holds features of {features.network}, and the metrics need {needed}. Give the "
-            f"images, or choose metrics such as fd@{features.network}."
+            f"{features.name} holds features of {features.network}, and those of {needed} are needed. Give "
+            f"the images, or choose metrics such as fd@{features.network}."
         )
     of = " or ".join(modes.values())
     why = "all of these, and they can be of only one" if known else "none of these"
     raise InputError(
-        f"{features.name} holds features as {features.extractor} keeps them: {of}. The metrics need "
-        f"{needed}, {why}. Name the protocol that they are of, alone; or give the images."
+        f"{features.name} holds features as {features.extractor} keeps them: {of}. Those of {needed} "
+        f"are needed, {why}. Name the protocol that they are of, alone; or give the images."
     )
 
 

@@ -426,9 +426,9 @@ def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
         assert (found.reference.extracted_by, expected.reference.extracted_by) == ("clean-fid's KID", "")
         assert "features of clean-fid's KID from the file" in table(found)
         assert {reason.text for reason in reasons_of([found, found])} == {"network not recorded"}
-    with pytest.raises(InputError, match=r"The metrics need inception_pytorch_fid, none of these\. Name the"):
+    with pytest.raises(InputError, match=r"inception_pytorch_fid are needed, none of these\. Name the"):
         compare(path, images, protocol="pytorch-fid", run=NO_STORE)
-    with pytest.raises(InputError, match="inception and inception_clean_fid, all of these, and they can be"):
+    with pytest.raises(InputError, match="inception and inception_clean_fid are needed, all of these, and"):
         compare(path, images, protocol="adm,clean-fid", run=NO_STORE)
     np.savez(path, pool_3=Pixels()(images[:30])["pool"])
     with pytest.raises(InputError, match="of TensorFlow's Inception"):
@@ -448,6 +448,19 @@ def test_statistics_of_the_features_of_another_tool(
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert sorted(file) == ["mu", "sigma"]  # and nothing is said of how they were made
         np.testing.assert_allclose(file["mu"], rows.mean(0, dtype=np.float64), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("small")
+def test_features_of_another_network_are_refused_where_features_are_kept(
+    run: Invoke, tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    np.savez(tmp_path / "kid.npz", feats=Pixels()(images)["pool"])
+    result = run("features", tmp_path / "kid.npz", "-o", tmp_path / "x.h5", "--network", "pixels")
+    assert (result.code, result.out) == (2, "")
+    assert "kid.npz holds features as clean-fid's KID keeps them" in result.err
+    assert not (tmp_path / "x.h5").exists()
+    kept = features_of(tmp_path / "kid.npz", extractor=behind("inception_clean_fid"), run=NO_STORE)
+    assert (kept.network, len(kept)) == ("inception_clean_fid", 60)
 
 
 @pytest.mark.parametrize(
