@@ -146,6 +146,18 @@ def test_earlier_records_are_marked(run: Invoke, made: Path) -> None:
     ]
 
 
+def test_records_from_before_digests_of_outputs_are_read(run: Invoke, made: Path) -> None:
+    """They are of the same format, and of a reference without statistics they say enough."""
+    old = json.loads((made / "a.json").read_text())
+    for batch in (old["reference"], old["samples"]):
+        del batch["output_digests"], batch["extracted_by"]
+    for score in old["scores"]:
+        del score["samples"]
+    (made / "old.json").write_text(json.dumps(old))
+    result = run("table", "a.json", "old.json", "--strict")
+    assert (result.code, result.err) == (0, "")
+
+
 @pytest.mark.usefixtures("made")
 def test_what_is_no_record(run: Invoke) -> None:
     Path("plan.json").write_text('{"format": "evalkit plan 1"}')
