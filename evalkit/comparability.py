@@ -225,6 +225,7 @@ def _statistics(batch: Batch, score: Score) -> _Fact:
     others = batch.digest if len(score.outputs) > max(1, len(digests)) else None
     shown = " and ".join(str(digest)[:DIGITS] for digest in key)
     what = f"the statistics of {_source(batch)} ({_count(batch.statistics_images)}digest {shown})"
+    what += f" and its images (digest {others[:DIGITS]})" if others else ""
     return _Fact(key=("statistics", key, others), words=what)
 
 
