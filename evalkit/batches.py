@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["Batch", "LabelBalance"]
@@ -46,9 +47,14 @@ class Batch:
         statistics: Where mean and covariance came from: ``images``, or ``file`` (the file's own).
         statistics_images: How many images these are of; None where the file does not say.
         features: ``extracted``, ``stored`` (read back from the store) or ``file`` (a features file).
-        statistics_digest: Digest of the statistics that the file has; None where it has none.
+        statistics_digest: Digest of all statistics that the file has, which depends on the kind of file; None
+            where it has none.
+        output_digests: By output, such as ``inception:pool``, digest of the mean and covariance that come
+            from the file: equal where the numbers and their count of images are, whatever the kind of file.
+            Empty: there are none, or not recorded.
         statistics_preprocess: What was done to the images that the file's statistics are of, in words, or
             ``not said``; None where statistics are of the images, or it is not recorded.
+        extracted_by: The other tool that extracted the features in the file; empty: evalkit, or not recorded.
         source: ``published NAME`` for a published batch, else path or URL; empty: not recorded.
         labels: How the images spread over classes; None: not recorded.
     """
@@ -61,6 +67,8 @@ class Batch:
     features: Literal["extracted", "stored", "file"]
     statistics_images: int | None = None
     statistics_digest: str | None = None
+    output_digests: Mapping[str, str] = field(default_factory=dict)
     statistics_preprocess: str | None = None
+    extracted_by: str = ""
     source: str = ""
     labels: LabelBalance | None = None

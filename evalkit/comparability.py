@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evalkit.batches import Batch
@@ -65,6 +65,7 @@ def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
     values of a score are like for like if, and only if, the same reasons mark both and none of these says
     that something is not recorded.
     """
+    comparisons = _with_digests_of_one_kind(comparisons)
     names = dict.fromkeys(score.name for each in comparisons for score in each.scores)
     cells: dict[str, list[tuple[int, str]]] = {}
     for rule in _RULES:
@@ -72,6 +73,13 @@ def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
             for number, text in _differences(rule, name, comparisons):
                 cells.setdefault(text, []).append((number, name))
     return tuple(Reason(text=text, cells=tuple(marked)) for text, marked in cells.items())
+
+
+def _with_digests_of_one_kind(comparisons: Sequence[Comparison]) -> Sequence[Comparison]:
+    """Earlier records have one digest of all statistics in a file; beside these, it decides for all."""
+    if all(each.reference.output_digests for each in comparisons if each.reference.statistics == "file"):
+        return comparisons
+    return [replace(each, reference=replace(each.reference, output_digests={})) for each in comparisons]
 
 
 def _differences(rule: _Rule, name: str, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, str]]:
@@ -139,7 +147,11 @@ def _protocol(comparison: Comparison, score: Score) -> _Fact:
 
 
 def _network(comparison: Comparison, score: Score) -> _Fact:
-    """By fingerprints, which cover weights, resize, precision and backend."""
+    """By fingerprints: of weights, resize, precision and backend. Features of other tools have none."""
+    if comparison.samples.extracted_by or (
+        comparison.reference.extracted_by and score.reference != "nothing"
+    ):
+        return _NOT_RECORDED
     outputs = score.outputs or [text for text in (score.parameters.get("output"),) if isinstance(text, str)]
     networks = dict.fromkeys(output.partition(":")[0] for output in outputs)
     if not networks and len(comparison.extractors) == 1:
@@ -191,22 +203,38 @@ def _reference(comparison: Comparison, score: Score) -> _Fact | None:
         seen = "images"
     if seen == "nothing":
         return None
-    digest = batch.statistics_digest if seen == "statistics" else batch.digest
-    if seen is None or not digest:
+    if seen == "statistics":
+        return _statistics(batch, score)
+    if seen is None or not batch.digest:
         return _NOT_RECORDED
-    drawn = _drawn(score, batch.images) if seen == "images" else None
+    drawn = _drawn(score, batch.images)
     of = f"{drawn:,} of " if drawn else ""
-    what = f"{of}the {seen} of {_source(batch)} ({_count(batch, seen)}digest {digest[:DIGITS]})"
-    return _Fact(key=(seen, digest, drawn), words=what)
+    what = f"{of}the images of {_source(batch)} ({_count(batch.images)}digest {batch.digest[:DIGITS]})"
+    return _Fact(key=("images", batch.digest, drawn), words=what)
+
+
+def _statistics(batch: Batch, score: Score) -> _Fact:
+    """By the digests of the outputs that the score looks at, or in earlier records that of the whole file."""
+    digests = {key: batch.output_digests[key] for key in score.outputs if key in batch.output_digests}
+    key: tuple[object, ...] = tuple(digests.values())
+    if not digests:
+        if not batch.statistics_digest:
+            return _NOT_RECORDED
+        key = (batch.statistics_digest,)
+    # The other outputs of such a score are of the images.
+    others = batch.digest if len(score.outputs) > max(1, len(digests)) else None
+    shown = " and ".join(str(digest)[:DIGITS] for digest in key)
+    what = f"the statistics of {_source(batch)} ({_count(batch.statistics_images)}digest {shown})"
+    what += f" and its images (digest {others[:DIGITS]})" if others else ""
+    return _Fact(key=("statistics", key, others), words=what)
 
 
 def _source(batch: Batch) -> str:
     return brief(batch.source or batch.name, 80)
 
 
-def _count(batch: Batch, seen: str) -> str:
-    count = batch.statistics_images if seen == "statistics" else batch.images
-    return f"{count:,} images, " if count else ""
+def _count(images: int | None) -> str:
+    return f"{images:,} images, " if images else ""
 
 
 def _samples(comparison: Comparison, score: Score) -> _Fact | None:
@@ -214,8 +242,21 @@ def _samples(comparison: Comparison, score: Score) -> _Fact | None:
     if score.unbiased == score.value:
         return None
     batch = comparison.samples
-    count = _drawn(score, batch.images) or batch.images or batch.statistics_images
+    count: int | None = _drawn(score, batch.images) or batch.images
+    if score.samples == "statistics" or not count:
+        count = batch.statistics_images
     return _Fact(key=count, words=f"{count:,}") if count else _NOT_RECORDED
+
+
+def _seen_of_samples(comparison: Comparison, score: Score) -> _Fact:
+    """Whether it is of their images, or of statistics beside these, which need not be of the same images."""
+    batch = comparison.samples
+    if not batch.images or batch.statistics == "images":
+        return _Fact(key="images", words="the images")
+    if score.samples is None:  # as in earlier records
+        return _NOT_RECORDED
+    beside = "the mean and covariance in their file, which need not be of its images,"
+    return _Fact(key=score.samples, words="the images" if score.samples == "images" else beside)
 
 
 def _drawn(score: Score, images: int) -> int | None:
@@ -256,6 +297,7 @@ class _Rule:
 _RULES = (
     _Rule(name="protocol", of=_protocol),
     _Rule(name="reference", of=_reference),
+    _Rule(name="samples", of=_seen_of_samples),
     _Rule(name="number of samples", of=_samples),
     _Rule(name="label balance of the samples", of=_labels),
     _Rule(name="network", of=_network),

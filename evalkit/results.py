@@ -82,6 +82,7 @@ class Score:
         outputs: The outputs of networks that it looks at, such as ``inception:pool``; empty: not recorded.
         reference: What of the reference it looks at: its ``images``, the ``statistics`` in its file, or
             ``nothing``; None: not recorded.
+        samples: Likewise of the samples.
         by_class: The value within each class, by its label; empty where the score is not of classes.
     """
 
@@ -97,6 +98,7 @@ class Score:
     n: int | None = None
     outputs: tuple[str, ...] = ()
     reference: Literal["images", "statistics", "nothing"] | None = None
+    samples: Literal["images", "statistics"] | None = None
     by_class: Mapping[str, float] = field(default_factory=dict)
 
 

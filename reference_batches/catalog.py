@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from evalkit.system.download import published_urls
 from reference_batches.published import SCORES, all_rows
 from reference_batches.statistics import StatisticsFile, statistics_files
 
-__all__ = ["Entry", "closest", "entries", "find", "published_files", "table"]
+__all__ = ["Entry", "closest", "entries", "find", "published_files", "rows_against", "table"]
 
 FILE = Path(__file__).with_name("catalog.toml")
 # Of a batch that was published with the ADM paper, its evaluator's scores.
@@ -110,6 +110,19 @@ def published_files(dataset: str | None = None) -> dict[str, Entry | StatisticsF
         if not others:
             raise
         return {**others}
+
+
+def rows_against(batch: Entry | StatisticsFile) -> tuple[PublishedRow, ...]:
+    """Rows to show beside a comparison with a published file as the reference.
+
+    Those on the dataset of a reference batch of ADM; of another tool's statistics, those that were measured
+    against this very file, with its name in evalkit as their reference.
+    """
+    of_dataset = [row for row in all_rows() if row.dataset == batch.dataset]
+    if isinstance(batch, StatisticsFile):
+        same = [row for row in of_dataset if PurePosixPath(row.reference or "").name == batch.file]
+        return tuple(replace(row, reference=batch.name) for row in same)
+    return tuple(of_dataset) if batch.kind == "reference" else ()
 
 
 def find(name: str) -> Entry:

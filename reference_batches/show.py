@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from evalkit.errors import ImageError, InputError
 from evalkit.features.adm_npz import written_images
 from evalkit.images import ImageSource, are_ids, is_pattern, open_images
+from evalkit.images.chosen import chosen_images
 from evalkit.images.npz import array_header
 from evalkit.images.reading import readable
 from evalkit.report.image_grid import base_name, write_grid
@@ -164,20 +165,15 @@ def draw(images: ImageSource, path: Place, count: int) -> None:
     """Write a PNG grid of ``count`` images spread evenly over the batch.
 
     Raises:
-        ImageError: One of the images before the last of these is bad.
+        ImageError: One of these images is bad.
         OutputError: The file cannot be written.
     """
-    wanted = set(np.linspace(0, len(images) - 1, min(len(images), count)).round().astype(int).tolist())
-    chosen: list[NDArray[Any]] = []
-    first = 0
-    with closing(images.batches(BATCH)) as batches:
-        for batch in batches:
-            chosen += [image for index, image in enumerate(batch, first) if index in wanted]
-            first += len(batch)
+    indices = np.linspace(0, len(images) - 1, min(len(images), count)).round().astype(int).tolist()
+    chosen = chosen_images(images, indices)
     name = base_name(images.name)
     write_grid(
         path,
-        np.rint(np.stack(chosen)).astype(np.uint8),
+        np.rint(chosen).astype(np.uint8),
         title=f"Images of {name}",
         description=f"{len(chosen):,} of the {len(images):,} images of {name}, evenly spread over it.",
     )

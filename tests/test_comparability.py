@@ -312,3 +312,95 @@ def test_another_protocol_has_its_own_parameters() -> None:
 def test_a_score_that_one_has_is_beside_nothing() -> None:
     other = replace(OURS, protocol="exact", scores=SCORES[:1], byte_rules={})
     assert set(said(OURS, other).values()) == {("fid",)}
+
+
+# Statistics in files ------------------------------------------------------------------------------------
+
+POOL, SPATIAL = "inception:pool", "inception:spatial"
+
+
+def with_digests(source: str, file: str, **outputs: str) -> Comparison:
+    """Ours against another file, with digests of its outputs by the letter that they consist of."""
+    names = {"pool": POOL, "spatial": SPATIAL}
+    digests = {names[output]: letter * 64 for output, letter in outputs.items()}
+    reference = replace(REFERENCE, source=source, statistics_digest=file * 64, output_digests=digests)
+    return replace(OURS, reference=reference)
+
+
+def test_statistics_of_one_content_are_the_same_reference() -> None:
+    """Whatever the kind of file, and whatever else is in it."""
+    npz = with_digests("ref.npz", "1", pool="a", spatial="b")
+    features, pair = with_digests("ref.h5", "2", pool="a", spatial="b"), with_digests("x.npz", "3", pool="a")
+    assert said(npz, features, pair) == {}
+    other = with_digests("other.npz", "1", pool="c", spatial="b")  # the digest of the file decides nothing
+    assert said(npz, other) == {
+        "different reference: the statistics of other.npz (digest cccccccccccc) instead of the statistics of "
+        "ref.npz (digest aaaaaaaaaaaa)": ("fid",)
+    }
+    sfid = replace(SCORES[0], name="sfid", outputs=(SPATIAL,))
+    specs = (*SPECS, replace(SPECS[0], name="sfid"))
+    npz, other = (replace(each, specs=specs, scores=(*SCORES, sfid)) for each in (npz, other))
+    assert [*said(npz, other).values()] == [("fid",)]  # and not sFID, whose statistics are the same
+
+
+def test_earlier_records_have_one_digest_of_all_statistics() -> None:
+    old, new = with_digests("ref.npz", "1"), with_digests("ref.npz", "1", pool="a")
+    assert said(old, new) == said(new, old) == said(old, old) == {}
+    (reason,) = said(old, with_digests("ref.h5", "2", pool="a"))
+    assert reason.startswith("different reference: the statistics of ref.h5 (digest 222222222222)")
+    none = replace(old, reference=replace(old.reference, statistics_digest=None))
+    assert said(none, new) == {"reference not recorded": ("fid",)}
+    # A record against images alone says nothing of statistics, and changes nothing.
+    images = replace(REFERENCE, statistics="images", statistics_digest=None, statistics_preprocess=None)
+    plain = replace(OURS, reference=images, scores=SCORES[1:])
+    assert said(plain, new, with_digests("ref.h5", "2", pool="a")) == {}
+
+
+def test_a_score_of_images_and_statistics_needs_both_to_be_the_same() -> None:
+    """FDr6 of a file with Inception's statistics takes the other networks' from its images."""
+    spec = replace(SPECS[0], name="fdr6")
+    score = replace(SCORES[0], name="fdr6", outputs=(POOL, "dinov2:class_token"))
+    ours = replace(with_digests("ref.npz", "1", pool="a"), specs=(spec,), scores=(score,))
+    other = replace(ours, reference=replace(ours.reference, digest="9" * 64))
+    (reason,) = said(ours, other)
+    assert reason == (
+        "different reference: the statistics of ref.npz (digest aaaaaaaaaaaa) and its images (digest "
+        "999999999999) instead of the statistics of ref.npz (digest aaaaaaaaaaaa) and its images (digest "
+        "aaaaaaaaaaaa)"
+    )
+    assert said(ours, ours) == {}
+    old = [replace(each, reference=replace(each.reference, output_digests={})) for each in (ours, other)]
+    assert len(said(*old)) == 1
+
+
+def test_statistics_beside_the_samples_are_marked() -> None:
+    """FID is then not of the images that the file holds, and the other scores are."""
+    beside = replace(SAMPLES, statistics="file", statistics_images=50_000, statistics_digest="5" * 64)
+    new = replace(with_scores(fid={"samples": "statistics"}), samples=beside)
+    new = replace(new, scores=(new.scores[0], *(replace(each, samples="images") for each in new.scores[1:])))
+    text = (
+        "different samples: the mean and covariance in their file, which need not be of its images, instead "
+        "of the images"
+    )
+    assert said(OURS, new) == {text: ("fid",)}
+    few = replace(new, samples=replace(beside, statistics_images=1_281_167))
+    number = "different number of samples: 1,281,167 instead of 50,000"
+    assert said(OURS, few) == {text: ("fid",), number: ("fid",)}
+    unknown = replace(new, samples=replace(beside, statistics_images=None))
+    assert said(OURS, unknown) == {text: ("fid",), "number of samples not recorded": ("fid",)}
+    # A file of statistics alone is of the images that it says it is of.
+    alone = replace(few, samples=replace(few.samples, images=0))
+    alone = replace(alone, scores=alone.scores[:1])
+    assert said(replace(OURS, scores=SCORES[:1]), alone) == {number: ("fid",)}
+    # Earlier records do not say which scores looked at which.
+    old = replace(OURS, samples=beside)
+    assert said(old, old) == {"samples not recorded": ALL}
+
+
+def test_features_of_another_tool_are_of_a_network_that_is_not_recorded() -> None:
+    """Although the other side, whose images were extracted, has a fingerprint."""
+    samples = replace(OURS, samples=replace(SAMPLES, features="file", extracted_by="clean-fid's KID"))
+    assert said(OURS, samples) == said(samples, samples) == {"network not recorded": ALL}
+    reference = replace(OURS, reference=replace(REFERENCE, features="file", extracted_by="clean-fid's KID"))
+    seen = tuple(name for name in ALL if name != "inception_score")
+    assert said(OURS, reference) == {"network not recorded": seen}

@@ -180,7 +180,7 @@ def echo_notes(images: object) -> None:
 def open_batches(
     *arguments: str, value_range: str | None = None
 ) -> tuple[list[Opened], tuple[PublishedRow, ...]]:
-    """Open what each argument stands for; also what was published on the first one's dataset.
+    """Open what each argument stands for; also what was published with the first one as the reference.
 
     Paths are opened first, so that nothing is downloaded if one of them is damaged.
     """
@@ -202,8 +202,8 @@ def open_batches(
     check_range_used(opened.values(), value_range)
     first = batches[0]
     rows: tuple[PublishedRow, ...] = ()
-    if first is not None and first.kind == "reference":
-        from reference_batches.published import all_rows  # reads a long file
+    if first is not None:
+        from reference_batches.catalog import rows_against  # reads a long file
 
-        rows = tuple(row for row in all_rows() if row.dataset == first.dataset)
+        rows = rows_against(first)
     return [opened[argument] for argument in arguments], rows

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, TypedDict, Unpack, overload
 
 from evalkit.comparison.advice import check_sources, memory_needed
+from evalkit.comparison.networks import check_fingerprints, settle_features
 from evalkit.comparison.pairs import (
     Measured,
     check_paired,
@@ -30,7 +31,6 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
-    check_fingerprints,
     has_full_rank,
     make_extractors,
     open_source,
@@ -194,7 +194,7 @@ def measure(
         One for each set of samples.
     """
     clock = Clock()
-    check_sources(sources, choice)
+    sources = check_sources(sources, choice)
     extractors = make_extractors(choice.networks, extractor, sources, run)
     check_fingerprints(sources, extractors)
     plan = make_plan(
@@ -237,6 +237,10 @@ def features_of(
     """Features of one batch through one network, from a features file, the store or the network.
 
     Arguments are as in `compare`, and as in :func:`evalkit.features.extraction.extract`.
+
+    Raises:
+        InputError: The file holds features of another network.
+        EvalkitError: As `compare` raises.
     """
     run = Run.of(run, how)
     (opened,) = open_sources(source, value_range=value_range)
@@ -251,6 +255,7 @@ def features_of(
         moments=frozenset(f"{network}:{output}" for output in moments),
         subset=None,
     )
+    (opened,) = settle_features([opened], [network])
     extractors = make_extractors([network], extractor, [opened], run)
     check_fingerprints([opened], extractors)
     return Side(opened, plan, extractors, run).features().networks[network]

@@ -8,21 +8,20 @@ import numpy as np
 
 from evalkit.batches import Batch
 from evalkit.comparison.balance import are_far_from_uniform
+from evalkit.comparison.networks import inception_networks, settle_features, settle_statistics
 from evalkit.comparison.plan import Choice, Plan
 from evalkit.comparison.sources import (
     Opened,
     Side,
-    check_networks,
     file_networks,
     file_outputs,
     has_plain_statistics,
-    inception_networks,
-    settle_statistics,
     widths_of,
 )
 from evalkit.errors import UndefinedMetricError
 from evalkit.extractors.base import Extractor
 from evalkit.features.adm_npz import outputs_in_file, written_preprocess, written_record
+from evalkit.features.other_tools import modes_of
 from evalkit.features.record import BatchFeatures, Features, split_output
 from evalkit.images import are_ids
 from evalkit.metrics.base import LABELS_NEEDED, Metric
@@ -54,8 +53,11 @@ def _check_labels(source: Opened, metrics: Sequence[Metric]) -> None:
         raise UndefinedMetricError(f"{source.name} has no labels; {LABELS_NEEDED}.{f' {why}' if why else ''}")
 
 
-def check_sources(sources: Sequence[Opened], choice: Choice) -> None:
-    """Settle whose statistics plain ones are, and refuse what cannot give the scores, before any long work.
+def check_sources(sources: Sequence[Opened], choice: Choice) -> list[Opened]:
+    """Settle whose statistics and features these are, and refuse what cannot give the scores, early.
+
+    Returns:
+        The sources, with the network of other tools' features settled.
 
     Raises:
         InputError: They are features of a network that no metric needs.
@@ -65,7 +67,7 @@ def check_sources(sources: Sequence[Opened], choice: Choice) -> None:
     for source in sources:
         _check_enough_images(source, choice.protocol.published_images)
         _check_labels(source, choice.metrics)
-    check_networks(sources, choice.networks)
+    return settle_features(sources, choice.networks)
 
 
 def memory_needed(sides: Sequence[Side], plan: Plan, *, error_bars: bool) -> str | None:
@@ -148,6 +150,7 @@ def warnings_of(
                 "metric here looks at: they are not used."
             )
         yield from _unknown_resize(choice, source, extractors)
+        yield from _unknown_mode(source)
         of_classes = any(getattr(metric, "needs_labels", False) for metric in choice.metrics)
         yield from _label_warning(next(iter(side.networks.values())), used=of_classes)
     for source in sources:
@@ -175,11 +178,24 @@ def _unknown_resize(choice: Choice, source: Opened, extractors: Mapping[str, Ext
     text = (
         f"{source.name} does not say how the images behind its mean and covariance were resized, and tools "
         f"differ in that. They are taken as resized like the other side: {extractor.preprocess}. If they "
-        f"were not, {scores} is wrong."
+        f"were not, {scores} is wrong: name the protocol of the tool that wrote the file, such as clean-fid "
+        "or pytorch-fid."
     )
     if len(inception_networks(choice.networks)) > 1:
         text += " With several protocols only ADM's resize is assumed; for another, name it alone."
     yield text
+
+
+def _unknown_mode(source: Opened) -> Iterator[str]:
+    """Whether features of another tool may be of another of its modes, each of which has its own resize."""
+    modes = modes_of(source) if isinstance(source, Features) else {}
+    if len(modes) > 1:
+        taken = modes[source.network]  # type: ignore[union-attr]
+        others = " or ".join(text for text in modes.values() if text != taken)
+        yield (
+            f"{source.name} does not say of which mode its features are. They are taken as {taken}. If they "
+            f"are {others}, every score with them is WRONG: name that protocol."
+        )
 
 
 def _singular(choice: Choice, features: Sequence[BatchFeatures], batches: Sequence[Batch]) -> Iterator[str]:

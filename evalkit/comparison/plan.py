@@ -206,23 +206,25 @@ def _streamed(metric: Metric) -> Metric:
     return variant
 
 
-def with_inputs(scores: Sequence[Score], metric: Metric, of_file: Collection[str]) -> tuple[Score, ...]:
+def with_inputs(
+    scores: Sequence[Score], metric: Metric, of_files: Sequence[Collection[str]]
+) -> tuple[Score, ...]:
     """The scores of a metric, with what it looked at.
 
     Args:
         scores: As the metric gives them.
         metric: The metric.
-        of_file: Outputs of which the reference's file has mean and covariance.
+        of_files: Outputs of which the files of reference and samples have mean and covariance.
     """
     found = []
     for score in scores:
         # A metric of several networks says of each score which one it is of.
         one = score.parameters.get("output")
         outputs = (one,) if isinstance(one, str) and one in metric.needs else tuple(metric.needs)
-        seen: Literal["images", "statistics", "nothing"] = "images" if metric.uses_reference else "nothing"
-        if metric.uses_reference and any(
-            metric.needs[output] == "gaussian" for output in outputs if output in of_file
-        ):
-            seen = "statistics"
-        found.append(replace(score, outputs=outputs, reference=seen))
+        summed = {output for output in outputs if metric.needs[output] == "gaussian"}
+        seen: list[Literal["images", "statistics"]] = [
+            "images" if summed.isdisjoint(of_file) else "statistics" for of_file in of_files
+        ]
+        reference = seen[0] if metric.uses_reference else "nothing"
+        found.append(replace(score, outputs=outputs, reference=reference, samples=seen[1]))
     return tuple(found)

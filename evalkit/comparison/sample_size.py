@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from evalkit.comparison import measure
+from evalkit.comparison.networks import settle_features
 from evalkit.comparison.pairs import Measured, check_paired, pairs_of_sets
 from evalkit.comparison.plan import choose_metrics
-from evalkit.comparison.sources import Source, check_networks, make_extractors, open_sources, widths_of
+from evalkit.comparison.sources import Source, make_extractors, open_sources, widths_of
 from evalkit.errors import InputError, UndefinedMetricError
 from evalkit.extractors.base import Extractor
 from evalkit.images import ValueRange
@@ -151,7 +152,7 @@ def plan_samples(
     sources = open_sources(reference, *samples, value_range=value_range)
     if paired:
         check_paired(sources[1:])
-    check_networks(sources, choice.networks)
+    sources = settle_features(sources, choice.networks)
     extractors = make_extractors(choice.networks, extractor, sources, run)
     found = measure(sources, choice, extractor=[*extractors.values()], keep_rows=True, run=run)
     pairs = {pair.score: pair for pair in pairs_of_sets(found, sources[1:], paired)}

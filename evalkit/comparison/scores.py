@@ -27,7 +27,7 @@ __all__ = ["Clock", "measure_side"]
 
 NOT_KEPT = (
     "only sums over the features were kept, in constant memory; it needs the features of every image: "
-    "request precision and recall as well, and no subset"
+    "request a metric that needs them, too, such as precision_recall or inception_score, and no subset"
 )
 """Why there is no error bar."""
 
@@ -53,7 +53,8 @@ def measure_side(
         with clock.stage("closest pairs"):
             closest = find_nearest(nearest, plan.metrics, features, algebra)
     streamed = sides[1].moments if error_bars else None
-    scores, missing, deviations = _compute(plan, features, algebra, clock, streamed, file_outputs(sources[0]))
+    of_files = [file_outputs(source) for source in sources]
+    scores, missing, deviations = _compute(plan, features, algebra, clock, streamed, of_files)
     with clock.stage("precision check"):
         checked = check_scores(sources, extractors, plan.metrics, algebra)
     comparison = Comparison(
@@ -80,7 +81,7 @@ def _compute(
     run: Run,
     clock: Clock,
     streamed: frozenset[str] | None,
-    of_file: Collection[str],
+    of_files: Sequence[Collection[str]],
 ) -> tuple[list[Score], dict[str, str], dict[str, Deviations]]:
     """What was computed; why the rest was not, by name; and how the scores deviate.
 
@@ -90,7 +91,7 @@ def _compute(
         run: Device and progress.
         clock: Takes the time of each stage.
         streamed: Outputs of the samples of which there are sums alone, and no rows; None for no error bars.
-        of_file: Outputs of which the reference's file has mean and covariance.
+        of_files: Outputs of which the files of reference and samples have mean and covariance.
     """
     scores: list[Score] = []
     missing: dict[str, str] = {}
@@ -106,7 +107,7 @@ def _compute(
         except UndefinedMetricError as error:
             missing |= dict.fromkeys(names, str(error))
             continue
-        found = with_inputs(found, metric, of_file)
+        found = with_inputs(found, metric, of_files)
         if streamed is not None:
             bars = _error_bars(found, metric, features, run, clock, streamed)
             found = tuple(with_error_bars(score, bars[score.name]) for score in found)

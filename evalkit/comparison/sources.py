@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from os import PathLike
 from typing import Literal
 
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 from evalkit.batches import Batch
 from evalkit.comparison.balance import label_balance
 from evalkit.comparison.plan import Plan
-from evalkit.errors import FeatureError, InputError
-from evalkit.extractors import extractor_class, make_extractor
+from evalkit.errors import InputError
+from evalkit.extractors import make_extractor
 from evalkit.extractors.base import Extractor
 from evalkit.features.adm_npz import (
-    NETWORK,
     outputs_in_file,
     written_images,
     written_preprocess,
@@ -31,7 +29,6 @@ from evalkit.features.other_tools import read_rows
 from evalkit.features.record import (
     BatchFeatures,
     Features,
-    check_same_extractor,
     is_features_file,
     split_output,
 )
@@ -54,18 +51,14 @@ __all__ = [
     "Side",
     "Source",
     "as_published",
-    "check_fingerprints",
-    "check_networks",
     "file_networks",
     "file_outputs",
     "has_full_rank",
     "has_plain_statistics",
     "has_statistics",
-    "inception_networks",
     "make_extractors",
     "open_source",
     "open_sources",
-    "settle_statistics",
     "widths_of",
 ]
 
@@ -158,62 +151,6 @@ def has_plain_statistics(source: Opened) -> bool:
     if isinstance(source, Features) or source.kind != "npz":
         return False
     return (source.statistics or {}).keys() == {"mu", "sigma"}
-
-
-def inception_networks(networks: Iterable[str]) -> list[str]:
-    """Those of the networks that are the 2015 Inception behind some resize."""
-    return [network for network in networks if network == NETWORK or network.startswith(f"{NETWORK}_")]
-
-
-def settle_statistics(sources: Iterable[Opened], networks: Iterable[str]) -> None:
-    """Settle which network plain statistics without images are taken to be of.
-
-    It is ADM's where a metric looks at that. Otherwise it is the one Inception that the metrics look at,
-    unless the file is known to be of another resize.
-
-    Args:
-        sources: Both sides; :attr:`evalkit.images.source.ImageSource.statistics_network` is set.
-        networks: Those that the metrics look at.
-    """
-    known = inception_networks(networks)
-    for source in sources:
-        if isinstance(source, Features):
-            continue
-        source.statistics_network = NETWORK
-        if len(known) == 1 and not len(source) and has_plain_statistics(source):
-            resize = written_preprocess(source)
-            if resize is None or resize in extractor_class(known[0]).preprocess:
-                source.statistics_network = known[0]
-
-
-def check_networks(sources: Iterable[Opened], networks: Collection[str]) -> None:
-    """Raise an InputError for a features file of a network that no metric needs: nothing would come of it."""
-    for source in sources:
-        if isinstance(source, Features) and source.network not in networks:
-            raise InputError(
-                f"{source.name} holds features of {source.network}, and the metrics need "
-                f"{' and '.join(networks)}. Give the images, or choose metrics such as fd@{source.network}."
-            )
-
-
-def check_fingerprints(sources: Iterable[Opened], extractors: Mapping[str, Extractor]) -> None:
-    """Raise a FeatureError for features of another extractor than the one in use, or than one another's.
-
-    Those of another tool have no fingerprint, and a note instead.
-    """
-    given = [source for source in sources if isinstance(source, Features)]
-    for features in given:
-        extractor = extractors.get(features.network)
-        if extractor is not None and features.fingerprint not in ("", extractor.fingerprint):
-            raise FeatureError(
-                f"{features.name} holds features of another extractor ({features.extractor}, "
-                f"{features.fingerprint[:12]}) than the one in use ({extractor.name}, "
-                f"{extractor.fingerprint[:12]}): weights, preprocessing, precision or backend differ. "
-                "Extract it again with `evalkit features`, or choose the settings it was made with."
-            )
-    for first, second in combinations(given, 2):
-        if first.network == second.network:
-            check_same_extractor(first, second)
 
 
 def make_extractors(
@@ -327,6 +264,12 @@ class Side:
         of_file = has_statistics(self.source, needed)
         preprocess = (written_preprocess(self.source) or "not said") if of_file else None
         published = self.source.published
+        digests = {
+            output: gaussian.digest
+            for output in sorted(file_outputs(self.source))
+            if (gaussian := features.gaussian(output)) is not None
+        }
+        is_foreign = isinstance(self.source, Features) and not self.source.fingerprint
         origin: Literal["extracted", "stored", "file"] = "file"
         if self._extraction is not None and len(self.source):
             origin = self._extraction.origin
@@ -339,7 +282,9 @@ class Side:
             statistics_images=written_images(self.source) if of_file else images,
             features=origin,
             statistics_digest=self.source.statistics_digest,
+            output_digests=digests,
             statistics_preprocess=preprocess,
+            extracted_by=first.extractor if is_foreign else "",
             source=f"published {published}" if published else features.name,
             labels=label_balance(first.labels),
         )

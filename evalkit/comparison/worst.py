@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from evalkit.comparison.networks import settle_statistics
 from evalkit.comparison.pairs import Measured
 from evalkit.comparison.plan import Choice, Subset
-from evalkit.comparison.sources import Opened, file_outputs, settle_statistics, widths_of
+from evalkit.comparison.sources import Opened, file_outputs, widths_of
 from evalkit.deviations import Influence
 from evalkit.errors import InputError, UndefinedMetricError, brief
 from evalkit.extractors.base import Extractor

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from evalkit.comparison.advice import check_sources
+from evalkit.comparison.networks import check_fingerprints
 from evalkit.comparison.plan import Plan, choose_metrics, make_plan
 from evalkit.comparison.precision_check import MOST, reduced_precision
 from evalkit.comparison.scores import Clock, measure_side
@@ -21,7 +22,6 @@ from evalkit.comparison.sources import (
     Opened,
     Side,
     Source,
-    check_fingerprints,
     file_outputs,
     has_full_rank,
     make_extractors,
@@ -113,7 +113,7 @@ class Evaluator:
         self._error_bars = error_bars
         self._group = group
         self._reference = open_reference(reference, self._run)
-        check_sources([self._reference], self._choice)
+        (self._reference,) = check_sources([self._reference], self._choice)
         nothing = GivenImages(NAME, 0, np.empty((0, 1, 1, 3), np.uint8))
         self._extractors = make_extractors(
             self._choice.networks, extractor, [self._reference, nothing], self._run

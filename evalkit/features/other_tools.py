@@ -22,10 +22,20 @@ from evalkit.layouts import SHAPES, layout_named
 from evalkit.system.files import replace_atomically
 from evalkit.system.storage import Place, Remote, file_or_path
 
-__all__ = ["check_name", "read_rows", "resize_warning", "write_statistics"]
+__all__ = ["check_name", "modes_of", "read_rows", "resize_warning", "write_statistics"]
 
 ROWS = {"feats": "clean-fid's KID", "pool_3": "score_sde"}
 """Keys under which an npz has features of Inception's pool, ``(n, 2048)``, and whose files these are."""
+
+# By tool, of which networks its features can be, the most likely one first; the files do not say.
+_MODES = {
+    ROWS["feats"]: {
+        "inception_clean_fid": "of its mode clean (protocol clean-fid)",
+        "inception_clean_fid_legacy_pytorch": "of legacy_pytorch (protocol clean-fid-legacy-pytorch)",
+        NETWORK: "of legacy_tensorflow (protocol adm)",
+    },
+    ROWS["pool_3"]: {NETWORK: "of TensorFlow's Inception (protocol adm)"},
+}
 
 _HEAD = 2**10
 # Of ImageNet's training set and more; an archive of a few MB may say that it holds any number.
@@ -122,6 +132,11 @@ def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
         f"Another resize: these statistics are of images resized with {preprocess}, and that of "
         f"{layout.tools} is {layout.resize}. The file can be read there, but a FID with it is WRONG.{advice}"
     )
+
+
+def modes_of(features: Features) -> Mapping[str, str]:
+    """The networks whose features another tool's may be, each with its mode; empty for evalkit's own."""
+    return {} if features.fingerprint else _MODES.get(features.extractor, {})
 
 
 def read_rows(path: Place) -> Features | None:

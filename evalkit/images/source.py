@@ -75,7 +75,7 @@ class ImageSource(ABC):
         notes: What the user should know but is not an error, one sentence each.
         published: Name of the published batch that it is; empty for a file of one's own.
         statistics_network: The network that ``mu`` and ``sigma`` are taken to be of; see
-            :func:`evalkit.comparison.sources.settle_statistics`.
+            :func:`evalkit.comparison.networks.settle_statistics`.
         opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
         reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
 

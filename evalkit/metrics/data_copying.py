@@ -224,4 +224,7 @@ class DataCopying(OnRows):
             UndefinedMetricError: Always.
         """
         del reference, samples, run
-        raise UndefinedMetricError("C_T is given in units of its own standard error")
+        raise UndefinedMetricError(
+            "C_T is itself a z-statistic, the mean over cells of Mann and Whitney's Z: without copies, its "
+            "own standard error is at most 1"
+        )

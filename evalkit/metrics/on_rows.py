@@ -138,6 +138,14 @@ class ByHalves(OnRows, ABC):
             FeatureError: The sides do not fit together.
         """
 
+    def rows(self, reference: BatchFeatures, samples: BatchFeatures) -> tuple[Rows, Rows]:
+        """(m, d) and (n, d) rows that scores and halves are of: here, of all images.
+
+        Raises:
+            UndefinedMetricError: A side has no such features.
+        """
+        return reference.rows(self.output), samples.rows(self.output)
+
     def __call__(self, reference: BatchFeatures, samples: BatchFeatures, run: Run) -> tuple[Score, ...]:
         """Its scores.
 
@@ -145,8 +153,8 @@ class ByHalves(OnRows, ABC):
             UndefinedMetricError: A side has no such features, or too few images.
             FeatureError: The sides do not fit together.
         """
-        rows = reference.rows(self.output), samples.rows(self.output)
-        values = self.values(*rows, device=run.device, progress=self.report(run))
+        sides = self.rows(reference, samples)
+        values = self.values(*sides, device=run.device, progress=self.report(run))
         return tuple(
             Score(name=spec.name, value=value, parameters=parameters(self))
             for spec, value in zip(self.scores, values, strict=True)
@@ -161,10 +169,11 @@ class ByHalves(OnRows, ABC):
             UndefinedMetricError: A side has no such features, or half of it has too few images.
             FeatureError: The sides do not fit together.
         """
-        r, s = reference.rows(self.output), samples.rows(self.output)
+        r, s = self.rows(reference, samples)
         found = self.halves(
             r,
             s,
+            # None where the rows are of some of the images only: classes are not balanced then.
             classes=classes_of(samples, self.output, len(s)),
             reference_classes=classes_of(reference, self.output, len(r)),
             device=float64_device(run.device),

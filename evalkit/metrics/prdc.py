@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from evalkit.deviations import HalfSplit
 from evalkit.errors import InputError
+from evalkit.features.record import BatchFeatures
 from evalkit.metrics.base import check_sides
 from evalkit.metrics.density_coverage import DensityCoverage
 from evalkit.metrics.halves import halves_of_precision_recall
+from evalkit.metrics.kept import Kept
 from evalkit.metrics.on_rows import ByHalves
 from evalkit.metrics.points import by_lot, exact_sides, on_device
 from evalkit.metrics.precision_recall import PrecisionRecall
@@ -99,8 +101,35 @@ def strict_precision_recall(
         return shares[0], shares[1]
 
 
+# By reference, samples, output and number; the call and the error bars both need them.
+_DRAWN: Kept[Kept[tuple[Rows, Rows]]] = Kept()
+
+
+class _OfDrawn(ByHalves):
+    """A metric of the images that :func:`drawn` gives.
+
+    Attributes:
+        images: The most of each side.
+    """
+
+    images: int
+
+    def rows(self, reference: BatchFeatures, samples: BatchFeatures) -> tuple[Rows, Rows]:
+        """The rows of those drawn, which is done once.
+
+        Raises:
+            UndefinedMetricError: A side has no such features.
+            InputError: ``images`` is below 1.
+        """
+
+        def make() -> tuple[Rows, Rows]:
+            return drawn(reference.rows(self.output), samples.rows(self.output), self.images)
+
+        return _DRAWN.of(reference, None, Kept).of(samples, (self.output, self.images), make)
+
+
 @dataclass(frozen=True)
-class StrictPrecisionRecall(ByHalves):
+class StrictPrecisionRecall(_OfDrawn):
     """Precision and recall as in dgm-eval; see :func:`strict_precision_recall` and :func:`drawn`.
 
     Attributes:
@@ -119,8 +148,7 @@ class StrictPrecisionRecall(ByHalves):
         self, reference: Rows, samples: Rows, *, device: str, progress: Callable[[int, int], object]
     ) -> tuple[float, float]:
         """See :func:`strict_precision_recall`."""
-        sides = drawn(reference, samples, self.images)
-        return strict_precision_recall(*sides, k=self.k, device=device, progress=progress)
+        return strict_precision_recall(reference, samples, k=self.k, device=device, progress=progress)
 
     def halves(
         self,
@@ -132,21 +160,19 @@ class StrictPrecisionRecall(ByHalves):
         device: torch.device,
     ) -> tuple[HalfSplit, HalfSplit]:
         """See :func:`~evalkit.metrics.halves.halves_of_precision_recall`, where spheres are inside."""
-        r, s = drawn(reference, samples, self.images)
-        _check(r, s, self.k)
+        _check(reference, samples, self.k)
         return halves_of_precision_recall(
-            r,
-            s,
+            reference,
+            samples,
             k=self.k,
-            # Those drawn are not balanced.
-            classes=classes if s is samples else None,
-            reference_classes=reference_classes if r is reference else None,
+            classes=classes,
+            reference_classes=reference_classes,
             device=device,
         )
 
 
 @dataclass(frozen=True)
-class DrawnDensityCoverage(DensityCoverage):
+class DrawnDensityCoverage(_OfDrawn, DensityCoverage):
     """Density and coverage as in dgm-eval; see :func:`drawn`.
 
     Attributes:
@@ -154,31 +180,6 @@ class DrawnDensityCoverage(DensityCoverage):
     """
 
     images: int = 10_000
-
-    def values(
-        self, reference: Rows, samples: Rows, *, device: str, progress: Callable[[int, int], object]
-    ) -> tuple[float, float]:
-        """See :func:`~evalkit.metrics.density_coverage.density_coverage`."""
-        return super().values(*drawn(reference, samples, self.images), device=device, progress=progress)
-
-    def halves(
-        self,
-        reference: Rows,
-        samples: Rows,
-        *,
-        classes: Labels | None,
-        reference_classes: Labels | None,
-        device: torch.device,
-    ) -> tuple[HalfSplit, HalfSplit]:
-        """See :func:`~evalkit.metrics.halves.halves_of_density_coverage`."""
-        r, s = drawn(reference, samples, self.images)
-        return super().halves(
-            r,
-            s,
-            classes=classes if s is samples else None,
-            reference_classes=reference_classes if r is reference else None,
-            device=device,
-        )
 
 
 def _check(reference: Rows, samples: Rows, k: int) -> None:

@@ -20,7 +20,8 @@ class Protocol:
         title: One line.
         citation: Where it comes from.
         metrics: In the order of tables; each names its network.
-        byte_rule: What is done to images that are not 8-bit RGB of the right size.
+        byte_rule: What is done to images that are not 8-bit RGB of the right size. Records keep these words
+            and are compared by them: change them only with the rule.
         reference: What the samples are compared with.
         published_images: Samples behind a published number.
     """

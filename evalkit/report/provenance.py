@@ -66,7 +66,7 @@ def _batch(name: str, batch: Batch) -> tuple[Cell, ...]:
         Cell(text=size),
         Cell(text=batch.digest, code=True),
         Cell(text=statistics),
-        Cell(text=batch.features),
+        Cell(text=f"{batch.features}, {batch.extracted_by}" if batch.extracted_by else batch.features),
     )
 
 

@@ -299,7 +299,8 @@ def describe_batch(batch: Batch) -> str:
         of = f" of {batch.statistics_images:,} images" if batch.statistics_images else ""
         parts.append(f"mean and covariance{of} from the file")
     if batch.features != "extracted" and batch.images:
-        parts.append(f"features from {'the store' if batch.features == 'stored' else 'the file'}")
+        of = f" of {batch.extracted_by}" if batch.extracted_by else ""
+        parts.append(f"features{of} from {'the store' if batch.features == 'stored' else 'the file'}")
     return ", ".join(parts)
 
 

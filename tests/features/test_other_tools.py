@@ -17,7 +17,8 @@ from optional import optional
 from stand_ins import NO_STORE, STATISTICS_OF_PIXELS
 from stand_ins import InceptionPixels as Pixels
 
-from evalkit.comparison import compare, open_source
+from evalkit.comparability import reasons_of
+from evalkit.comparison import compare, features_of, open_source
 from evalkit.errors import InputError
 from evalkit.extractors import EXTRACTORS, extractor_class
 from evalkit.features.other_tools import read_rows, resize_warning, write_statistics
@@ -25,6 +26,7 @@ from evalkit.features.record import Features
 from evalkit.images import open_images
 from evalkit.images.npz import STATISTICS
 from evalkit.layouts import LAYOUTS
+from evalkit.report.text import table
 from evalkit.results import Comparison
 
 Invoke = Callable[..., Result]
@@ -257,6 +259,56 @@ def test_stats_refuses_a_name_before_the_work(
     assert "have to be in a .pkl file" in result.err
 
 
+# What can be compared ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+def test_the_kind_of_file_makes_no_other_reference(tmp_path: Path, images: NDArray[np.uint8]) -> None:
+    """An npz of ADM, one of the pair alone, and a features file; but not statistics that were rounded."""
+    rows = Pixels()(images[:30])
+    arrays = {
+        f"{key}{suffix}": value
+        for suffix, output in (("", "pool"), ("_s", "spatial"))
+        for key, value in (
+            ("mu", rows[output].mean(0)),
+            ("sigma", np.cov(rows[output], rowvar=False)),
+        )
+    }
+    np.savez(tmp_path / "adm.npz", arr_0=images[:30], **arrays)
+    write_statistics(tmp_path / "edm.npz", "edm", arrays)
+    features_of(tmp_path / "adm.npz", extractor=Pixels(), run=NO_STORE).save(tmp_path / "adm.h5")
+    np.savez(tmp_path / "rounded.npz", **arrays | {"sigma": arrays["sigma"].astype(np.float32)})
+
+    def measured(name: str) -> Comparison:
+        return compare(
+            tmp_path / name, images[30:], metrics="fid,precision", extractor=Pixels(), run=NO_STORE
+        )
+
+    adm, pair, features, rounded = map(measured, ("adm.npz", "edm.npz", "adm.h5", "rounded.npz"))
+    assert [each["fid"] for each in (pair, features)] == [pytest.approx(adm["fid"], rel=1e-6)] * 2
+    assert len({each.reference.statistics_digest for each in (adm, pair, features)}) == 3
+    assert reasons_of([adm, pair, features]) == ()
+    (reason,) = reasons_of([adm, rounded])
+    assert reason.text.startswith("different reference: the statistics of ")
+    assert reason.scores == ("fid",)
+
+
+@pytest.mark.usefixtures("small")
+def test_samples_with_statistics_of_other_images_are_marked(
+    tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    rows = Pixels()(images[:30])["pool"]
+    np.savez(tmp_path / "s.npz", arr_0=images[30:], mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    plain, beside = (
+        compare(images[:30], samples, metrics="fid,precision", extractor=Pixels(), run=NO_STORE)
+        for samples in (images[30:], tmp_path / "s.npz")
+    )
+    assert beside["fid"] < 0.01 < plain["fid"]
+    marks = {reason.text.partition(":")[0]: reason.scores for reason in reasons_of([plain, beside])}
+    assert marks == {"different samples": ("fid",), "number of samples not recorded": ("fid",)}
+    assert Comparison.from_json(beside.to_json()) == beside
+
+
 # Other keys, networks and features ---------------------------------------------------------------------
 
 
@@ -335,6 +387,55 @@ def test_features_of_another_tool(key: str, tmp_path: Path, images: NDArray[np.u
     assert both["fid"] == pytest.approx(0, abs=1e-6)
 
 
+def behind(network: str) -> Pixels:
+    """Pixels in the place of the Inception network behind some resize."""
+
+    class Behind(Pixels):
+        pass
+
+    Behind.network = network
+    return Behind()
+
+
+@pytest.mark.usefixtures("small")
+def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
+    tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    """Each mode has its own resize, and the file does not say which one it is."""
+    path = tmp_path / "x_kid.npz"
+    np.savez(path, feats=Pixels()(images[:30])["pool"])
+
+    def measured(reference: Any, protocol: str, *networks: str) -> Comparison:
+        extractors = [behind(network) for network in networks]
+        return compare(
+            reference, images[30:], protocol=protocol, metrics="kid", extractor=extractors, run=NO_STORE
+        )
+
+    for protocol, network, mode in (
+        ("clean-fid", "inception_clean_fid", "of its mode clean (protocol clean-fid)"),
+        ("clean-fid-legacy-pytorch", "inception_clean_fid_legacy_pytorch", "of legacy_pytorch (protocol"),
+        ("adm", "inception", "of legacy_tensorflow (protocol adm)"),
+    ):
+        found = measured(path, protocol, network)
+        expected = measured(images[:30], protocol, network)
+        assert found["kid"] == pytest.approx(expected["kid"], rel=1e-9)
+        (warning,) = [text for text in found.warnings if "does not say of which mode" in text]
+        assert f"They are taken as {mode}" in warning
+        assert "every score with them is WRONG: name that protocol" in warning
+        # The record says where they came from, and that they can be compared with nothing.
+        assert (found.reference.extracted_by, expected.reference.extracted_by) == ("clean-fid's KID", "")
+        assert "features of clean-fid's KID from the file" in table(found)
+        assert {reason.text for reason in reasons_of([found, found])} == {"network not recorded"}
+    with pytest.raises(InputError, match=r"inception_pytorch_fid are needed, none of these\. Name the"):
+        compare(path, images, protocol="pytorch-fid", run=NO_STORE)
+    with pytest.raises(InputError, match="inception and inception_clean_fid are needed, all of these, and"):
+        compare(path, images, protocol="adm,clean-fid", run=NO_STORE)
+    np.savez(path, pool_3=Pixels()(images[:30])["pool"])
+    with pytest.raises(InputError, match="of TensorFlow's Inception"):
+        compare(path, images, protocol="clean-fid", run=NO_STORE)
+    assert not any("which mode" in text for text in measured(path, "adm", "inception").warnings)
+
+
 @pytest.mark.usefixtures("small", "pixels")
 def test_statistics_of_the_features_of_another_tool(
     run: Invoke, tmp_path: Path, images: NDArray[np.uint8]
@@ -347,6 +448,19 @@ def test_statistics_of_the_features_of_another_tool(
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert sorted(file) == ["mu", "sigma"]  # and nothing is said of how they were made
         np.testing.assert_allclose(file["mu"], rows.mean(0, dtype=np.float64), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("small")
+def test_features_of_another_network_are_refused_where_features_are_kept(
+    run: Invoke, tmp_path: Path, images: NDArray[np.uint8]
+) -> None:
+    np.savez(tmp_path / "kid.npz", feats=Pixels()(images)["pool"])
+    result = run("features", tmp_path / "kid.npz", "-o", tmp_path / "x.h5", "--network", "pixels")
+    assert (result.code, result.out) == (2, "")
+    assert "kid.npz holds features as clean-fid's KID keeps them" in result.err
+    assert not (tmp_path / "x.h5").exists()
+    kept = features_of(tmp_path / "kid.npz", extractor=behind("inception_clean_fid"), run=NO_STORE)
+    assert (kept.network, len(kept)) == ("inception_clean_fid", 60)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,26 @@ def test_of_large_sides_as_many_are_drawn_whatever_their_order(metric):
     assert drawn(s, s, 10_000)[0] is s
 
 
+@pytest.mark.parametrize("metric", [StrictPrecisionRecall(k=3), DrawnDensityCoverage(k=3)])
+def test_images_are_drawn_once_for_value_and_error_bar(metric, monkeypatch):
+    sizes = []
+
+    def counted(reference, samples, images):
+        sizes.append(images)
+        return drawn(reference, samples, images)
+
+    monkeypatch.setattr("evalkit.metrics.prdc.drawn", counted)
+    r, s, t = (batch(pool=rows(60, seed)) for seed in range(3))
+    few = replace(metric, images=50)
+    few(r, s, CPU)
+    influence_of(few, r, s, CPU)
+    assert sizes == [50]
+    # Other samples, and another number, are drawn for themselves.
+    few(r, t, CPU)
+    replace(metric, images=40)(r, t, CPU)
+    assert sizes == [50, 50, 40]
+
+
 def test_copies_are_drawn_one_by_one():
     """With one lot for all, every ball would have another copy in it, and radius 0."""
     copies = np.repeat(rows(100, 5), 8, axis=0)

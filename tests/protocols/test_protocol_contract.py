@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from stand_ins import NO_STORE, stand_in
 
 from evalkit.comparison import compare
-from evalkit.comparison.plan import choose_metrics
+from evalkit.comparison.plan import choose_metrics, make_plan
+from evalkit.comparison.scores import NOT_KEPT
 from evalkit.errors import InputError
 from evalkit.extractors import EXTRACTORS
 from evalkit.images import ImageSource
@@ -34,6 +36,35 @@ def test_it_says_what_it_is(row: str) -> None:
     names = [spec.name for metric in protocol.metrics for spec in metric.scores]
     assert names == list(dict.fromkeys(names)) != []
     assert set(choose_metrics(row).networks) <= set(EXTRACTORS)
+
+
+# The first digits of the sha256 of each text. Records hold the texts and are compared by them, so that other
+# words for the same rule would part the records of two versions of evalkit.
+BYTE_RULES = {
+    **dict.fromkeys(("adm", "exact", "torch-fidelity"), "963493d0a0f9"),
+    **dict.fromkeys(("pytorch-fid", "clean-fid-legacy-pytorch"), "c669dd2331e1"),
+    "clean-fid": "256b0c221903",
+    "edm2": "935f647c21d3",
+    "dgm-eval": "416f188219c4",
+    "cmmd": "b751f5fbde0b",
+    "fdr6": "39a663acd908",
+}
+
+
+@every_row
+def test_its_byte_rule_has_the_words_that_records_have(row: str) -> None:
+    assert hashlib.sha256(protocol_named(row).byte_rule.encode()).hexdigest()[:12] == BYTE_RULES[row]
+
+
+@every_row
+@pytest.mark.parametrize("other", ["precision_recall", "inception_score"])
+def test_what_is_advised_where_sums_alone_are_kept_keeps_the_features(row: str, other: str) -> None:
+    assert other in NOT_KEPT
+    names = [spec.name for metric in protocol_named(row).metrics for spec in metric.scores]
+    choice = choose_metrics(row, [*names, other])
+    plan = make_plan(choice.metrics, subset=None, is_streaming_better=lambda outputs: True)
+    assert plan.moments == frozenset()
+    assert plan.rows == {output for metric in choice.metrics for output in metric.needs}
 
 
 @every_row

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from evalkit.report import several
 from evalkit.results import Comparison, PublishedRow, Score
 from evalkit.several import Comparisons
 from reference_batches import published
-from reference_batches.catalog import entries, find
+from reference_batches.catalog import entries, find, published_files, rows_against
 from reference_batches.published import (
     SCORES,
     all_rows,
@@ -379,6 +379,38 @@ def test_nothing_beside_where_nothing_is_alike(protocol: str) -> None:
     rows = published_rows("cifar10")  # none with ADM's evaluator
     plain = comparison(protocol, fid=4.0)
     assert beside(plain, rows) == plain
+
+
+def test_rows_measured_against_a_file_of_statistics() -> None:
+    """These alone stand beside it; of a file that no source names, none do."""
+    files = published_files()
+    rows = rows_against(files["adm-in256"])
+    expected = [row for row in all_rows() if row.reference == "adm_in256_stats.npz"]
+    assert rows == tuple(replace(row, reference="adm-in256") for row in expected)
+    assert {"MAR-H", "FractalMAR-H", "xAR-L"} <= {row.model for row in rows}
+    assert rows_against(files["jit-in256"]) == ()  # the source of JiT's rows does not name a reference
+    edm2 = rows_against(files["edm2-img512"])
+    assert {row.dataset for row in edm2} == {"imagenet512"}
+    assert any("fd_dinov2" in row.scores for row in edm2)
+    assert rows_against(files["imagenet256"]) == published_rows("imagenet256")
+    assert rows_against(files["admnet_imagenet256"]) == ()
+
+
+def test_the_file_that_both_were_measured_against_is_like_for_like() -> None:
+    rows = rows_against(published_files()["adm-in256"])
+
+    def shown(source: str, protocol: str = "torch-fidelity") -> str:
+        plain = comparison(protocol, fid=2.0)
+        side = replace(plain.reference, source=source)
+        samples = replace(plain.samples, images=50_000)
+        found = beside(replace(plain, reference=side, samples=samples), rows)
+        return several.FORMATS["table"](Comparisons(comparisons=(found, found)))
+
+    text = shown("published adm-in256")
+    assert "evaluator torch-fidelity, against adm-in256. The nearest 5 of" in text
+    assert "Not like for like" not in text
+    assert "Not like for like, here: reference jit-in256." in shown("published jit-in256")
+    assert "as published" not in shown("published adm-in256", "adm")
 
 
 def test_models_at_several_scales() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from invoked import Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from evalkit.images import open_images
+from evalkit.images import ImageSource, open_images
 from evalkit.report.image_grid import grid
 from reference_batches.convert import convert
-from reference_batches.show import check, contents, describe
+from reference_batches.show import check, contents, describe, draw
 
 Invoke = Callable[..., Result]
 
@@ -202,6 +202,23 @@ def test_grid_enlarges_small_images_by_a_whole_factor() -> None:
     np.testing.assert_array_equal(drawn[1:41, 1:61], images[0].repeat(20, axis=0).repeat(20, axis=1))
     np.testing.assert_array_equal(drawn[43:83:20, 63:123:20], images[4])
     assert (drawn[42:, 124:] == drawn[0, 0]).all()
+
+
+def test_a_grid_reads_no_other_images(
+    photos: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "x.npz", photos)
+    images, asked = open_images(tmp_path / "x.npz"), []
+
+    def counted(size: int, start: int, stop: int | None = None) -> Iterator[NDArray[Any]]:
+        asked.append((size, start, stop))
+        return ImageSource.checked_batches(images, size, start, stop)
+
+    monkeypatch.setattr(images, "checked_batches", counted)
+    draw(images, tmp_path / "grid.png", 4)
+    assert asked == [(1, index, index + 1) for index in (0, 40, 79, 119)]
+    with Image.open(tmp_path / "grid.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), grid(photos[[0, 40, 79, 119]]))
 
 
 def test_a_grid_of_no_images_is_an_error(tmp_path: Path, run: Invoke) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from stand_ins import STATISTICS_OF_PIXELS
 
 from evalkit.errors import DownloadError, InputError
 from evalkit.layouts import LAYOUTS
-from evalkit.results import Comparison
+from evalkit.results import Comparison, PublishedRow
 from reference_batches import statistics
 from reference_batches.catalog import closest, entries
 from reference_batches.fetch import cache_path, fetch, named
@@ -279,5 +280,21 @@ def test_compare_by_name(
     assert "FID" in result.out
     assert "there is no mu_s for sFID" in result.out
     assert "as published" not in result.out
+    # Rows that were measured against this file stand beside it.
+    row = PublishedRow(
+        dataset="tiny",
+        model="a model",
+        scores={"fid": 3.5},
+        images=60,
+        paper="A paper",
+        table=1,
+        evaluator="torch-fidelity",
+        reference="fid_stats/near.npz",
+    )
+    monkeypatch.setattr(
+        "reference_batches.catalog.all_rows", lambda: (row, replace(row, reference="far.npz"))
+    )
+    result = run("compare", "near", "mine.npz", "--protocol", "torch-fidelity", "--metrics", "fid")
+    assert "tiny as published, 60 samples each, evaluator torch-fidelity, against near.\n" in result.out
     listed = run("reference", "list", "--dataset", "tiny").out.splitlines()
     assert listed[2].split()[:6] == ["near", "near.npz", "mu", "sigma", "fetch", "yes"]

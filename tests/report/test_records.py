@@ -132,10 +132,10 @@ def test_earlier_records_are_marked(run: Invoke, made: Path) -> None:
     old = json.loads((made / "a.json").read_text()) | {"format": "evalkit comparison 3"}
     del old["byte_rules"]
     for batch in (old["reference"], old["samples"]):
-        for name in ("statistics_preprocess", "source", "labels"):
+        for name in ("statistics_preprocess", "output_digests", "extracted_by", "source", "labels"):
             del batch[name]
     for score in old["scores"]:
-        del score["outputs"], score["reference"]
+        del score["outputs"], score["reference"], score["samples"]
     (made / "old.json").write_text(json.dumps(old))
     result = run("table", "a.json", "old.json")
     assert result.code == 0
@@ -144,6 +144,18 @@ def test_earlier_records_are_marked(run: Invoke, made: Path) -> None:
         "a: label balance of the samples not recorded (all scores of old.json)",
         "b: byte rule not recorded (all scores of old.json)",
     ]
+
+
+def test_records_from_before_digests_of_outputs_are_read(run: Invoke, made: Path) -> None:
+    """They are of the same format, and of a reference without statistics they say enough."""
+    old = json.loads((made / "a.json").read_text())
+    for batch in (old["reference"], old["samples"]):
+        del batch["output_digests"], batch["extracted_by"]
+    for score in old["scores"]:
+        del score["samples"]
+    (made / "old.json").write_text(json.dumps(old))
+    result = run("table", "a.json", "old.json", "--strict")
+    assert (result.code, result.err) == (0, "")
 
 
 @pytest.mark.usefixtures("made")
