@@ -208,14 +208,15 @@ class ImageSource(ABC):
             self.check_unchanged()
         elif self._ahead is not None:
             ahead, self._ahead = self._ahead, None
-            self._found, self._stamp = ahead.result(progress)
+            found, self._stamp = ahead.result(progress)
             self.check_unchanged(every_file=True)  # that may have been long ago
+            self._found = found
         else:
             self._found, self._stamp = self._hash(progress)
-        found = str(self._found["digest"])
+        digest = str(self._found["digest"])
         if self.value_range in (None, VALUE_RANGES["0..255"]):
-            return found
-        return hashlib.sha256(f"{found} in {self.value_range}".encode()).hexdigest()
+            return digest
+        return hashlib.sha256(f"{digest} in {self.value_range}".encode()).hexdigest()
 
     def _hash(self, progress: Progress | None) -> tuple[Mapping[str, Any], str | None]:
         """What the content is, and the stamp of the files; None if they are not all that decides."""
