@@ -211,6 +211,7 @@ def measure(
 
     found = []
     with Background() as background:
+        hash_ahead(sources, 0, background)  # so that on few cores the next waits for it
         hash_ahead(sources, 1, background)
         with clock.stage("features of reference"):
             kept = [reference.features()]

@@ -1,4 +1,4 @@
-"""Work in a background thread, while the caller does something else."""
+"""Work in background threads, while the caller does something else."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ _POLL = 0.1
 
 
 class Background:
-    """A background thread that does one task after another.
+    """Background threads that do tasks in their order.
 
-    Leaving the block ends it: tasks that wait are dropped, and the one at work is told to give up (see
+    There is one for every two cores, because a task has a thread that reads ahead; at most two.
+
+    Leaving the block ends them: tasks that wait are dropped, and those at work are told to give up (see
     :func:`evalkit.system.stops.check_stop`).
     """
 
     def __init__(self) -> None:
         self._stop = Stop()
-        self._thread = ThreadPoolExecutor(1, "background", self._stop.put_on_thread)
+        count = min(2, cores() // 2)
+        self._pool = ThreadPoolExecutor(count, "background", self._stop.put_on_thread) if count else None
 
     def __enter__(self) -> Self:
         return self
@@ -38,26 +41,27 @@ class Background:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def begin(self, function: Callable[[Progress], T]) -> Task[T] | None:
         """Begin ``function(progress)``; None on a single core, where it would only slow down the caller."""
-        return Task(function, self._thread) if cores() > 1 else None
+        return None if self._pool is None else Task(function, self._pool)
 
 
 class Task(Generic[T]):
     """A function that a background thread calls; made by :meth:`Background.begin`."""
 
-    def __init__(self, function: Callable[[Progress], T], thread: ThreadPoolExecutor) -> None:
+    def __init__(self, function: Callable[[Progress], T], pool: ThreadPoolExecutor) -> None:
         self._function = function
         self._reached: tuple[str, int, int] | None = None
-        self._future = thread.submit(function, self._note)
+        self._future = pool.submit(function, self._note)
 
     def _note(self, stage: str, done: int, total: int) -> None:
         self._reached = stage, done, total
 
     def result(self, progress: Progress | None = None) -> T:
-        """What the function returns, or raises. What the thread has given up is done here.
+        """What the function returns, or raises. What was given up in the background is done here.
 
         Args:
             progress: Called in this thread, while it waits. So stages of two threads do not mix.
