@@ -20,6 +20,7 @@ from typing import Literal
 from evalkit import __version__
 from evalkit.errors import EvalkitError, brief
 from evalkit.extractors import EXTRACTORS, extractor_class
+from evalkit.system.processes import cores
 from evalkit.system.urls import scrubbed
 
 __all__ = ["Finding", "State", "examine"]
@@ -164,21 +165,14 @@ def _device() -> Iterator[Finding]:
         yield Finding(part="device", name="cuda", state="note", detail=detail)
     if torch.backends.mps.is_available():
         yield Finding(part="device", name="mps", state="ok", detail="give --device mps to use it")
-    threads, cores = torch.get_num_threads(), _cores()
+    threads, available = torch.get_num_threads(), cores()
     few = f"; OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
     yield Finding(
         part="device",
         name="threads",
-        state="ok" if threads == cores else "note",
-        detail=f"{threads} on {cores} cores{few if threads != cores else ''}",
+        state="ok" if threads == available else "note",
+        detail=f"{threads} on {available} cores{few if threads != available else ''}",
     )
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux has it
-        return os.cpu_count() or 1
 
 
 def _weights() -> Iterator[Finding]:

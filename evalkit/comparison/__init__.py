@@ -32,6 +32,7 @@ from evalkit.comparison.sources import (
     Side,
     Source,
     has_full_rank,
+    hash_ahead,
     make_extractors,
     open_source,
     open_sources,
@@ -45,6 +46,7 @@ from evalkit.images import ImageSource, ValueRange
 from evalkit.metrics.base import Metric
 from evalkit.results import Comparison
 from evalkit.several import Comparisons
+from evalkit.system.background import Background
 from evalkit.system.devices import prepare_forked_process
 from evalkit.system.engine import Engine
 from evalkit.system.progress import Progress
@@ -207,20 +209,26 @@ def measure(
     if text := memory_needed([reference, largest], plan, error_bars=error_bars):
         log.info(text)
 
-    with clock.stage("features of reference"):
-        kept = [reference.features()]
     found = []
-    for side in others:
-        spent = replace(clock, seconds=dict(clock.seconds))  # the reference's time is in the record of each
-        with spent.stage("features of samples"):
-            features = [kept[0], side.features()]
-        if side is others[-1]:
-            kept.clear()  # so that rows can go as soon as no metric needs them
-        found.append(measure_side(choice, [reference, side], features, error_bars, spent, nearest))
-        features.clear()  # before the rows of the next set come
-        if len(others) > 1:  # so that an error in a later set does not lose them
-            scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
-            log.info("%s: %s", brief(side.source.name, 200), scores or "no score")
+    with Background() as background:
+        hash_ahead(sources, 0, background)  # so that on few cores the next waits for it
+        hash_ahead(sources, 1, background)
+        with clock.stage("features of reference"):
+            kept = [reference.features()]
+        for number, side in enumerate(others, 1):
+            # Only the next: files further on would push this one out of the system's cache.
+            hash_ahead(sources, number + 1, background)
+            # The reference's time is in the record of each.
+            spent = replace(clock, seconds=dict(clock.seconds))
+            with spent.stage("features of samples"):
+                features = [kept[0], side.features()]
+            if side is others[-1]:
+                kept.clear()  # so that rows can go as soon as no metric needs them
+            found.append(measure_side(choice, [reference, side], features, error_bars, spent, nearest))
+            features.clear()  # before the rows of the next set come
+            if len(others) > 1:  # so that an error in a later set does not lose them
+                scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
+                log.info("%s: %s", brief(side.source.name, 200), scores or "no score")
     return found
 
 

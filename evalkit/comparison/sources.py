@@ -42,6 +42,7 @@ from evalkit.images import (
     parse_value_range,
 )
 from evalkit.metrics.frechet import is_rank_deficient
+from evalkit.system.background import Background
 from evalkit.system.run import Run
 from evalkit.system.storage import Remote, place_of
 from evalkit.system.urls import is_url
@@ -56,6 +57,7 @@ __all__ = [
     "has_full_rank",
     "has_plain_statistics",
     "has_statistics",
+    "hash_ahead",
     "make_extractors",
     "open_source",
     "open_sources",
@@ -208,6 +210,16 @@ def has_full_rank(
     return any(
         has_statistics(source, outputs) or not is_rank_deficient(len(source), least) for source in sources
     )
+
+
+def hash_ahead(sources: Sequence[Opened], number: int, background: Background) -> None:
+    """Begin to hash a source in the background, before its features are due; past the last, do nothing.
+
+    Nor where one before has the same name: the hash of that file is remembered by then.
+    """
+    for source in sources[number : number + 1]:
+        if isinstance(source, ImageSource) and source.name not in {each.name for each in sources[:number]}:
+            source.identify_ahead(background)
 
 
 @dataclass(eq=False)

@@ -26,9 +26,10 @@ from evalkit.images.files import ImageFiles
 from evalkit.images.labels import are_ids
 from evalkit.images.parts import is_pattern, open_parts
 from evalkit.images.reading import Candidate, readable
-from evalkit.images.source import ImageSource, Known, read_ahead
+from evalkit.images.source import ImageSource, Known
 from evalkit.images.value_range import VALUE_RANGES, ValueRange, check_range_used, parse_value_range
 from evalkit.images.write import NpzWriter
+from evalkit.system.background import read_ahead
 from evalkit.system.files import kind_of
 from evalkit.system.storage import Place, Remote, place_of
 from evalkit.system.urls import is_url

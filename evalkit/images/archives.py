@@ -88,7 +88,7 @@ class Tar(Members):
         self.reads_in_order = compressed
         offsets = [info.offset for info in self._members]
         if compressed and offsets != sorted(offsets):
-            self._is_ordered = self.reads_in_order = False
+            self._is_ordered = self.reads_in_order = self.reads_in_pieces = False
             self.notes += (
                 f"{name} is compressed and not in the order of its names: it is unpacked to a temporary "
                 f"file of {self._unpacked_bytes / 1e9:.2g} GB.",

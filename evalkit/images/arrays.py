@@ -96,6 +96,7 @@ class Npy(ImageSource):
         self._remembered = isinstance(path, Remote) and path.scheme != "file"
         self._header = header
         self.reads_in_order = header.fortran
+        self.reads_in_pieces = not header.fortran
 
     @classmethod
     def claims(cls, candidate: Candidate) -> bool:

@@ -51,6 +51,7 @@ class Decoded(ImageSource):
         self.labels, self.labels_problem = files.labels, files.labels_problem
         self.notes += files.notes
         self.reads_in_order = files.reads_in_order
+        self.reads_in_pieces = files.reads_in_pieces
 
     def _read(self, size: int, start: int) -> Iterator[NDArray[Any]]:
         return self.decoded(size, range(start, len(self)))

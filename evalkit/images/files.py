@@ -54,10 +54,12 @@ class ImageFiles(ABC):
         labels_problem: Why ``labels`` is None although the container has some; None if it has none.
         notes: What the user should know but is not an error, one sentence each.
         reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
+        reads_in_pieces: Whether it is read an image at a time; not if all of it is unpacked first.
     """
 
     _path: Place
     reads_in_order = False
+    reads_in_pieces = True
 
     def __init__(self, name: str, kind: str, names: list[str]) -> None:
         self.name = name

@@ -74,6 +74,7 @@ class Npz(ImageSource):
                 self._header = header
                 is_stored = archive.getinfo("arr_0.npy").compress_type == zipfile.ZIP_STORED
                 self.reads_in_order = header.fortran or not is_stored
+                self.reads_in_pieces = not header.fortran
                 others = {key: _layout(name, archive, key) for key in dict.fromkeys(keys) if key not in used}
                 check_only_images(name, others)
                 if "arr_1" in keys:

@@ -153,6 +153,9 @@ class Parts(ImageSource):
             for _ in self._on_each(lambda part: part.check_unchanged(every_file=every_file)):
                 pass
 
+    def _can_hash_ahead(self) -> bool:
+        return all(part._can_hash_ahead() for part in self.parts)
+
     def shows_changes(self) -> bool:
         """See :meth:`ImageSource.shows_changes`."""
         return all(part.shows_changes() for part in self.parts)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex, TypeVar
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +22,13 @@ from evalkit.images.value_range import (
     cut_floats_problem,
     scaled_floats_problem,
 )
+from evalkit.system.background import Background, Task, read_ahead
 from evalkit.system.identity import check_unchanged, recall, stamp
 from evalkit.system.progress import Progress
-from evalkit.system.stops import Stop
+from evalkit.system.stops import check_stop
 from evalkit.system.storage import Place, Remote
 
-__all__ = ["ImageSource", "Known", "read_ahead"]
-
-T = TypeVar("T")
+__all__ = ["ImageSource", "Known"]
 
 
 class Known(NamedTuple):
@@ -78,6 +75,8 @@ class ImageSource(ABC):
             :func:`evalkit.comparison.networks.settle_statistics`.
         opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
         reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
+        reads_in_pieces: Whether it is read a few images at a time; not if all of it is loaded or unpacked
+            first.
 
     Pickled, it is the way to open it again, and what its content was: see :func:`evalkit.images.reopen`.
     """
@@ -102,12 +101,14 @@ class ImageSource(ABC):
         self.statistics_network = "inception"
         self.opened_by: Callable[[Known], ImageSource] | None = None
         self.reads_in_order = False
+        self.reads_in_pieces = True
         self._count = count
         self._stored_dtype = dtype
         self._found: Mapping[str, Any] | None = None
         # Whether this process has read all of it, and compared its checksums.
         self._examined = False
         self._stamp: str | None = None
+        self._ahead: Task[tuple[Mapping[str, Any], str | None]] | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -205,26 +206,51 @@ class ImageSource(ABC):
         """
         if self._found is not None:
             self.check_unchanged()
+        elif self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            found, self._stamp = ahead.result(progress)
+            self.check_unchanged(every_file=True)  # that may have been long ago
+            self._found = found
         else:
-            paths = self._paths()
-
-            def examine() -> dict[str, Any]:
-                found = self._examine(progress)
-                self._examined = True
-                return found
-
-            if paths is None:
-                self._found = examine()
-            else:
-                place = paths[0] if isinstance(paths[0], Remote) else Path(self.name)
-                with readable(self.name):
-                    self._found, self._stamp = recall(
-                        place, self.kind, lambda: paths, examine, remember=self._remembered
-                    )
-        found = str(self._found["digest"])
+            self._found, self._stamp = self._hash(progress)
+        digest = str(self._found["digest"])
         if self.value_range in (None, VALUE_RANGES["0..255"]):
+            return digest
+        return hashlib.sha256(f"{digest} in {self.value_range}".encode()).hexdigest()
+
+    def _hash(self, progress: Progress | None) -> tuple[Mapping[str, Any], str | None]:
+        """What the content is, and the stamp of the files; None if they are not all that decides."""
+        paths = self._paths()
+
+        def examine() -> dict[str, Any]:
+            found = self._examine(progress)
+            self._examined = True
             return found
-        return hashlib.sha256(f"{found} in {self.value_range}".encode()).hexdigest()
+
+        if paths is None:
+            return examine(), None
+        place = paths[0] if isinstance(paths[0], Remote) else Path(self.name)
+        with readable(self.name):
+            return recall(place, self.kind, lambda: paths, examine, remember=self._remembered)
+
+    def identify_ahead(self, background: Background) -> None:
+        """Begin to hash the content in the background. :meth:`identify` waits for it, and raises its errors.
+
+        Where :meth:`_can_hash_ahead` says no, :meth:`identify` does it all.
+        """
+        if self._found is None and self._ahead is None and self._can_hash_ahead():
+            self._ahead = background.begin(self._hash)
+
+    def _can_hash_ahead(self) -> bool:
+        """Whether it is files on this machine, read in pieces.
+
+        What is loaded or unpacked whole would take its memory or disk space while another batch has its own.
+        Requests to a server would compete with those for the batch at work, and from within h5py they hold
+        a lock that the store needs.
+        """
+        paths = self._paths()
+        is_local = paths is not None and not any(isinstance(path, Remote) for path in paths)
+        return is_local and self.reads_in_pieces
 
     def check_unchanged(self, *, every_file: bool = False) -> None:
         """Raise an InputError if files are not as they were when their content was hashed.
@@ -310,6 +336,7 @@ class ImageSource(ABC):
         return {"digest": digest.hexdigest()} | (floats.found() if dtype.kind == "f" else {})
 
     def _report(self, progress: Progress | None, done: int) -> None:
+        check_stop()
         if progress:
             progress(f"checksum of the images of {self.name}", done, len(self))
 
@@ -369,29 +396,3 @@ class ImageSource(ABC):
             return  # it is reported where the images are read for their own sake
         if problem := cut_floats_problem(self.name, values):
             raise InputError(problem)
-
-
-def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Yield the same items while a background thread already produces the next ones.
-
-    An exception of the iterator is raised where its item would have come. When the generator is closed or
-    dropped, or the consumer is interrupted, the item in progress is finished (a request to a server is given
-    up), the iterator closed and the thread ended.
-
-    Args:
-        iterator: Produces the items.
-        depth: How many items may wait, besides the one that the consumer holds.
-    """
-    items, end = iter(iterator), object()
-    stop = Stop()
-    with ThreadPoolExecutor(1, "read-ahead", stop.put_on_thread) as thread:
-        try:
-            waiting = deque(thread.submit(next, items, end) for _ in range(depth))
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(next, items, end))
-                yield item  # type: ignore[misc]
-        finally:
-            stop.set()
-            thread.shutdown(cancel_futures=True)
-            if isinstance(items, Generator):
-                items.close()

@@ -1,4 +1,7 @@
-"""Rank and number of the processes of `evalkit train`; no other module reads torchrun's variables."""
+"""Rank and number of the processes of `evalkit train`, and the cores of this one.
+
+No other module reads torchrun's variables.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,13 @@ import os
 
 from evalkit.errors import InputError
 
-__all__ = ["is_main_process", "local_rank", "local_world_size", "rank", "world_size"]
+__all__ = ["cores", "is_main_process", "local_rank", "local_world_size", "rank", "world_size"]
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # only Linux has it
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def rank() -> int:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from evalkit import __version__
 from evalkit.errors import InputError, MissingDependencyError, WorkerError, brief, first_line
 from evalkit.system.engine import Engine, Work, WorkerState
+from evalkit.system.processes import cores
 from evalkit.system.ray_connection import joined_ray, private_ray
 from evalkit.system.ray_member import LOADING, Call, Member
 from evalkit.system.ray_worker import Driver, Outcome, Place, Worker
@@ -107,7 +108,7 @@ class _RayEngine:
         if driver.device == "cuda":
             found = sum(int(node.get("GPU", 0)) for node in nodes)
         elif self._is_private:
-            found = _cores() // driver.threads
+            found = cores() // driver.threads
         else:
             found = sum(int(node.get("CPU", 0)) // driver.threads for node in nodes)
         # A cluster that grows on demand does so for a worker that waits.
@@ -353,8 +354,3 @@ class _Job(Generic[Item, Result]):
                     f"{member.who()} {reason}; {done:g} of it was done. {RESUME}"
                 )
         self._todo.extendleft(reversed(items))
-
-
-def _cores() -> int:
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import CancelledError
 
-__all__ = ["Stop", "current_stop", "pause"]
+__all__ = ["Stop", "check_stop", "current_stop", "pause"]
 
 _POLL = 0.1
 _of_thread = threading.local()
@@ -41,6 +42,12 @@ class Stop:
     def is_set(self) -> bool:
         """Whether to give up."""
         return self._event.is_set() or (self._parent is not None and self._parent.is_set())
+
+
+def check_stop() -> None:
+    """Raise a CancelledError if this thread was told to give up."""
+    if (stop := current_stop()) and stop.is_set():
+        raise CancelledError
 
 
 def pause(seconds: float) -> None:

@@ -27,7 +27,7 @@ from containers import (
 )
 from patience import SECONDS
 
-import evalkit.images.source
+import evalkit.system.background
 from evalkit.images import open_images, read_ahead
 
 
@@ -165,7 +165,7 @@ def test_read_ahead_reads_ahead_and_no_further(monkeypatch):
             asked.append(super().submit(*arguments))
             return asked[-1]
 
-    monkeypatch.setattr(evalkit.images.source, "ThreadPoolExecutor", Noting)
+    monkeypatch.setattr(evalkit.system.background, "ThreadPoolExecutor", Noting)
     numbers = read_ahead((produced.append(i) or i for i in count()), depth=2)
     assert next(numbers) == 0
     wait(asked, SECONDS)  # whatever the thread was asked for; it does nothing more by itself
@@ -237,3 +237,18 @@ def test_what_can_only_be_read_from_its_beginning(tmp_path):
             found.add(name)
     packed = {"npz deflated", "tar.gz", "tar.bz2", "tar.xz"}
     assert found == packed | {"npz Fortran order", "parquet", "parquet of bytes"}
+
+
+def test_what_is_not_hashed_in_the_background(tmp_path):
+    """What is in memory, loaded whole, unpacked first or at a URL."""
+    found = set()
+    for name, write in CONTAINERS.items():
+        (tmp_path / name).mkdir()
+        if not open_images(write(tmp_path / name))._can_hash_ahead():
+            found.add(name)
+    assert found == {"npz Fortran order", "array", "array not contiguous", "tensor"}
+    assert not open_images(write_tar(tmp_path / "x.tgz", reverse(image_files()), "w:gz"))._can_hash_ahead()
+    fortran = tmp_path / "fortran.npy"
+    np.save(fortran, np.asfortranarray(PIXELS))
+    assert not open_images(fortran)._can_hash_ahead()
+    assert not open_images((tmp_path / "npz" / "x.npz").as_uri())._can_hash_ahead()

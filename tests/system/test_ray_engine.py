@@ -110,7 +110,7 @@ def test_workers_are_kept_for_the_next_work(engine: Watched) -> None:
 
 
 def test_items_are_taken_when_someone_is_free(engine: Watched) -> None:
-    workers = max(1, engines._cores() // torch.get_num_threads())
+    workers = max(1, engines.cores() // torch.get_num_threads())
     taken = done = 0
     ahead = []
 
