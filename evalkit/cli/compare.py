@@ -10,7 +10,7 @@ import click
 
 from evalkit.cli import completion
 from evalkit.cli.engine import engine_options
-from evalkit.cli.messages import say
+from evalkit.cli.messages import say, terminal_width
 from evalkit.cli.options import (
     ExtractorSetup,
     echo_notes,
@@ -190,13 +190,14 @@ def compare(
                 paired=paired,
                 run=run,
             )
+        is_table, width = format_ == "table", terminal_width()
         if isinstance(found, Comparison):
             found = beside(found, published)
-            shown_text = single.FORMATS[format_](found)
+            shown_text = single.table(found, width) if is_table else single.FORMATS[format_](found)
             notes = [*single.remarks(found)]
         else:
             found = replace(found, comparisons=beside_all(found.comparisons, published))
-            shown_text = several.FORMATS[format_](found)
+            shown_text = several.table(found, width) if is_table else several.FORMATS[format_](found)
             notes = [*dict.fromkeys(note for each in found.comparisons for note in single.remarks(each))]
         failure: EvalkitError | None = None
         try:  # before printing, which may fail

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.messages import say
+from evalkit.cli.messages import say, terminal_width
 from evalkit.cli.parameters import file
 
 __all__ = ["demo"]
@@ -60,9 +60,9 @@ def demo(out: Path) -> None:
         settings=SETTINGS,
         scales=SCALES,
         progress=progress_bars(),
-        measured=lambda real: click.echo(table(real)),
+        measured=lambda real: click.echo(table(real, terminal_width())),
     )
-    click.echo(f"\n{sweep_table(result)}")
+    click.echo(f"\n{sweep_table(result, terminal_width())}")
     first, last = result.points[0], result.points[-1]
     unguided, strongest = first.comparison, last.comparison
     click.echo(
