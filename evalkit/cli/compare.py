@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "curves", "features", "stats"]
 
 
-@click.command(cls=WithRuns)
+@click.command(cls=WithRuns, short_help="Scores of SAMPLES against REFERENCE: FID and others.")
 @click.argument("reference", shell_complete=completion.batches)
 @click.argument("samples", nargs=-1, shell_complete=completion.batches)
 @click.option(
@@ -216,7 +216,7 @@ def compare(
             raise failure
 
 
-@click.command()
+@click.command(short_help="Extract features once, and keep them in a file.")
 @click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="HDF5 to write, also at a URL.")
 @click.option(
@@ -253,7 +253,7 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
         echo_precision_check(side, extractor, run)
 
 
-@click.command()
+@click.command(short_help="Mean and covariance of images, as other tools read them.")
 @click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="File to write, also at a URL.")
 @click.option(
@@ -319,7 +319,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
         echo_precision_check(side, extractor, run)
 
 
-@click.command()
+@click.command(short_help="Draw sweeps: every metric against the guidance scale.")
 @click.argument("sweeps", nargs=-1, required=True, type=file)
 @click.option(
     "-o",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 
-@click.command()
+@click.command(short_help="Write a page with scores, curves and provenance.")
 @click.argument("out", type=output, metavar="OUT.html")
 @click.argument("records", nargs=-1, required=True, type=file, metavar="RECORD...")
 @click.option(

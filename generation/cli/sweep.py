@@ -25,7 +25,7 @@ from generation.cli.options import (
 __all__ = ["sweep"]
 
 
-@click.command()
+@click.command(short_help="Sample at several guidance scales, and compare each.")
 @click.option(
     "--scales",
     type=text,
