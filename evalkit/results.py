@@ -11,6 +11,7 @@ from evalkit.pairs import Pair, pairs_with_best
 from evalkit.system.records import InNotebooks, read_record, record_text
 
 __all__ = [
+    "NOT_REQUESTED",
     "ClosePair",
     "Comparison",
     "Point",
@@ -29,6 +30,9 @@ FORMATS = ("evalkit comparison 4", "evalkit comparison 3", "evalkit comparison 2
 # Sweeps of format 4 have comparisons of format 3; those of format 3 have no differences between scales, and
 # those of format 2 no standard errors either.
 SWEEP_FORMATS = ("evalkit sweep 5", "evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
+
+NOT_REQUESTED = "not requested"
+"""Why a score of the protocol is missing if other metrics were asked for."""
 
 MOST_DECIMALS = 20
 

@@ -157,7 +157,11 @@ def record_in(text: str | bytes) -> Comparison | Comparisons | Sweep:
     try:
         form: Any = read_json(text).get("format")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"Not a record of `evalkit compare` or `evalkit sweep`: {error}.") from error
+        why = "it is not text" if isinstance(error, UnicodeDecodeError) else error
+        raise InputError(
+            f"Not a record of `evalkit compare` or `evalkit sweep`: {why}. Give what `evalkit compare "
+            "--json` wrote, or results.json of a sweep."
+        ) from error
     kind = kinds.get(form.rpartition(" ")[0]) if isinstance(form, str) else None
     if kind is None:
         raise InputError(

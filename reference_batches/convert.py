@@ -33,7 +33,8 @@ BATCH = 64
 # PNG is lossless at any level; higher ones take several times as long.
 PNG_LEVEL = 1
 # Names that are surely not meant for a folder.
-_NOT_WRITTEN = {".bz2", ".gz", ".h5", ".hdf5", ".npy", ".parquet", ".tar", ".tgz", ".xz"}
+_NOT_WRITTEN = {".bz2", ".gz", ".h5", ".hdf5", ".jpeg", ".jpg", ".npy", ".parquet", ".pkl", ".png", ".tar"}
+_NOT_WRITTEN |= {".tgz", ".webp", ".xz"}
 
 
 def convert(source: str | PathLike[str], out: Place, progress: Progress | None = None) -> ImageSource:

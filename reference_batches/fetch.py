@@ -17,11 +17,13 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
-from evalkit.errors import DownloadError, InputError, OutputError
+from evalkit.errors import DownloadError, InputError, OutputError, nearest
 from evalkit.features.other_tools import read_rows
 from evalkit.images import is_pattern, open_images
 from evalkit.system.download import Download, download, file_sha256
@@ -32,6 +34,9 @@ from reference_batches.catalog import Entry, closest, find, published_files
 from reference_batches.statistics import StatisticsFile, statistics_files
 
 __all__ = ["cache_path", "fetch", "named"]
+
+MOST_BESIDE = 10_000
+"""So many names of a folder are looked at for one that was mistyped."""
 
 _log = logging.getLogger(__name__)
 
@@ -130,9 +135,19 @@ def named(text: str) -> Entry | StatisticsFile | None:
         return None
     if (entry := published_files().get(text)) is not None:
         return entry
-    close = closest(text)
+    close = closest(text) or _files_like(Path(text))
     hint = f"did you mean {' or '.join(close)}?" if close else "`evalkit reference list` shows these."
     raise InputError(f"{text}: there is no such file or folder, and no published batch of this name; {hint}")
+
+
+def _files_like(path: Path) -> list[str]:
+    """Files and folders beside it that someone who wrote this path may have meant."""
+    try:
+        with os.scandir(path.parent) as found:
+            names = [each.name for each in islice(found, MOST_BESIDE)]
+    except OSError:
+        return []
+    return [str(path.with_name(name)) for name in nearest(path.name, names, cutoff=0.75)]
 
 
 @dataclass(frozen=True, kw_only=True)

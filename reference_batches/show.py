@@ -109,7 +109,10 @@ def describe(found: Contents) -> str:
         return "\n".join([*lines, f"no images: {found.problem}"])
     if images.shape:
         height, width, _ = images.shape
-        lines.append(f"{len(images):,} images of {width}x{height}, {images.dtype}, in a {images.kind}")
+        article = "an" if images.kind[0] in "nha" else "a"  # an npz, an HDF5 file, an array
+        lines.append(
+            f"{len(images):,} images of {width}x{height}, {images.dtype}, in {article} {images.kind}"
+        )
     lines.append(_describe_labels(images))
     lines.append(_describe_statistics(images))
     lines += [f"note: {note}" for note in images.notes]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -486,3 +487,23 @@ def test_two_ranks(tmp_path: Path) -> None:
     memory = [json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2)]
     assert memory[0] == ["WorkerError: Rank 1 failed: MemoryError: so many GiB"] * 2 + [55, 55]
     assert memory[1] == ["MemoryError: so many GiB"] * 2 + [55, 55]
+    # A rank that fails before compute() does not leave the other waiting.
+    failures = [json.loads((tmp_path / f"failures-{rank}.json").read_text()) for rank in range(2)]
+    assert failures[0][:3] == [
+        "WorkerError: Rank 1 failed: OSError: no disk on 1",
+        *["OSError: no disk on 0"] * 2,
+    ]
+    assert failures[1][:3] == [
+        "OSError: no disk on 1",
+        "WorkerError: Rank 0 failed: OSError: no disk on 0",
+        "OSError: no disk on 1",
+    ]
+    assert failures[0][3] == failures[1][3]
+    assert failures[0][3].startswith("UndefinedMetricError: No images were given.")
+    assert failures[1][4].startswith("InputError: ")
+    assert failures[0][4] == f"WorkerError: Rank 1 failed: {failures[1][4]}"
+    if find_spec("lightning") is not None:
+        assert failures[0].pop(5) == "WorkerError: Rank 1 failed: OSError: no disk"
+        assert failures[1].pop(5) == "OSError: no disk"
+    assert failures[0][5:] == failures[1][5:] == [80]
+    assert "Rank 1 failed, and waits until the others call compute(): OSError: no disk on 1" in done.stderr

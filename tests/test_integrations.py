@@ -182,6 +182,64 @@ def test_checkpoints_of_scores(
         assert [Path(path).name[:7] for path in checkpoint.best_k_models] == ["epoch=1", "epoch=3"]
 
 
+def stopping_after(
+    evaluator: Evaluator, settings: Mapping[str, Any], seeds: list[int], epochs: int = 9, module: Any = None
+) -> tuple[Any, Any]:
+    """A training with early stopping that is measured after every second epoch: (trainer, callback)."""
+    lightning = optional("lightning.pytorch", "lightning")
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    made = iter(seeds)
+    callback = evaluator_callback(evaluator, lambda module, count: noise(count, next(made)), 5, every=2)
+    stopping = EarlyStopping(**{"monitor": "evalkit/fid", "patience": 2} | settings)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[stopping, callback],
+        enable_model_summary=False,
+        **quiet,
+    )
+    trainer.fit(module or toy_module(), DataLoader(torch.zeros(2, 1)))  # type: ignore[arg-type]
+    return trainer, callback
+
+
+@theirs
+def test_patience_counts_measurements(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
+    """Between measurements Lightning would count the last score again, as an epoch without improvement."""
+    scores = {seed: compare(images, as_bytes(noise(5, seed)), **ARGUMENTS)["fid"] for seed in range(6)}
+    worse = sorted(scores, key=lambda seed: scores[seed])
+    best, second = worse[:2]
+    # Better only at the second measurement, then two that are not.
+    module = toy_module()
+    optimizer = torch.optim.SGD(module.parameters(), 0.01)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    settings = {"scheduler": scheduler, "monitor": "evalkit/fid", "frequency": 2}
+    module.configure_optimizers = lambda: {"optimizer": optimizer, "lr_scheduler": settings}
+    made = [second, best, second, best]
+    trainer, callback = stopping_after(evaluator, {"strict": False}, made, module=module)
+    assert trainer.current_epoch == 8
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1**2)
+    assert callback.comparison["fid"] == scores[best]
+    # In an epoch without a measurement there is no score.
+    trainer, _ = stopping_after(evaluator, {"strict": False}, [best, second], epochs=5)
+    assert trainer.current_epoch == 5
+    assert not [name for name in trainer.callback_metrics if name.startswith("evalkit/")]
+
+
+@theirs
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "one after every 2. Give it strict=False"),
+        ({"strict": False, "check_on_train_epoch_end": False}, "Give it check_on_train_epoch_end=True"),
+    ],
+)
+def test_stopping_without_scores(settings: dict[str, Any], message: str, evaluator: Evaluator) -> None:
+    with pytest.raises(InputError, match=message):
+        stopping_after(evaluator, settings, [])
+
+
 @theirs
 def test_each_rank_samples_its_own_images(evaluator: Evaluator) -> None:
     """Under seed_everything all ranks have the same random state."""

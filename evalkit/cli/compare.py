@@ -10,7 +10,7 @@ import click
 
 from evalkit.cli import completion
 from evalkit.cli.engine import engine_options
-from evalkit.cli.messages import say
+from evalkit.cli.messages import say, terminal_width
 from evalkit.cli.options import (
     ExtractorSetup,
     echo_notes,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "curves", "features", "stats"]
 
 
-@click.command(cls=WithRuns)
+@click.command(cls=WithRuns, short_help="Scores of SAMPLES against REFERENCE: FID and others.")
 @click.argument("reference", shell_complete=completion.batches)
 @click.argument("samples", nargs=-1, shell_complete=completion.batches)
 @click.option(
@@ -190,13 +190,14 @@ def compare(
                 paired=paired,
                 run=run,
             )
+        is_table, width = format_ == "table", terminal_width()
         if isinstance(found, Comparison):
             found = beside(found, published)
-            shown_text = single.FORMATS[format_](found)
+            shown_text = single.table(found, width) if is_table else single.FORMATS[format_](found)
             notes = [*single.remarks(found)]
         else:
             found = replace(found, comparisons=beside_all(found.comparisons, published))
-            shown_text = several.FORMATS[format_](found)
+            shown_text = several.table(found, width) if is_table else several.FORMATS[format_](found)
             notes = [*dict.fromkeys(note for each in found.comparisons for note in single.remarks(each))]
         failure: EvalkitError | None = None
         try:  # before printing, which may fail
@@ -215,7 +216,7 @@ def compare(
             raise failure
 
 
-@click.command()
+@click.command(short_help="Extract features once, and keep them in a file.")
 @click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="HDF5 to write, also at a URL.")
 @click.option(
@@ -252,7 +253,7 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
         echo_precision_check(side, extractor, run)
 
 
-@click.command()
+@click.command(short_help="Mean and covariance of images, as other tools read them.")
 @click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="File to write, also at a URL.")
 @click.option(
@@ -318,7 +319,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
         echo_precision_check(side, extractor, run)
 
 
-@click.command()
+@click.command(short_help="Draw sweeps: every metric against the guidance scale.")
 @click.argument("sweeps", nargs=-1, required=True, type=file)
 @click.option(
     "-o",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sys
 from typing import Any
 
 from evalkit.system.processes import is_main_process, rank, world_size
 
-__all__ = ["is_json", "say", "say_json", "show_messages"]
+__all__ = ["is_json", "say", "say_json", "show_messages", "terminal_width"]
 
 LOGGERS = ("evalkit", "generation", "reference_batches")
 
@@ -64,6 +65,12 @@ def say(text: str, kind: str = "message") -> None:
 def say_json(content: dict[str, Any]) -> None:
     """Print a line of JSON to standard error."""
     _print(json.dumps(content))
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal that standard output goes to; None if it goes elsewhere."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if is_terminal else None
 
 
 def _print(line: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 
-@click.command()
+@click.command(short_help="Write a page with scores, curves and provenance.")
 @click.argument("out", type=output, metavar="OUT.html")
 @click.argument("records", nargs=-1, required=True, type=file, metavar="RECORD...")
 @click.option(
@@ -70,12 +70,22 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
     found = [record_at(path) for path in records]
     rows: Sequence[PublishedRow] = ()
     if published is not None:
+        from evalkit.results import Sweep
+        from evalkit.several import comparisons_in
         from reference_batches.published import curves, published_rows
 
         beside = published_rows(published)
         found = [_beside(record, beside) for record in found]
         with suppress(InputError):  # no model is published at several guidance scales
             rows = curves(published)
+        sets = [each for record in found for _, each in comparisons_in(record)]
+        in_curves = rows and any(isinstance(record, Sweep) for record in found)
+        if not in_curves and not any(each.published for each in sets):
+            protocols = " or ".join(dict.fromkeys(each.protocol for each in sets))
+            say(
+                f"note: the page shows no published scores of {published}: none of these was measured as by "
+                f"--protocol {protocols}. `evalkit published {published}` lists them."
+            )
     pictures = [read_picture(path) for path in figures]
     command = shlex.join(["evalkit", *map(scrubbed, sys.argv[1:])])
     try:

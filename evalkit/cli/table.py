@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from evalkit.cli.messages import terminal_width
 from evalkit.cli.parameters import file
 from evalkit.cli.records import record_at
 from evalkit.errors import InputError
@@ -13,7 +14,7 @@ from evalkit.errors import InputError
 __all__ = ["table"]
 
 
-@click.command()
+@click.command(short_help="Put records into one table; mark what is not comparable.")
 @click.argument("records", nargs=-1, required=True, type=file)
 @click.option(
     "--format",
@@ -39,7 +40,8 @@ def table(records: tuple[Path, ...], format_: str, strict: bool) -> None:
       evalkit table a.json b.json runs/s
       evalkit table a.json b.json --format markdown --strict
     """
-    from evalkit.report.records import FORMATS, Records
+    from evalkit.report import records as report
+    from evalkit.report.records import Records
     from evalkit.several import comparisons_in, distinct
 
     paths = [path / "results.json" if path.is_dir() else path for path in records]
@@ -54,4 +56,6 @@ def table(records: tuple[Path, ...], format_: str, strict: bool) -> None:
         raise InputError(
             f"These records cannot be compared: {first}.{more} Without --strict, the table marks such values."
         )
-    click.echo(FORMATS[format_](found))
+    click.echo(
+        report.table(found, terminal_width()) if format_ == "table" else report.FORMATS[format_](found)
+    )

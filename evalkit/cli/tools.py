@@ -10,7 +10,7 @@ from evalkit.errors import InputError, listing
 __all__ = ["doctor", "verify", "weights"]
 
 
-@click.command()
+@click.command(short_help="Which Inception weights are found, and where.")
 @click.option(
     "--fetch", is_flag=True, help="Download the published weights, classifier head included (about 95 MB)."
 )
@@ -48,7 +48,7 @@ def weights(fetch: bool, weights: str | None) -> None:
         )
 
 
-@click.command()
+@click.command(short_help="Compare this installation with the reference tools.")
 @click.option("--weights", metavar="FILE", help="Inception weights; by default what `evalkit weights` shows.")
 @click.option(
     "--graph", metavar="FILE", help="classify_image_graph_def.pb: compare with TensorFlow running it."
@@ -72,7 +72,7 @@ def verify(weights: str | None, graph: str | None, device: str) -> None:
     click.echo("All checks that could run passed.")
 
 
-@click.command()
+@click.command(short_help="Check this installation, and say how to mend it.")
 @click.option(
     "--format",
     "format_",

@@ -15,11 +15,9 @@ from evalkit.metrics import named
 from evalkit.metrics.base import Metric
 from evalkit.protocols import protocol_named
 from evalkit.protocols.base import Protocol
-from evalkit.results import Score, ScoreSpec
+from evalkit.results import NOT_REQUESTED, Score, ScoreSpec
 
 __all__ = ["Choice", "Plan", "Subset", "as_subset", "choose_metrics", "make_plan", "with_inputs"]
-
-NOT_REQUESTED = "not requested"
 
 
 @dataclass(frozen=True, kw_only=True)

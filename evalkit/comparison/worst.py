@@ -18,6 +18,7 @@ from evalkit.images import ImageSource
 from evalkit.images.chosen import chosen_images
 from evalkit.metrics.frechet import is_rank_deficient
 from evalkit.report.image_grid import Block, base_name, write_sheet
+from evalkit.results import NOT_REQUESTED
 from evalkit.system.storage import Place
 
 __all__ = ["check_worst", "no_images", "shown_images", "write_worst"]
@@ -150,7 +151,7 @@ def shown_images(images: ImageSource, indices: NDArray[np.int64]) -> NDArray[np.
 def _influence(measured: Measured) -> Influence:
     score = measured.comparison.score(SCORE)
     if score is None:
-        why = f"FID was not computed: {measured.comparison.missing.get(SCORE, 'not requested')}"
+        why = f"FID was not computed: {measured.comparison.missing.get(SCORE, NOT_REQUESTED)}"
     elif isinstance(found := measured.deviations.get(SCORE), Influence):
         return found
     else:

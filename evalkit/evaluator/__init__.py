@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -28,11 +29,19 @@ from evalkit.comparison.sources import (
 )
 from evalkit.errors import InputError
 from evalkit.evaluator.sides import Given, open_reference
-from evalkit.evaluator.told import Outcome, Told, check_told, described, notes_on_repeats
+from evalkit.evaluator.told import (
+    Outcome,
+    Told,
+    check_told,
+    described,
+    known_to_all,
+    merged_by_rank_0,
+    notes_on_repeats,
+    telling_failure,
+)
 from evalkit.extractors.base import Extractor
 from evalkit.features.accumulation import Accumulation, Collected, features_from
 from evalkit.features.record import BatchFeatures, split_output
-from evalkit.features.work import Sums
 from evalkit.images import ValueRange
 from evalkit.images.given import GivenImages, Intake, Layout, ToBytes, labels_of
 from evalkit.metrics.base import Metric
@@ -186,6 +195,7 @@ class Evaluator:
         if self._accumulation.keeps_rows and not self._plan(self._accumulation.count).rows:
             self._accumulation.drop_rows()
 
+    @known_to_all()
     def compute(self) -> Comparison:
         """The scores of all images so far, and the record of how they were obtained; more may follow.
 
@@ -200,7 +210,7 @@ class Evaluator:
             collected, told = self._told_by_all(ranks)
             plan = self._plan(sum(each.count for each in told))
             images = self._all_images(ranks, told)
-            merged = self._merged(ranks, collected, plan, [each.count for each in told])
+            merged = merged_by_rank_0(ranks, collected, plan, [each.count for each in told])
         if ranks.size == 1:
             assert merged is not None
             assert images is not None
@@ -218,6 +228,23 @@ class Evaluator:
         if failure is not None:
             raise failure
         return comparison or shared.comparison()
+
+    def propagate_errors(self) -> AbstractContextManager[None]:
+        """Make an error in this block on one rank an error of :meth:`compute` on all.
+
+        ::
+
+            with evaluator.propagate_errors():
+                for _ in range(10):
+                    evaluator.update(model.sample(50))
+            comparison = evaluator.compute()
+
+        If sampling fails on one rank, the others raise a :class:`~evalkit.errors.WorkerError` with the reason
+        as soon as they call ``compute``, and the failed rank raises its own error. Without the block, the
+        others wait in ``compute`` until the process group's timeout. Ranks do not communicate before that, so
+        a model whose ranks wait for each other while they sample, as with FSDP, still needs the timeout.
+        """
+        return telling_failure(self._group)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process was given so far, as tensors and plain values.
@@ -318,14 +345,9 @@ class Evaluator:
 
     def _told_by_all(self, ranks: Ranks) -> tuple[Collected, list[Told]]:
         """What this rank collected, and what all have; every rank raises the same error."""
-        failure: Exception | None = None
-        collected = Collected({}, Sums(NAME, {}))
         try:
             collected = self._accumulation.collected()
-        except Exception as error:
-            failure = error
-        told: list[Told] = ranks.tell(
-            Told(
+            mine = Told(
                 count=self._accumulation.count,
                 shape=self._shape,
                 dtype=None if self._dtype is None else self._dtype.name,
@@ -336,11 +358,11 @@ class Evaluator:
                 high=self._intake.high,
                 values=sorted(self._intake.values),
                 settings=self._settings,
-                failure=None if failure is None else f"{type(failure).__name__}: {failure}",
             )
-        )
-        if failure is not None:
-            raise failure
+        except Exception as error:
+            ranks.tell(Told.of_failure(error))
+            raise
+        told: list[Told] = ranks.tell(mine)
         check_told(told)
         self._intake_of(told).check(NAME)
         return collected, told
@@ -367,23 +389,6 @@ class Evaluator:
         intake.low, intake.high = min(each.low for each in told), max(each.high for each in told)
         intake.values = {value for each in told for value in each.values}
         return intake
-
-    def _merged(
-        self, ranks: Ranks, collected: Collected, plan: Plan, counts: Sequence[int]
-    ) -> Collected | None:
-        """Sums over all ranks, and on rank 0 the rows of all; None on the others."""
-        rows: dict[str, dict[str, NDArray[np.float32]]] = {}
-        if plan.rows:
-            for network, outputs in collected.rows.items():
-                for output, mine in outputs.items():
-                    found = ranks.gather(mine, counts)
-                    if found is not None:
-                        rows.setdefault(network, {})[output] = found
-        else:
-            for sums in collected.sums.moments.values():
-                for output in sums:
-                    sums[output] = sums[output].across(ranks)
-        return Collected(rows, collected.sums) if ranks.rank == 0 else None
 
     def _first_images(self) -> NDArray[Any]:
         shape, dtype = self._shape or (1, 1, 3), self._dtype or np.uint8

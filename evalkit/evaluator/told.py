@@ -2,36 +2,92 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evalkit import errors
+from evalkit.comparison.plan import Plan
 from evalkit.errors import EvalkitError, InputError, UndefinedMetricError, WorkerError
+from evalkit.features.accumulation import Collected
 from evalkit.results import Comparison
+from evalkit.system.ranks import Ranks
 
-__all__ = ["Outcome", "Told", "check_told", "described", "notes_on_repeats"]
+__all__ = [
+    "Outcome",
+    "Told",
+    "check_told",
+    "described",
+    "known_to_all",
+    "merged_by_rank_0",
+    "notes_on_repeats",
+    "telling_failure",
+]
+
+KNOWN = "_evalkit_is_known_to_all_ranks"
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def known_to_all() -> Iterator[None]:
+    """Mark errors of this block: every rank knows of them, and need not be told again."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, KNOWN, True)
+        raise
+
+
+@contextmanager
+def telling_failure(group: Any) -> Iterator[None]:
+    """If this block fails, take part in the others' first exchange in ``compute``, and tell them why."""
+    try:
+        yield
+    except Exception as error:
+        if not hasattr(error, KNOWN):
+            told = Told.of_failure(error)
+            # The error itself matters more than that the others could not be told.
+            with suppress(Exception):
+                ranks = Ranks(group)
+                if ranks.size > 1:
+                    log.error(
+                        f"Rank {ranks.rank} failed, and waits until the others call compute(): {told.failure}"
+                    )
+                ranks.tell(told)
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What a rank tells the others about its images.
+    """What a rank tells the others about its images, or that it failed.
 
     Attributes:
         first: How many images are kept for the precision check.
         first_batch: Digest of the first batch; empty without images.
     """
 
-    count: int
-    shape: tuple[int, ...] | None
-    dtype: str | None
-    has_labels: bool
-    first: int
-    first_batch: str
-    low: float
-    high: float
-    values: Sequence[int]
-    settings: str
-    failure: str | None
+    count: int = 0
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    has_labels: bool = False
+    first: int = 0
+    first_batch: str = ""
+    low: float = 0
+    high: float = 0
+    values: Sequence[int] = ()
+    settings: str = ""
+    failure: str | None = None
+
+    @classmethod
+    def of_failure(cls, error: Exception) -> Told:
+        """Why there is nothing to tell."""
+        return cls(failure=f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +141,24 @@ def check_told(told: Sequence[Told]) -> None:
             raise InputError(
                 f"Only one of rank {rank} and rank {first} has labels. Give them on all ranks or on none."
             )
+
+
+def merged_by_rank_0(
+    ranks: Ranks, collected: Collected, plan: Plan, counts: Sequence[int]
+) -> Collected | None:
+    """Sums over all ranks, and on rank 0 the rows of all; None on the others."""
+    rows: dict[str, dict[str, NDArray[np.float32]]] = {}
+    if plan.rows:
+        for network, outputs in collected.rows.items():
+            for output, mine in outputs.items():
+                found = ranks.gather(mine, counts)
+                if found is not None:
+                    rows.setdefault(network, {})[output] = found
+    else:
+        for sums in collected.sums.moments.values():
+            for output in sums:
+                sums[output] = sums[output].across(ranks)
+    return Collected(rows, collected.sums) if ranks.rank == 0 else None
 
 
 def notes_on_repeats(told: Sequence[Told]) -> Iterator[str]:

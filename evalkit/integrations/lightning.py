@@ -33,8 +33,13 @@ def evaluator_callback(
     The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
     Each rank and epoch has random numbers of its own, also after ``seed_everything``; they follow from the
     seed of torch. The random state of the CPU and of CUDA is then as it was.
-    Scores are logged by the module, so ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` can
-    use them; the last comparison is its attribute ``comparison``.
+    If sampling fails on one rank, all ranks fail.
+
+    Scores are logged by the module for the epochs that are measured. In the epochs between,
+    ``trainer.callback_metrics`` does not have them, so that nothing takes an old score for a new one:
+    ``EarlyStopping(monitor="evalkit/fid", strict=False)`` counts its patience in measurements, and
+    ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` keeps the best. The last comparison is
+    the attribute ``comparison``.
 
     Args:
         evaluator: Is reset before each measurement.
@@ -46,8 +51,8 @@ def evaluator_callback(
         prefix: See :func:`evalkit.integrations.scalars`.
 
     Raises:
-        InputError: A number is below 1. Or, as training starts: a ``ModelCheckpoint`` monitors a score and
-            saves at times when there is none of the present weights.
+        InputError: A number is below 1. Or, as training starts: a ``ModelCheckpoint`` or ``EarlyStopping``
+            monitors a score at times when there is none of the present weights.
         MissingDependencyError: Lightning is not installed.
     """
     for name, value in (("images", images), ("batch_size", batch_size), ("every", every)):
@@ -61,7 +66,7 @@ def _kind() -> Any:
     """The class; it is made when it is needed, because its base is Lightning's."""
     try:
         from lightning.pytorch import Callback
-        from lightning.pytorch.callbacks import ModelCheckpoint
+        from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     except ImportError as error:
         raise MissingDependencyError(
             f"This callback needs Lightning, which cannot be imported ({error}): "
@@ -87,28 +92,50 @@ def _kind() -> Any:
             self._batch_size = batch_size
             self._every = every
             self._prefix = prefix
+            self._logged: set[str] = set()
 
         def __reduce__(self) -> tuple[Any, ...]:
             return _blank, (), vars(self)
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             del pl_module
-            for checkpoint in trainer.checkpoint_callbacks:
-                monitor = checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
+            for each in trainer.callbacks:
+                monitor = each.monitor if isinstance(each, (ModelCheckpoint, EarlyStopping)) else None
                 # Without a prefix, a score looks like anything else that is logged.
                 if not self._prefix or not monitor or not monitor.startswith(self._prefix):
                     continue
-                epochs = checkpoint.every_n_epochs
-                is_after_validation = not checkpoint._should_save_on_train_epoch_end(trainer)
-                if not epochs or epochs % self._every or is_after_validation:
-                    raise InputError(
-                        f"ModelCheckpoint(monitor={monitor!r}) saves at other times than at the end of every "
-                        f"epoch that is measured, and would keep weights under the score of others. Give it "
-                        f"every_n_epochs={self._every} and save_on_train_epoch_end=True."
-                    )
+                if isinstance(each, ModelCheckpoint):
+                    self._check_checkpoint(each, trainer)
+                else:
+                    self._check_stopping(each)
+
+        def _check_checkpoint(self, checkpoint: ModelCheckpoint, trainer: Any) -> None:
+            epochs = checkpoint.every_n_epochs
+            is_after_validation = not checkpoint._should_save_on_train_epoch_end(trainer)
+            if not epochs or epochs % self._every or is_after_validation:
+                raise InputError(
+                    f"ModelCheckpoint(monitor={checkpoint.monitor!r}) saves at other times than at the end "
+                    "of every epoch that is measured, and would keep weights under the score of others. Give "
+                    f"it every_n_epochs={self._every} and save_on_train_epoch_end=True."
+                )
+
+        def _check_stopping(self, stopping: EarlyStopping) -> None:
+            if not stopping._check_on_train_epoch_end:
+                raise InputError(
+                    f"EarlyStopping(monitor={stopping.monitor!r}) looks after validation, before the score "
+                    "of the epoch is there. Give it check_on_train_epoch_end=True."
+                )
+            if stopping.strict and self._every > 1:
+                raise InputError(
+                    f"EarlyStopping(monitor={stopping.monitor!r}) expects a score after each epoch; there is "
+                    f"one after every {self._every}. Give it strict=False: then it skips the epochs between, "
+                    "and patience counts measurements."
+                )
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             if (trainer.current_epoch + 1) % self._every:
+                for name in [name for name in trainer.callback_metrics if name in self._logged]:
+                    del trainer.callback_metrics[name]
                 return
             share, more = divmod(self._images, trainer.world_size)
             # Every rank samples as often and as many as any other: of a model in shards, such as FSDP's, each
@@ -119,7 +146,11 @@ def _kind() -> Any:
             pl_module.eval()
             self.evaluator.reset()
             try:
-                with torch.no_grad(), _own_random_numbers(trainer.current_epoch, trainer.global_rank):
+                with (
+                    self.evaluator.propagate_errors(),
+                    torch.no_grad(),
+                    _own_random_numbers(trainer.current_epoch, trainer.global_rank),
+                ):
                     for begin in range(0, largest, self._batch_size):
                         count = min(self._batch_size, largest - begin)
                         found = self._sample(pl_module, count)
@@ -131,7 +162,9 @@ def _kind() -> Any:
                 for module, mode in modes.items():
                     module.training = mode
             self.comparison = self.evaluator.compute()
-            pl_module.log_dict(scalars(self.comparison, self._prefix))
+            found = scalars(self.comparison, self._prefix)
+            self._logged |= {*found}
+            pl_module.log_dict(found)
 
     return EvaluatorCallback
 

@@ -74,9 +74,9 @@ def _letters() -> Iterator[str]:
         length += 1
 
 
-def table(found: Records) -> str:
-    """For the terminal."""
-    lines = [*_header(found), "", *aligned(_cells(found)), ""]
+def table(found: Records, width: int | None = None) -> str:
+    """For the terminal, whose width may be given; see :func:`evalkit.report.text.aligned`."""
+    lines = [*_header(found), "", *aligned(_cells(found), width=width), ""]
     return "\n".join([*lines, *_below(found)]).rstrip()
 
 

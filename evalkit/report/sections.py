@@ -40,10 +40,11 @@ from evalkit.report.text import (
     error_notes,
     mark,
     not_compared,
+    not_requested,
     precision_notes,
     spread_of,
 )
-from evalkit.results import Comparison, PublishedRow, ScoreSpec, Sweep, specs_of
+from evalkit.results import NOT_REQUESTED, Comparison, PublishedRow, ScoreSpec, Sweep, specs_of
 from evalkit.several import Comparisons, distinct
 
 __all__ = ["Section", "heading_of", "section_of", "side_by_side", "title_of"]
@@ -161,20 +162,22 @@ def section_of(record: Record, key: str, *, figures: bool = True) -> Section:
 
 def _of_one(comparison: Comparison) -> tuple[list[Table], list[str], list[str]]:
     """Rows are metrics."""
-    notes = [_note(comparison, spec) for spec in comparison.specs]
-    scores = [comparison.score(spec.name) for spec in comparison.specs]
+    specs = [spec for spec in comparison.specs if comparison.missing.get(spec.name) != NOT_REQUESTED]
+    notes = [_note(comparison, spec) for spec in specs]
+    scores = [comparison.score(spec.name) for spec in specs]
     columns = {
-        Column(title="metric"): [Cell(text=spec.title) for spec in comparison.specs],
-        Column(title="value", numeric=True): [*map(value_cell, comparison.specs, scores)],
-        Column(title="unbiased", numeric=True): [*map(unbiased_cell, comparison.specs, scores)],
-        Column(title="better"): [Cell(text=spec.better) for spec in comparison.specs],
+        Column(title="metric"): [Cell(text=spec.title) for spec in specs],
+        Column(title="value", numeric=True): [*map(value_cell, specs, scores)],
+        Column(title="unbiased", numeric=True): [*map(unbiased_cell, specs, scores)],
+        Column(title="better"): [Cell(text=spec.better) for spec in specs],
         Column(title="notes"): [Cell(text=note) for note in notes],
     }
     shown = {
         head: cells for head, cells in columns.items() if any(cell.text not in ("", NONE) for cell in cells)
     }
     rows = tuple(zip(*shown.values(), strict=True))
-    return [Table(caption="Scores", columns=tuple(shown), rows=rows)], [], error_notes(comparison)
+    below = [*not_requested(comparison), *error_notes(comparison)]
+    return [Table(caption="Scores", columns=tuple(shown), rows=rows)], [], below
 
 
 def _note(comparison: Comparison, spec: ScoreSpec) -> str:

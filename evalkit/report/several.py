@@ -45,20 +45,25 @@ LEAST_P = 1e-4
 """Below, a p value is not spelled out."""
 
 
-def table(found: Comparisons) -> str:
-    """For the terminal: the scores of each set, marks, and the differences in words."""
+def table(found: Comparisons, width: int | None = None) -> str:
+    """For the terminal: the scores of each set, marks, and the differences in words.
+
+    Args:
+        found: What to show.
+        width: Of the terminal; see :func:`evalkit.report.text.aligned`.
+    """
     first = found.comparisons[0]
     lines = [
         f"{'reference':<10} {describe_batch(first.reference)}",
         f"{'protocol':<10} {first.protocol}; {describe_extractors(first)}",
         "",
-        *aligned([*_rows(found)]),
+        *aligned([*_rows(found)], width=width),
         "",
     ]
     lines += _below(found)
     if first.published:
         cells = published_cells(found.specs, first.published)
-        lines += ["", published_note(found.comparisons), *aligned(cells, others=9)]
+        lines += ["", published_note(found.comparisons), *aligned(cells, others=9, width=width)]
     notes = [*_remarks(found)]
     return "\n".join([*lines, *([""] if first.published and notes else []), *notes])
 

@@ -8,7 +8,7 @@ from evalkit.batches import Batch
 from evalkit.pairs import LEVEL, Pair
 from evalkit.report.classes import class_lines
 from evalkit.report.published import published_cells, published_note
-from evalkit.results import Comparison, Score, ScoreSpec, Sweep
+from evalkit.results import NOT_REQUESTED, Comparison, Score, ScoreSpec, Sweep
 
 __all__ = [
     "FORMATS",
@@ -25,6 +25,7 @@ __all__ = [
     "markdown",
     "markdown_table",
     "not_compared",
+    "not_requested",
     "precision_notes",
     "remarks",
     "shown_error",
@@ -59,32 +60,37 @@ def adm_lines(comparison: Comparison) -> str:
     return "\n".join(f"{title}: {lines[name]}" for name, title in ADM_LINES.items())
 
 
-def table(comparison: Comparison) -> str:
-    """A table for the terminal: what was compared, the scores, what is missing and why, warnings."""
+def table(comparison: Comparison, width: int | None = None) -> str:
+    """A table for the terminal: what was compared, the scores, what is missing and why, warnings.
+
+    Args:
+        comparison: What to show.
+        width: Of the terminal, for published scores; see :func:`aligned`.
+    """
     header = [
         ("reference", describe_batch(comparison.reference)),
         ("samples", describe_batch(comparison.samples)),
         ("protocol", f"{comparison.protocol}; {describe_extractors(comparison)}"),
     ]
     lines = [f"{key:<10} {text}" for key, text in header]
-    width = max(16, *(len(spec.title) for spec in comparison.specs))
+    longest = max(16, *(len(spec.title) for spec in comparison.specs))
     with_bars = any(score.stderr is not None for score in comparison.scores)
-    head = f"{'metric':<{width}} {'value':>10}"
+    head = f"{'metric':<{longest}} {'value':>10}"
     lines += ["", f"{head} {'':>10} {'unbiased':>10}  better" if with_bars else f"{head}  better"]
     for spec, score, reason in _rows(comparison):
         if score is None:
-            lines.append(f"{spec.title:<{width}} {'-':>10}  not computed: {reason}")
+            lines.append(f"{spec.title:<{longest}} {'-':>10}  not computed: {reason}")
         else:
             std = f"   ({spread})" if (spread := spread_of(spec, score)) else ""
             value = f"{spec.format(score.value):>10}"
             if with_bars:
                 value += f" {shown_error(spec, score):<10} {_unbiased(spec, score):>10}"
-            lines.append(f"{spec.title:<{width}} {value}  {spec.better}{std}{drawn(score, comparison)}")
+            lines.append(f"{spec.title:<{longest}} {value}  {spec.better}{std}{drawn(score, comparison)}")
             lines += [f"  {line}" for line in class_lines(spec, score)]
-    lines += error_notes(comparison)
+    lines += [*not_requested(comparison), *error_notes(comparison)]
     if comparison.published:
         cells = published_cells(comparison.specs, comparison.published, [("these samples", comparison)])
-        lines += ["", published_note([comparison]), *aligned(cells, others=9)]
+        lines += ["", published_note([comparison]), *aligned(cells, others=9, width=width)]
     for text in remarks(comparison):
         lines += ["", text]
     return "\n".join(lines)
@@ -112,7 +118,8 @@ def markdown(comparison: Comparison) -> str:
     for spec, score, _ in _rows(comparison):
         if score is not None and (within := class_lines(spec, score)):
             lines += ["", f"{spec.title}, {'; '.join(within)}."]
-    lines += [text for line in error_notes(comparison) for text in ("", line)]
+    below = [*not_requested(comparison), *error_notes(comparison)]
+    lines += [text for line in below for text in ("", line)]
     if comparison.published:
         cells = published_cells(comparison.specs, comparison.published, [("these samples", comparison)])
         lines += ["", published_note([comparison]), "", *markdown_table(cells)]
@@ -133,19 +140,21 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [header, "|---" * len(rows[0]) + "|", *others]
 
 
-def sweep_table(sweep: Sweep) -> str:
+def sweep_table(sweep: Sweep, width: int | None = None) -> str:
     """The scores at every scale, with marks; below, what these are, why a score is missing, warnings.
 
     Warnings are those of the first scale: the others say the same of other files.
+
+    Args:
+        sweep: What to show.
+        width: Of the terminal; see :func:`aligned`.
     """
     specs = [spec for spec in sweep.specs if any(value is not None for value in sweep.values(spec.name))]
     columns = [["scale", *(f"{point.scale:g}" for point in sweep.points)]]
     columns += [_sweep_column(sweep, spec) for spec in specs]
-    widths = [max(8, *map(len, column)) for column in columns]
-    lines = [
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in zip(*columns, strict=True)
-    ]
+    longest = max(8, *map(len, columns[0]))
+    rows = [[f"{row[0]:>{longest}}", *row[1:]] for row in zip(*columns, strict=True)]
+    lines = [*aligned(rows, others=8, width=width)]
     lines += [*about_marks(sweep), *not_compared(sweep)]
     missing = {name: why for point in sweep.points for name, why in point.comparison.missing.items()}
     titles = {spec.name: spec.title for spec in sweep.specs}
@@ -214,9 +223,17 @@ def not_compared(sweep: Sweep) -> Iterator[str]:
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str]]:
-    """Every score that was requested or that the protocol has: its score, or why there is none."""
+    """Every score that was requested: its score, or why there is none."""
     for spec in comparison.specs:
-        yield spec, comparison.score(spec.name), comparison.missing.get(spec.name, "")
+        reason = comparison.missing.get(spec.name, "")
+        if reason != NOT_REQUESTED:
+            yield spec, comparison.score(spec.name), reason
+
+
+def not_requested(comparison: Comparison) -> list[str]:
+    """Which scores of the protocol were not asked for, in a line, if there are any."""
+    titles = [spec.title for spec in comparison.specs if comparison.missing.get(spec.name) == NOT_REQUESTED]
+    return [f"{', '.join(titles)} not computed: {NOT_REQUESTED}"] if titles else []
 
 
 def shown_error(spec: ScoreSpec, score: Score) -> str:
@@ -264,18 +281,47 @@ def titles_by(comparison: Comparison, said: Mapping[str, str | None]) -> dict[st
     return found
 
 
-def aligned(rows: Sequence[Sequence[str]], *, first: int = 0, others: int = 0) -> Iterator[str]:
+def aligned(
+    rows: Sequence[Sequence[str]], *, first: int = 0, others: int = 0, width: int | None = None
+) -> Iterator[str]:
     """Cells as lines of text: the first column to the left, the others to the right.
 
     Args:
-        rows: The cells.
+        rows: The cells; the first row is the heading.
         first: Least width of the first column.
         others: Least width of every other one.
+        width: Most characters of a line, such as a terminal shows. Columns for which there is no more room
+            follow in further blocks of lines, each with the first column. None for any number.
     """
     left, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    for title, *cells in rows:
-        shown = (f"{cell:>{max(others, width)}}" for cell, width in zip(cells, widths, strict=True))
-        yield "  ".join([f"{title:<{max(first, left)}}", *shown]).rstrip()
+    left, widths = max(first, left), [max(others, each) for each in widths]
+    blocks: list[list[int]] = [[]]
+    whole = room = 0 if width is None else width - left
+    for unit in _units(rows[0][1:]):
+        needed = sum(2 + widths[column] for column in unit)
+        if width is not None and blocks[-1] and needed > room:
+            blocks.append([])
+            room = whole
+        blocks[-1] += unit
+        room -= needed
+    for number, block in enumerate(blocks):
+        if number:
+            yield ""
+        for title, *cells in rows:
+            shown = (f"{cells[column]:>{widths[column]}}" for column in block)
+            yield "  ".join([f"{title:<{left}}", *shown]).rstrip()
+
+
+def _units(headings: Sequence[str]) -> Iterator[list[int]]:
+    """Columns that stay together: ``unbiased`` says nothing without the score before it."""
+    unit: list[int] = []
+    for column, heading in enumerate(headings):
+        if unit and heading.strip() != "unbiased":
+            yield unit
+            unit = []
+        unit.append(column)
+    if unit:
+        yield unit
 
 
 def drawn(score: Score, comparison: Comparison) -> str:

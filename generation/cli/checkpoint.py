@@ -16,12 +16,12 @@ __all__ = ["checkpoint"]
 SHOWN = 4
 
 
-@click.group()
+@click.group(short_help="Fetch, inspect and convert model checkpoints.")
 def checkpoint() -> None:
     """Fetch, look at and convert checkpoints of diffusion models and classifiers."""
 
 
-@checkpoint.command("list")
+@checkpoint.command("list", short_help="The published checkpoints, and which are downloaded.")
 def list_() -> None:
     """The published checkpoints, and which of them are in the cache.
 
@@ -44,7 +44,7 @@ def list_() -> None:
         )
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="Download a published checkpoint.")
 @click.argument("name", type=text)
 def fetch(name: str) -> None:
     """Download the published checkpoint NAME to the cache, or resume a download.
@@ -60,7 +60,7 @@ def fetch(name: str) -> None:
     click.echo(fetch(preset, progress=progress_bars(in_bytes=True)))
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="Show which model a file holds.")
 @click.argument("file", type=file)
 def inspect(file: Path) -> None:
     """What FILE holds: which model by its keys, its parameters, what is missing or unexpected.
@@ -94,7 +94,7 @@ def inspect(file: Path) -> None:
                 click.echo(f"  {what + ':':12}{', '.join(map(brief, names[:SHOWN]))}{more}")
 
 
-@checkpoint.command()
+@checkpoint.command(short_help="Write a checkpoint as safetensors.")
 @click.argument("file", type=file)
 @click.argument("out", type=file)
 @click.option("--preset", type=text, metavar="NAME", help="What FILE is, as in `evalkit checkpoint list`.")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from evalkit.cli.messages import say
+from evalkit.cli.messages import say, terminal_width
 from evalkit.cli.parameters import file
 
 __all__ = ["demo"]
 
 
-@click.command()
+@click.command(short_help="The whole path in two minutes, on handwritten digits.")
 @click.option(
     "--out",
     type=file,
@@ -60,9 +60,9 @@ def demo(out: Path) -> None:
         settings=SETTINGS,
         scales=SCALES,
         progress=progress_bars(),
-        measured=lambda real: click.echo(table(real)),
+        measured=lambda real: click.echo(table(real, terminal_width())),
     )
-    click.echo(f"\n{sweep_table(result)}")
+    click.echo(f"\n{sweep_table(result, terminal_width())}")
     first, last = result.points[0], result.points[-1]
     unguided, strongest = first.comparison, last.comparison
     click.echo(

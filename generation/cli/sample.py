@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["sample", "upsample"]
 
 
-@click.command()
+@click.command(short_help="Sample images from a diffusion model.")
 @click.option("-n", "--count", type=int, required=True, help="Samples in all.")
 @network_options
 @scale_option
@@ -52,7 +52,7 @@ def sample(count: int, **options: Any) -> None:
     _run(settings, load, options)
 
 
-@click.command()
+@click.command(short_help="Sample large images from small ones.")
 @click.argument("base", type=text)
 @network_options
 @sampler_options

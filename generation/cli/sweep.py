@@ -9,6 +9,7 @@ import click
 
 from evalkit.cli import completion
 from evalkit.cli.engine import engine_options, open_engine
+from evalkit.cli.messages import terminal_width
 from evalkit.cli.parameters import text
 from evalkit.errors import InputError
 from evalkit.protocols import PROTOCOLS
@@ -24,7 +25,7 @@ from generation.cli.options import (
 __all__ = ["sweep"]
 
 
-@click.command()
+@click.command(short_help="Sample at several guidance scales, and compare each.")
 @click.option(
     "--scales",
     type=text,
@@ -119,5 +120,5 @@ def sweep(scales: str, count: int, reference: str, **options: Any) -> None:
             progress=progress,
             engine=engine,
         )
-    click.echo(sweep_table(result))
+    click.echo(sweep_table(result, terminal_width()))
     click.echo(f"next: evalkit curves {shlex.quote(str(options['out']))} -o curves.png")

@@ -19,7 +19,7 @@ CHANGES = ("steps", "batch_size", "learning_rate", "precision", "seed")
 """Options that replace settings of the recipe."""
 
 
-@click.group()
+@click.group(short_help="Train diffusion models and their classifiers.")
 def train() -> None:
     """Train diffusion models and the classifiers that guide them."""
 
@@ -53,7 +53,7 @@ training_options = options(
 )
 
 
-@train.command("diffusion")
+@train.command("diffusion", short_help="Train a diffusion model.")
 @click.argument("images", type=text)
 @training_options
 def train_diffusion(images: str, **options: Any) -> None:
@@ -70,7 +70,7 @@ def train_diffusion(images: str, **options: Any) -> None:
     _train("diffusion", images, None, options)
 
 
-@train.command("classifier")
+@train.command("classifier", short_help="Train a classifier of noisy images.")
 @click.argument("images", type=text)
 @training_options
 @click.option("--validation", type=text, metavar="IMAGES", help="Labelled images to measure the accuracy on.")

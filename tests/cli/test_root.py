@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -112,3 +113,12 @@ def test_nearest_names() -> None:
     assert [nearest(given, known) for given in ("", "k", None, "x" * 10**6)] == [[]] * 4
     assert did_you_mean("recall", known) == ""
     assert did_you_mean("vend", known) == " Did you mean Vendi?"
+
+
+def test_lists_of_commands_fit_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise click cuts the sentence that tells a command from the next."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ([], ["reference"], ["train"], ["checkpoint"]):
+        lines = run(*group, "--help").out.partition("Commands:\n")[2].splitlines()
+        assert len(lines) > 1
+        assert [line for line in lines if line.endswith("...") or not re.match(r"  \S+  +\S", line)] == []

@@ -76,7 +76,7 @@ def test_a_folder_that_is_there_is_left_alone(batch: Path, tmp_path: Path) -> No
         convert(batch, tmp_path / "folder")
 
 
-@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.h5", "x.NPY"])
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.h5", "x.NPY", "x.png"])
 def test_other_kinds_of_file_are_not_written_as_folders(batch: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="an npz, a zip or a folder"):
         convert(batch, tmp_path / name)

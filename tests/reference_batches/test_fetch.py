@@ -291,6 +291,7 @@ def test_an_existing_path_is_no_name(tmp_path: Path) -> None:
     [
         ("tiney", "did you mean tiny?"),
         ("somewhere/model_tiny.npz", "did you mean model_tiny?"),
+        ("mein.npz", "did you mean mine.npz?"),
         ("absent.npz", "`evalkit reference list`"),
     ],
 )

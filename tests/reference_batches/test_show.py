@@ -149,7 +149,7 @@ def test_show_prints_what_is_there(photos: NDArray[np.uint8], tmp_path: Path, ru
     result = run("reference", "show", tmp_path / "x.npz", "--check", "--grid", tmp_path / "grid.png")
     assert result.code == 0
     assert "arr_0        uint8      (120, 64, 64, 3)" in result.out
-    assert "120 images of 64x64, uint8, in a npz" in result.out
+    assert "120 images of 64x64, uint8, in an npz" in result.out
     assert "3 classes of 40 to 40 images" in result.out
     assert "no statistics" in result.out
     assert result.out.endswith("checked 120 images: nothing odd\n")

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,11 @@ from optional import optional
 from parsed import parsed
 from PIL import Image
 from shown import KINDS, hostile, one, several, sweep, with_classes, with_published
+from stand_ins import InceptionPixels
 
 from evalkit.report.html import write_page
 from evalkit.report.pictures import read_picture
+from generation.demo import SETTINGS, demo
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SECONDS = 240
@@ -195,6 +198,27 @@ def test_on_a_phone_in_the_dark(chromium: str, made: Path) -> None:
         assert 250 < width <= 390
         assert height > 80
         assert outside == 0 or "script" in label, label  # a hostile title is longer than its axis
+
+
+def test_the_page_of_the_demo(chromium: str, tmp_path: Path) -> None:
+    """Real digits against real digits, a sweep with its curves, and a sheet of samples."""
+    for package, extra in (("jinja2", "report"), ("matplotlib", "report"), ("sklearn", "demo")):
+        optional(package, extra)
+    settings = replace(SETTINGS, count=12, respacing="ddim2")
+    demo(tmp_path / "demo", extractor=InceptionPixels(), settings=settings, scales=(0.0, 4.0))
+    frame = tmp_path / "demo" / "frame.html"
+    frame.write_text(FRAME.replace("PAGE", probed(frame.with_name("report.html")).name))
+    seen = browse(chromium, frame)
+    assert seen.console == []
+    report = seen.report
+    assert report["width"] == [390, 390]
+    (width,) = report["pictures"]
+    assert width > 500
+    assert "FID against guidance scale, as curves" in [label for label, *_ in report["drawings"]]
+    for label, width, height, outside in report["drawings"]:
+        assert 250 < width <= 390, label
+        assert height > 80, label
+        assert outside == 0, label
 
 
 def numbers(cells: list[str]) -> list[float]:

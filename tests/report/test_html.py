@@ -39,7 +39,8 @@ from evalkit.report.html import page, write_page
 from evalkit.report.pictures import Picture, read_picture
 from evalkit.report.sections import side_by_side
 from evalkit.report.tables import Record, sets_of
-from evalkit.results import Comparison, ScoreSpec, Sweep
+from evalkit.report.text import FORMATS
+from evalkit.results import NOT_REQUESTED, Comparison, ScoreSpec, Sweep
 from evalkit.several import Comparisons
 
 Invoke = Callable[..., Result]
@@ -101,6 +102,17 @@ def test_a_metric_is_a_row_where_there_is_one_set() -> None:
         ["Inception Score", "–", "–", "higher", f"not computed: {HEADLESS}"],
         ["Recall", "0.6250 ± 0.0125", "–", "higher", ""],
     ]
+
+
+def test_what_was_not_requested_has_no_row() -> None:
+    """It would be a table of what is not there."""
+    found = replace(one(), missing={"inception_score": NOT_REQUESTED})
+    assert [row[0] for row in table(parsed(page([found])), "Scores")] == ["metric", "FID", "Recall"]
+    line = "Inception Score not computed: not requested"
+    assert line in parsed(page([found])).text
+    for shown in (FORMATS["table"](found), FORMATS["markdown"](found)):
+        assert shown.count("not requested") == 1
+        assert line in shown.splitlines()
 
 
 def test_marks_are_words_and_stand_at_what_was_compared() -> None:
@@ -589,6 +601,12 @@ def test_command(files: Path, run: Invoke) -> None:
     assert "DiT-XL/2 (published)" in legend.text
     assert f"evalkit report {out}" in tree.one("footer").text
     assert "--published imagenet256" in tree.one("footer").text
+
+
+def test_nothing_was_published_as_it_was_measured(files: Path, run: Invoke) -> None:
+    result = run("report", files / "page.html", files / "one.json", "--published", "cifar10")
+    assert result.code == 0
+    assert "none of these was measured as by --protocol adm. `evalkit published cifar10`" in result.err
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from invoked import Result
 from numpy.typing import NDArray
 from stand_ins import NO_STORE, InceptionPixels
 
+from evalkit.cli.messages import terminal_width
 from evalkit.comparison import compare
 from evalkit.report.records import FORMATS, Records
+from evalkit.report.text import aligned
 from evalkit.results import Comparison, Point, Sweep
 from evalkit.several import Comparisons, comparisons_in, record_in
 
@@ -162,12 +164,17 @@ def test_records_from_before_digests_of_outputs_are_read(run: Invoke, made: Path
 def test_what_is_no_record(run: Invoke) -> None:
     Path("plan.json").write_text('{"format": "evalkit plan 1"}')
     Path("text.json").write_text("scores")
+    Path("stats.npz").write_bytes(b"PK\x03\x04\xba\xff")
     Path("cut.json").write_text('{"format": "evalkit comparison 4"}')
     Path("odd.json").write_text('{"format": ["evalkit comparison 4"]}')
     Path("empty").mkdir()
     for arguments, words in (
         (("plan.json",), "plan.json: Not a record of `evalkit compare` or `evalkit sweep`: its format is"),
         (("a.json", "text.json"), "text.json: Not a record"),
+        (
+            ("stats.npz",),
+            "stats.npz: Not a record of `evalkit compare` or `evalkit sweep`: it is not text. Give",
+        ),
         (("cut.json",), "cut.json: Not a comparison written by evalkit"),
         (("odd.json",), "odd.json: Not a record"),
         (
@@ -209,3 +216,40 @@ def test_more_reasons_than_letters(made: Path) -> None:
     assert list(found.reasons)[24:29] == ["y", "z", "aa", "ab", "ac"]
     assert found.marks(29, "fid") == ["ac"]
     assert found.marks(29, "kid") == []
+
+
+def test_columns_that_a_terminal_has_no_room_for_follow_below() -> None:
+    rows = [["set", "FID", "KID", "unbiased", "recall"], ["a.npz", "2.10", "0.12", "0.11", "0.5"]]
+    whole = ["set     FID   KID  unbiased  recall", "a.npz  2.10  0.12      0.11     0.5"]
+    assert [*aligned(rows)] == [*aligned(rows, width=35)] == whole
+    assert [*aligned(rows, width=30)] == [
+        *["set     FID   KID  unbiased", "a.npz  2.10  0.12      0.11", ""],
+        *["set    recall", "a.npz     0.5"],
+    ]
+    # A value without bias stays beside its score; one column is shown however narrow the terminal is.
+    blocks = [*aligned(rows, width=20)]
+    assert [line.split() for line in blocks[::3]] == [
+        ["set", "FID"],
+        ["set", "KID", "unbiased"],
+        ["set", "recall"],
+    ]
+    assert [*aligned(rows, width=3)] == blocks
+
+
+def test_a_narrow_terminal(run: Invoke, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("table", "a.json", "two.json").out
+    with monkeypatch.context() as patch:
+        patch.setattr("evalkit.cli.table.terminal_width", lambda: 45)
+        narrow = run("table", "a.json", "two.json").out
+    heads = [line for line in narrow.splitlines() if line.startswith("record ")]
+    (head,) = (line for line in whole.splitlines() if line.startswith("record "))
+    assert len(heads) > 1
+    assert max(map(len, heads)) <= 45
+    assert " ".join(heads).replace("record", "").split() == head.split()[1:]
+
+
+def test_only_a_terminal_has_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    for is_terminal, width in ((True, 72), (False, None)):
+        monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal)
+        assert terminal_width() == width

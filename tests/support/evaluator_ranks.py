@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,7 @@ def train(rank: int, size: int, folder: Path) -> None:
             errors.append(f"{type(error).__name__}: {error}")
     (folder / f"errors-{rank}.json").write_text(json.dumps(errors))
     without_memory(rank, folder, [whole, sums])
+    with_failures(rank, folder, sums)
     dist.destroy_process_group()
 
 
@@ -97,12 +100,62 @@ def without_memory(rank: int, folder: Path, evaluators: list[Evaluator]) -> None
     (folder / f"memory-{rank}.json").write_text(json.dumps(errors))
 
 
+def with_failures(rank: int, folder: Path, evaluator: Evaluator) -> None:
+    """Sampling fails on one rank, then on both, then nothing was sampled; afterwards all goes on."""
+    errors: list[Any] = []
+    for failing in ([1], [0], [0, 1], []):
+        evaluator.reset()
+        try:
+            with evaluator.propagate_errors():
+                if failing:
+                    evaluator.update(samples(0, 40, rank))
+                if rank in failing:
+                    raise OSError(f"no disk on {rank}")
+                evaluator.compute()
+        except (EvalkitError, OSError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    try:
+        with evaluator.propagate_errors():
+            evaluator.update(samples(0, 40, rank)[..., : 3 - rank])
+        evaluator.compute()
+    except EvalkitError as error:
+        errors.append(f"{type(error).__name__}: {error}")
+    if find_spec("lightning") is not None:
+        errors.append(in_lightning(rank, evaluator))
+    evaluator.reset()
+    evaluator.update(samples(0, 40, rank))
+    errors.append(evaluator.compute().samples.images)
+    (folder / f"failures-{rank}.json").write_text(json.dumps(errors))
+
+
+def in_lightning(rank: int, evaluator: Evaluator) -> str:
+    """What the callback raises if its second batch fails on rank 1."""
+    from evalkit.integrations.lightning import evaluator_callback
+
+    batches = iter([0, rank])
+
+    def sample(module: object, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if next(batches):
+            raise OSError("no disk")
+        return samples(0, count, rank)
+
+    trainer = SimpleNamespace(current_epoch=0, global_rank=rank, world_size=2)
+    try:
+        callback = evaluator_callback(evaluator, sample, 80, batch_size=20)
+        callback.on_train_epoch_end(trainer, torch.nn.Module())
+    except (EvalkitError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
 def out_of_memory(ranks: Ranks) -> torch.device:
     raise MemoryError("so many GiB")
 
 
 def main(size: int, folder: Path) -> int:
     """All ranks; forked, so that the libraries are loaded once."""
+    if find_spec("lightning") is not None:
+        import lightning.pytorch  # noqa: F401
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=train, args=(rank, size, folder)) for rank in range(size)]
     for rank in ranks:
