@@ -53,11 +53,8 @@ class Timed(Inception):
         return found
 
 
-@click.command()
-@click.option("--images", default=96, show_default=True)
-@click.option("--size", default=256, show_default=True)
-@click.option("--metrics", default="fid,sfid", show_default=True)
-def main(images: int, size: int, metrics: str) -> None:
+def measure(images: int, size: int, metrics: str) -> tuple[str, dict[str, float]]:
+    """The device, and seconds for each image: of the network, beside it, and of the sums."""
     extractor = Timed(load_weights())
     shown = pictures(size, size, BATCH)
     floats = (torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 127.5 - 1).to(extractor.device)
@@ -80,11 +77,24 @@ def main(images: int, size: int, metrics: str) -> None:
         evaluator.update(floats)
         update += extractor.clock() - begin
     network += extractor.seconds
-    more = (update - network) / images
-    print(f"{extractor.device}, {images} images of {size}x{size}, {metrics}")
-    print(f"network {1000 * network / images:8.2f} ms an image")
-    for name, seconds in (("beside it", more), ("sums", sums), ("together", more + sums)):
-        print(f"{name:10}{1000 * seconds:6.2f} ms an image, {100 * seconds * images / network:.1f} %")
+    return extractor.device, {
+        "network": network / images,
+        "beside it": (update - network) / images,
+        "sums": sums,
+    }
+
+
+@click.command()
+@click.option("--images", default=96, show_default=True)
+@click.option("--size", default=256, show_default=True)
+@click.option("--metrics", default="fid,sfid", show_default=True)
+def main(images: int, size: int, metrics: str) -> None:
+    device, seconds = measure(images, size, metrics)
+    print(f"{device}, {images} images of {size}x{size}, {metrics}")
+    network = seconds.pop("network")
+    print(f"network {1000 * network:8.2f} ms an image")
+    for name, more in (seconds | {"together": sum(seconds.values())}).items():
+        print(f"{name:10}{1000 * more:6.2f} ms an image, {100 * more / network:.1f} %")
 
 
 if __name__ == "__main__":
