@@ -27,17 +27,27 @@ import click
 ROOT = Path(__file__).resolve().parents[2]
 
 LIMITS = {
-    "machine": 60,
-    "values": 90,
-    "extraction": 100,
-    "sampling": 150,
-    "kernels": 60,
-    "neighbours": 40,
-    "compare": 150,
-    "sizes": 120,
+    "machine": 40,
+    "verify": 45,
+    "convolutions": 60,
+    "bars": 90,
+    "evaluator": 75,
+    "networks": 75,
+    "compare": 170,
+    "kernels": 75,
+    "sampling512": 75,
+    "convolutions-tuned": 45,
+    "workers": 60,
+    "sampling": 120,
+    "extraction": 90,
+    "values": 60,
+    "neighbours": 30,
+    "rates-tuned": 30,
+    "rates": 40,
+    "sizes": 100,
     "training": 60,
 }
-"""Seconds that each stage may take, in the order in which they run."""
+"""Seconds that each stage may take, in the order in which they run: first what was never measured."""
 
 
 def joined(weights: str, folder: Path) -> str:

@@ -1,8 +1,8 @@
 """Stages of acceptance.py: every convolution of Inception in float32, as it is and as it might be.
 
-The layers are found by running the network once: their shapes, kernels and real inputs. Each distinct shape is
-measured at the network's batch size, and counts as often as it occurs. cuDNN's choice by timing is a stage of
-its own: in one process, torch would use again what heuristics had chosen for the same shapes.
+The layers are found by running the network once: their shapes, kernels and real inputs. Each distinct shape
+is measured at the network's batch size, and counts as often as it occurs. cuDNN's choice by timing is a stage
+of its own: in one process, torch would use again what heuristics had chosen for the same shapes.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Layer:
 
     @property
     def name(self) -> str:
+        """Input, outputs and kernel."""
         channels, height, width = self.x.shape[1:]
         outputs, _, *sides = self.kernel.shape
         strided = " strided" if self.stride[0] > 1 else ""
@@ -73,9 +74,11 @@ class Layer:
         return tuple(self.kernel.shape[2:]) == (1, 1) and self.stride[0] == 1
 
     def output(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """The convolution alone."""
         return F.conv2d(x, kernel, None, self.stride, self.padding)
 
     def flop(self, batch: int) -> float:
+        """Of a batch, an addition and a multiplication each."""
         sides = [
             (extent + 2 * padding - kernel) // stride + 1
             for extent, padding, kernel, stride in zip(

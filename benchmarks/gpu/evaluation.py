@@ -1,8 +1,7 @@
-"""Stages of acceptance.py: extraction, whole comparisons, `evalkit verify`, and workers."""
+"""Stages of acceptance.py: extraction, whole comparisons and `evalkit verify`."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 import time
@@ -98,30 +97,3 @@ def compare() -> None:
                     scores = {score.name: (score.value, score.stderr) for score in result.scores}
                     stages = {stage: round(seconds, 2) for stage, seconds in result.seconds.items()}
                     report(f"compare {n} x {n}, {precision}, {state}, s", took, **scores, stages=stages)
-
-
-def workers() -> None:
-    """Features by a worker of Ray on the GPU: the bytes of this process."""
-    if importlib.util.find_spec("ray") is None:
-        report("Ray", "not installed, not measured")
-        return
-    from extraction import write_images as write_pictures
-    from stand_ins import stored
-
-    from evalkit.features.extraction import extract
-    from evalkit.images import open_images
-    from evalkit.system.ray_engine import ray_engine
-    from evalkit.system.run import Run
-
-    count = reduced(4096)
-    with scratch(count) as (folder, _), guarded("Ray"), ray_engine() as engine:
-        file = folder / "images.npz"
-        write_pictures(file, count)
-        for name, run in (
-            ("alone", Run(store=folder / "alone")),
-            ("ray", Run(store=folder / "ray", engine=engine)),
-        ):
-            begin = time.perf_counter()
-            extract(open_images(file), Inception(load_weights(), device=str(CUDA)), run=run)
-            report(f"features, {name}, images/s", count / (time.perf_counter() - begin))
-        report("features by Ray equal in bytes", stored(folder / "ray") == stored(folder / "alone"))

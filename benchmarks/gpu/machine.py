@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from results import CUDA, guarded, reduced, report, seconds_of
+from torch import Tensor
 
 from evalkit.system.devices import float32_arithmetic
 
@@ -42,8 +43,6 @@ def machine() -> None:
     small = one[:few]
     report("pinned to device, GB/s", few / seconds_of(lambda: small.copy_(host, non_blocking=True)) / 1e9)
     report("device to pinned, GB/s", few / seconds_of(lambda: host.copy_(small, non_blocking=True)) / 1e9)
-
-
 
 
 def rates() -> None:

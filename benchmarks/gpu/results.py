@@ -1,4 +1,4 @@
-"""What the stages of acceptance.py share: results as lines of JSON, sizes, times, differences and features."""
+"""What the stages of acceptance.py share: lines of JSON, sizes, times, differences and features."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DIVISOR = int(os.environ.get("EVALKIT_ACCEPTANCE_DIVISOR", "1"))
 
 
 def reduced(count: int, least: int = 1) -> int:
-    """``count`` of images, rows or bytes, fewer where EVALKIT_ACCEPTANCE_DIVISOR says that little is there."""
+    """So many images, rows or bytes, or fewer: EVALKIT_ACCEPTANCE_DIVISOR divides what is measured."""
     return max(least, count // _DIVISOR)
 
 
 def is_reduced() -> bool:
-    """Whether the machine has little of everything."""
+    """Whether it is only shown that everything runs, on a machine without a GPU."""
     return _DIVISOR > 1
 
 
@@ -94,11 +94,12 @@ def features(n: int, seed: int, dimensions: int = 2048) -> NDArray[np.float32]:
 
     Rows of any two seeds are draws of one distribution.
     """
-    make = torch.Generator(CUDA)
+    device = torch.device("cpu") if is_reduced() else CUDA  # of a fake GPU they would all be zero
+    make = torch.Generator(device)
     width = 256
-    basis = torch.randn(width, dimensions, device=CUDA, generator=make.manual_seed(1))
-    scales = torch.linspace(3, 0.05, width, device=CUDA)
+    basis = torch.randn(width, dimensions, device=device, generator=make.manual_seed(1))
+    scales = torch.linspace(3, 0.05, width, device=device)
     make.manual_seed(seed)
-    z = torch.randn(n, width, device=CUDA, generator=make) * scales
-    noise = torch.randn(n, dimensions, device=CUDA, generator=make)
+    z = torch.randn(n, width, device=device, generator=make) * scales
+    noise = torch.randn(n, dimensions, device=device, generator=make)
     return (z @ basis / 16).add_(noise, alpha=0.1).relu_().cpu().numpy()

@@ -24,7 +24,7 @@ STAGES = {
     "compare": "evaluation:compare",
     "kernels": "adm:kernels",
     "sampling512": "adm:sampling512",
-    "workers": "evaluation:workers",
+    "workers": "workers:main",
     "sampling": "adm:sampling",
     "extraction": "evaluation:extraction",
     "values": "values:main",
