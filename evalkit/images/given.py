@@ -91,7 +91,7 @@ class Intake:
             return np.empty(pixels.shape, np.float32 if self.to_bytes == "keep" else np.uint8)
         # As scripts compute it: half precision would lose bits that a byte has.
         pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
-        low, high = (float(value) for value in torch.aminmax(pixels))
+        low, high = torch.stack(torch.aminmax(pixels)).tolist()  # the host waits for a GPU once
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(
                 "The images hold NaN or infinity; expected finite numbers. Find the step at which the model "
