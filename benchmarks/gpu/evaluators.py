@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from evalkit.verify import pictures
 
 HOW = Run(device=str(CUDA), store=None)
 SIZE = 64
-ROWS = ["fid", "sfid", "kid", "precision_recall"]
+ROWS: tuple[str, ...] = ("fid", "sfid", "kid", "precision_recall")
+SUMS: tuple[str, ...] = ("fid",)
 GIVEN = (37, 256, 1, 100)
 """Images of the batches, in turn."""
 
@@ -38,19 +40,26 @@ def main() -> None:
     """The scores of compare(), what it costs, and other processes."""
     n = reduced(3000, 64)
     reference, samples = (pixels(n, seed) for seed in (0, 1))
-    for metrics in (ROWS, ["fid"]):
-        with guarded(f"evaluator, {metrics}"):
-            expected = compare(reference, samples, metrics=metrics, run=HOW)
+    for metrics in (ROWS, SUMS):
+        with guarded(f"evaluator, {' '.join(metrics)}"):
             for kind, values in (("bytes", samples), ("floats", as_floats(samples))):
                 found = scores(reference, torch.from_numpy(values), metrics)
-                report(f"evaluator equals compare, {' '.join(metrics)}, {kind}", equal(found, expected))
+                report(
+                    f"evaluator equals compare, {' '.join(metrics)}, {kind}", equal(found, right(n, metrics))
+                )
     for size in (256, 32):
         with guarded(f"cost of an evaluator at {size}x{size}"):
             cost(size)
     with guarded("evaluator, two processes"):
-        two_processes(reference, samples)
+        two_processes(n, reference, samples)
     with guarded("evaluator, NCCL"), gives_up("evaluator, NCCL"):
-        nccl(reference, samples)
+        nccl(n, reference, samples)
+
+
+@cache
+def right(n: int, metrics: tuple[str, ...]) -> Comparison:
+    """What compare() finds of so many images."""
+    return compare(pixels(n, 0), pixels(n, 1), metrics=metrics, run=HOW)
 
 
 @contextmanager
@@ -79,7 +88,7 @@ def as_floats(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (images.astype(np.float32) + np.float32(0.5)) / np.float32(127.5) - 1
 
 
-def scores(reference: NDArray[np.uint8], samples: Tensor, metrics: list[str]) -> Comparison:
+def scores(reference: NDArray[np.uint8], samples: Tensor, metrics: tuple[str, ...]) -> Comparison:
     """Of an evaluator that gets the samples from the GPU in uneven batches, NHWC."""
     evaluator = Evaluator(reference, metrics=metrics, value_range="-1..1", run=HOW)
     first = step = 0
@@ -108,9 +117,8 @@ def cost(size: int) -> None:
 # Several processes -----------------------------------------------------------------------------------------
 
 
-def two_processes(reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> None:
+def two_processes(n: int, reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> None:
     """Two ranks of gloo on one GPU, each with half of the samples, against one process."""
-    expected = compare(reference, samples, metrics=["fid", "precision_recall"], run=HOW)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "images.npz", reference=reference, samples=samples)
@@ -121,16 +129,22 @@ def two_processes(reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> N
         for rank in ranks:
             rank.join(PATIENCE)
             rank.kill()
-        found = [Comparison.from_json((folder / f"{rank}.json").read_text()) for rank in range(2)]
-    report(
-        "evaluator, two processes with gloo, the scores of one",
-        equal(found[0], expected),
-        ranks_agree=equal(*found),
-        differences=[
-            (mine.name, mine.value - theirs.value)
-            for mine, theirs in zip(found[0].scores, expected.scores, strict=True)
-        ],
-    )
+        for metrics in (ROWS, SUMS):
+            found = [Comparison.from_json((folder / named(rank, metrics)).read_text()) for rank in range(2)]
+            expected = right(n, metrics)
+            report(
+                f"evaluator, two processes with gloo, {' '.join(metrics)}, the scores of one",
+                equal(found[0], expected),
+                ranks_agree=equal(*found),
+                differences=[
+                    (mine.name, mine.value - theirs.value)
+                    for mine, theirs in zip(found[0].scores, expected.scores, strict=True)
+                ],
+            )
+
+
+def named(rank: int, metrics: tuple[str, ...]) -> str:
+    return f"{'-'.join(metrics)}-{rank}.json"
 
 
 def one_rank(rank: int, folder: Path) -> None:
@@ -140,19 +154,18 @@ def one_rank(rank: int, folder: Path) -> None:
         reference, samples = images["reference"], images["samples"]
     half = len(samples) // 2
     mine = torch.from_numpy(samples[half:] if rank else samples[:half])
-    found = scores(reference, mine, ["fid", "precision_recall"])
-    (folder / f"{rank}.json").write_text(found.to_json())
+    for metrics in (ROWS, SUMS):
+        (folder / named(rank, metrics)).write_text(scores(reference, mine, metrics).to_json())
     dist.destroy_process_group()
 
 
-def nccl(reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> None:
+def nccl(n: int, reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> None:
     """A group of NCCL with one process: the evaluator, and the collectives that several would use."""
-    expected = compare(reference, samples, metrics=["fid"], run=HOW)
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", init_method=f"file://{folder}/join", rank=0, world_size=1)
         try:
-            found = scores(reference, torch.from_numpy(samples), ["fid"])
-            report("evaluator, NCCL, equals compare", equal(found, expected))
+            found = scores(reference, torch.from_numpy(samples), SUMS)
+            report("evaluator, NCCL, equals compare", equal(found, right(n, SUMS)))
             device = Ranks()._device()
             numbers = torch.linspace(0, 1, 2048, dtype=torch.float64, device=device)
             total = numbers.clone()
