@@ -149,14 +149,15 @@ def named(rank: int, metrics: tuple[str, ...]) -> str:
 
 def one_rank(rank: int, folder: Path) -> None:
     """Writes what the evaluator says of half of the samples, and of those of the other rank."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
-    with np.load(folder / "images.npz") as images:
-        reference, samples = images["reference"], images["samples"]
-    half = len(samples) // 2
-    mine = torch.from_numpy(samples[half:] if rank else samples[:half])
-    for metrics in (ROWS, SUMS):
-        (folder / named(rank, metrics)).write_text(scores(reference, mine, metrics).to_json())
-    dist.destroy_process_group()
+    with guarded(f"evaluator, rank {rank}"):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
+        with np.load(folder / "images.npz") as images:
+            reference, samples = images["reference"], images["samples"]
+        half = len(samples) // 2
+        mine = torch.from_numpy(samples[half:] if rank else samples[:half])
+        for metrics in (ROWS, SUMS):
+            (folder / named(rank, metrics)).write_text(scores(reference, mine, metrics).to_json())
+        dist.destroy_process_group()
 
 
 def nccl(n: int, reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> None:

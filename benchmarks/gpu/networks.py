@@ -16,7 +16,9 @@ from small_transformers import small
 from torch import Tensor
 
 from evalkit.extractors import EXTRACTORS, extractor_class
+from evalkit.extractors.efficientnet_lite0 import INPUT_SIZE, EfficientNetLite0
 from evalkit.extractors.inception import Inception
+from evalkit.extractors.preprocess import resize_tf1
 from evalkit.extractors.published import Layers, PublishedNetwork
 from evalkit.extractors.travel import Travels
 from evalkit.system.devices import float32_arithmetic
@@ -65,6 +67,8 @@ def preparation(cls: Any) -> Callable[[NDArray[np.uint8], torch.device], Tensor]
     """What a network does with images first, without its weights; None if it has no such step."""
     if issubclass(cls, Inception):
         return lambda images, device: cls.prepared(torch.from_numpy(images).to(device))
+    if cls is EfficientNetLite0:
+        return lambda images, device: resize_tf1(torch.from_numpy(images).to(device).float(), INPUT_SIZE)
     if not issubclass(cls, PublishedNetwork):
         return None
 
