@@ -52,7 +52,8 @@ Loop: TypeAlias = Callable[[NDArray[np.int64]], Tensor]
 def shrunk(preset: ModelPreset) -> ModelPreset:
     """A quarter of the size and, as far as 32 groups allow, of the width."""
     network = preset.network
-    width = 32 if preset.kind == "classifier" else 64
+    narrowest = min(network.widths) / network.model_channels
+    width = round((32 if preset.kind == "classifier" else 64) / min(narrowest, 1))
     head_channels = 16 if network.num_head_channels else None
     size = preset.image_size // 4
     small = replace(network, image_size=size, model_channels=width, num_head_channels=head_channels)

@@ -1,13 +1,53 @@
-"""Everything that only a GPU can show, in one run: whether results are right there, and how fast.
+r"""Everything that only a GPU can show, in one run: whether results are right there, and how fast.
 
-    python benchmarks/gpu/acceptance.py
+    python benchmarks/gpu/acceptance.py --out results.json
     python benchmarks/gpu/acceptance.py --stage machine --stage extraction
 
 Runs from a checkout, without installing it, and needs no more than evalkit's own dependencies. Each stage is
 a process of its own with a time limit, so that one that fails or hangs does not take the others with it.
-Every result is a line of JSON, printed as soon as it is known; a table of all comes last. EVALKIT_WEIGHTS may
-name the Inception weights in pieces, FILE.00, FILE.01 and so on, which are joined first. With
-EVALKIT_TEST_DATA, golden values of CIFAR-10 are checked too.
+Every result is a line of JSON, printed as soon as it is known; a table of all comes last. What has never been
+measured comes first. With EVALKIT_TEST_DATA, golden values of CIFAR-10 are checked too.
+
+Without a GPU, a stage shows on the CPU that its own checks are right. With fewer images, it also runs through
+where a GPU is only pretended, apart from what takes CUDA graphs:
+
+    export EVALKIT_ACCEPTANCE_DEVICE=cpu EVALKIT_ACCEPTANCE_DIVISOR=100
+    python benchmarks/gpu/acceptance.py --stage bars
+
+A borrowed GPU
+--------------
+
+The machine may be there for minutes, have no network, and take and give back only small files. A package that
+it lacks then goes along in a folder. EVALKIT_WEIGHTS names the Inception weights, which go in pieces,
+FILE.00, FILE.01 and so on, and are joined by this script:
+
+    pip install --target packages --no-deps cattrs          # here
+    split -b 29M -d default_1.pt weights.pt.                # here
+    export PYTHONPATH=packages EVALKIT_WEIGHTS=weights.pt   # there
+    python benchmarks/gpu/acceptance.py --out results.json  # there
+
+Name the stages that were not reached in a second run. What time is left trains on CIFAR-10, from one such
+time to the next. train.parquet has the JPEG files of the training images in a column ``image`` and their
+classes in a column ``label``, 46 MB. A run is resumed with the same number of steps, because the learning
+rate falls to zero at the last one. The interrupt finishes a step and saves:
+
+    split -b 29M -d train.parquet train.parquet.            # here
+    cat train.parquet.?? > train.parquet                    # there
+    mkdir diffusion; cat checkpoint.pt.?? > diffusion/checkpoint.pt  # there, from the second time on
+    timeout -s INT 400 python -m evalkit train diffusion train.parquet --recipe cifar10_diffusion \
+        --batch-size 512 --steps 15000 --save-every 500 --out diffusion
+    split -n 4 -d diffusion/checkpoint.pt checkpoint.pt.    # there: four pieces of 16 MB, to bring back
+
+15,000 steps are 154 passes over the images, some 16 minutes at the speed in docs/performance.md. At the end,
+diffusion/cifar10_diffusion.safetensors has the averaged weights, 16 MB. The classifier is trained in the same
+way, in another folder: ``train classifier``, ``--recipe cifar10_classifier --batch-size 512 --steps 6000``.
+Then, in a time of its own, the sweep. It is resumed as well; the samples are 15 MB a scale:
+
+    timeout -s INT 500 python -m evalkit sweep --model diffusion/cifar10_diffusion.safetensors \
+        --classifier classifier/cifar10_classifier.safetensors --classes balanced --sampler ddpm \
+        --scales 0,0.5,1,2,4,8,16 -n 5000 --precision fast --batch-size 500 --shard-size 500 \
+        --reference train.parquet --extractor-precision bfloat16 --out sweep
+    tar -c sweep | split -b 15M -d - sweep.tar.             # there, to bring back
 """
 
 from __future__ import annotations
@@ -27,17 +67,27 @@ import click
 ROOT = Path(__file__).resolve().parents[2]
 
 LIMITS = {
-    "machine": 60,
-    "values": 90,
-    "extraction": 100,
-    "sampling": 150,
-    "kernels": 60,
-    "neighbours": 40,
-    "compare": 150,
-    "sizes": 120,
+    "machine": 40,
+    "verify": 45,
+    "convolutions": 60,
+    "bars": 90,
+    "evaluator": 75,
+    "networks": 75,
+    "compare": 170,
+    "kernels": 75,
+    "sampling512": 75,
+    "convolutions-tuned": 45,
+    "workers": 60,
+    "sampling": 120,
+    "extraction": 90,
+    "values": 60,
+    "neighbours": 30,
+    "rates-tuned": 30,
+    "rates": 40,
+    "sizes": 100,
     "training": 60,
 }
-"""Seconds that each stage may take, in the order in which they run."""
+"""Seconds that each stage may take, in the order in which they run: first what was never measured."""
 
 
 def joined(weights: str, folder: Path) -> str:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from evalkit.extractors.staging import upload
+
 __all__ = [
     "CLIP",
     "HALF",
@@ -115,7 +117,7 @@ def _planes(images: NDArray[Any], device: torch.device) -> Tensor:
     # A copy: torch warns about read-only arrays.
     x = torch.from_numpy(np.array(images))
     if device.type != "mps":
-        x = x.to(device)
+        x = upload(x, device)
     # Not channels-last, for which torch on a CPU may round in another order.
     return x.permute(0, 3, 1, 2).float().contiguous()
 
@@ -167,7 +169,7 @@ def resize_and_crop(images: NDArray[Any], size: int, device: torch.device) -> Te
 def _each(images: NDArray[Any], device: torch.device, change: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Change each image; floats are rounded to bytes first."""
     changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in _as_bytes(images)])
-    return torch.from_numpy(changed).to(device).permute(0, 3, 1, 2).float()
+    return upload(torch.from_numpy(changed), device).permute(0, 3, 1, 2).float()
 
 
 def _as_bytes(images: NDArray[Any]) -> NDArray[np.uint8]:

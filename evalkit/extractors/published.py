@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.errors import InputError
-from evalkit.extractors.base import WeightsState
+from evalkit.extractors.base import Rows, WeightsState
 from evalkit.extractors.bicubic import Resize, Statistics, scaled
 from evalkit.extractors.sharing import read_once
+from evalkit.extractors.staging import Copies
 from evalkit.extractors.travel import Travels
 from evalkit.extractors.vision_weights import Published, find_weights, read_weights, weights_state
 from evalkit.system.devices import float32_arithmetic
+from evalkit.system.engine import Done, Pending
 from evalkit.system.files import expand_user
 
 __all__ = ["Layers", "PublishedNetwork", "Sizes"]
@@ -137,8 +139,19 @@ class PublishedNetwork(Travels):
         Returns:
             Rows of the one output, float32.
         """
+        return dict(self.submit(images).result())
+
+    def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
+        """Begin a batch, as :meth:`__call__` takes it; only on CUDA does this return before it is done."""
         (output,) = self.outputs
-        return {output: self._in_batches(images, lambda parts: torch.cat(parts).cpu().numpy())}
+
+        def finish(parts: list[Tensor]) -> Pending[Mapping[str, Rows]]:
+            rows = torch.cat(parts)
+            if rows.device.type == "cuda":
+                return Copies({output: rows})
+            return Done({output: rows.cpu().numpy()})
+
+        return self._in_batches(images, finish)
 
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evalkit.extractors.base import Rows
 
-__all__ = ["Copies", "Upload"]
+__all__ = ["Copies", "Upload", "upload"]
 
 T = TypeVar("T")
 
@@ -21,6 +21,15 @@ _AHEAD = 4
 """Batches that may be on the device at once: with more, pixels only take up its memory."""
 
 _PINNED_BYTES = 2**27
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """The same on a device; on CUDA, without waiting for what it does."""
+    # torch never gives pinned memory back, so it is not for batches that are large anyway.
+    cuda = device.type == "cuda"
+    if cuda and host.nbytes <= _PINNED_BYTES:
+        host = host.pin_memory()
+    return host.to(device, non_blocking=cuda)
 
 
 class Upload:
@@ -39,13 +48,9 @@ class Upload:
         while len(self._in_progress) >= _AHEAD:
             self._in_progress.popleft().synchronize()
         with torch.cuda.device(self._device):
-            host = torch.from_numpy(images)
-            # torch never gives pinned memory back, so it is not for batches that are large anyway.
-            if images.nbytes <= _PINNED_BYTES:
-                host = host.pin_memory()
             here = torch.cuda.current_stream()
             with torch.cuda.stream(self._stream):
-                x = host.to(self._device, non_blocking=True)
+                x = upload(torch.from_numpy(images), self._device)
             here.wait_stream(self._stream)
             x.record_stream(here)  # its memory may be reused only after that, too
             result = compute(x)
