@@ -220,11 +220,12 @@ class _Job(Generic[Item, Result]):
     def _call(self, member: Member, item: Call) -> None:
         if not member.calls:
             member.quiet = 0.0
-        arguments: tuple[Any, ...] = item.index, item.pickled
+        arguments: tuple[Any, ...] = member.given, item.index, item.pickled
         method = member.actor.item
         if item.index == LOADING:
-            method, arguments = member.actor.load, (self._driver, self._stored)
+            method, arguments = member.actor.load, (member.given, self._driver, self._stored)
             member.forget()
+        member.given += 1
         member.calls[method.options(concurrency_group="work").remote(*arguments)] = item
 
     # --------------------------------------------------------------------------------------------- answers

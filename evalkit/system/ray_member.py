@@ -40,6 +40,8 @@ class Member:
     """Pickled, if it is loaded."""
     calls: dict[Any, Call] = field(default_factory=dict)
     """What it has not answered, in order, by Ray's reference."""
+    given: int = 0
+    """Calls so far."""
     look: Any = None
     changes: int = -1
     parts: dict[int, float] = field(default_factory=dict)

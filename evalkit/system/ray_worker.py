@@ -169,12 +169,15 @@ class _Task:
 class Worker:
     """Does one work's items in a thread of its own, which keeps the settings of threads and of devices.
 
-    ``load`` and ``item`` wait for that thread; ``hello`` and ``look`` do not.
+    ``load`` and ``item`` wait for that thread; ``hello`` and ``look`` do not. Ray calls them in several
+    threads, of which a later one may run first. So they have numbers, from 0, and are done in this order.
     """
 
     def __init__(self) -> None:
         self._begin: Callable[[Any, Pulse], Pending[Any]] | None = None
         self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._turn = threading.Condition()
+        self._next = 0
         self._changes = 0
         self._parts: dict[int, float] = {}
         threading.Thread(target=self._work, name="work", daemon=True).start()
@@ -187,7 +190,7 @@ class Worker:
         """A number that changes with every sign of life of the work, and how much of each item is done."""
         return self._changes, dict(self._parts)
 
-    def load(self, driver: Driver, pickled: bytes) -> Outcome:
+    def load(self, number: int, driver: Driver, pickled: bytes) -> Outcome:
         """Prepare a work, in place of the one before."""
 
         def prepare() -> Pending[None]:
@@ -196,9 +199,9 @@ class Worker:
             self._begin = pickle.loads(pickled).prepare()
             return Done(None)
 
-        return self._outcome(_Task(prepare))
+        return self._outcome(number, _Task(prepare))
 
-    def item(self, index: int, pickled: bytes) -> Outcome:
+    def item(self, number: int, index: int, pickled: bytes) -> Outcome:
         """Do an item of the work; its value is pickled."""
 
         def pulse(done: float) -> None:
@@ -209,11 +212,15 @@ class Worker:
             assert self._begin is not None
             return self._begin(pickle.loads(pickled), pulse)
 
-        outcome = self._outcome(_Task(begin))
+        outcome = self._outcome(number, _Task(begin))
         return outcome._replace(done=self._parts.pop(index, 0.0))
 
-    def _outcome(self, task: _Task) -> Outcome:
-        self._tasks.put(task)
+    def _outcome(self, number: int, task: _Task) -> Outcome:
+        with self._turn:
+            self._turn.wait_for(lambda: number == self._next)
+            self._tasks.put(task)
+            self._next += 1
+            self._turn.notify_all()
         try:
             # In the thread that waits, so that the work goes on.
             value = pickle.dumps(task.future.result(), pickle.HIGHEST_PROTOCOL)

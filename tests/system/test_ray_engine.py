@@ -28,7 +28,7 @@ from ray_works import Order, Orders, Overlapping
 from evalkit.errors import InputError, MissingDependencyError, WorkerError
 from evalkit.system import ray_engine as engines
 from evalkit.system import ray_worker
-from evalkit.system.engine import Inline, WorkerState
+from evalkit.system.engine import Done, Inline, Pending, Pulse, WorkerState
 from evalkit.system.ray_engine import ray_engine
 from evalkit.system.ray_worker import Driver, Worker
 
@@ -134,14 +134,37 @@ def test_a_worker_begins_the_next_item_before_it_waits(
     """Without Ray."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which a worker sets
     worker = Worker()
-    assert worker.load(Driver.here("cpu"), pickle.dumps(Overlapping(tmp_path))).failure is None
+    assert worker.load(0, Driver.here("cpu"), pickle.dumps(Overlapping(tmp_path))).failure is None
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(worker.item, 0, pickle.dumps(0))
+        first = pool.submit(worker.item, 1, 0, pickle.dumps(0))
         until((tmp_path / "begun 0").exists)
-        second = pool.submit(worker.item, 1, pickle.dumps(1))
+        second = pool.submit(worker.item, 2, 1, pickle.dumps(1))
         until(lambda: worker._tasks.qsize() == 1)
         (tmp_path / "both are given").touch()
         assert [pickle.loads(each.result().value) for each in (first, second)] == [0, 1]
+
+
+def test_a_worker_keeps_to_the_order_of_calls() -> None:
+    """Also where the thread of a later call runs first. Without Ray."""
+    waiting, begun = threading.Event(), list[int]()
+
+    class Turn(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.set()
+            return super().wait(timeout)
+
+    def begin(item: int, pulse: Pulse) -> Pending[int]:
+        begun.append(item)
+        return Done(item)
+
+    worker = Worker()
+    worker._begin, worker._turn = begin, Turn()
+    with ThreadPoolExecutor(2) as pool:
+        later = pool.submit(worker.item, 1, 7, pickle.dumps(7))
+        until(waiting.is_set)
+        earlier = pool.submit(worker.item, 0, 6, pickle.dumps(6))
+        assert [pickle.loads(each.result().value) for each in (earlier, later)] == [6, 7]
+    assert begun == [6, 7]
 
 
 def test_one_map_at_a_time(engine: Watched) -> None:
