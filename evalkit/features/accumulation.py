@@ -1,7 +1,8 @@
-"""Features of images that arrive in batches of any size: the same bits as of one batch that holds them all.
+"""Features of images that arrive in batches of any size, bit-identical to extraction from a single batch.
 
-An :class:`~evalkit.features.extraction.Extraction` cuts images into forward passes, shards and groups by
-their positions alone. Here images wait until a forward pass is full, and rows until a shard is.
+:class:`~evalkit.features.extraction.Extraction` splits images into forward passes, shards and groups by
+position alone. This module does the same: it buffers images until a forward pass is full, and rows until a
+shard is full.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ __all__ = ["Accumulation", "Collected", "features_from"]
 
 
 class Collected(NamedTuple):
-    """What there is of the images so far.
+    """Rows and sums of all images so far.
 
     Attributes:
-        rows: (n, d) by network and output, of the outputs of which rows are kept.
-        sums: Of the outputs that are summed up.
+        rows: (n, d) by network and output, for outputs whose rows are kept.
+        sums: Sums of the outputs that need only moments.
     """
 
     rows: RowsOf
@@ -44,14 +45,14 @@ class Accumulation:
     """Rows and sums of images that arrive in batches.
 
     Args:
-        name: Of the images, for messages.
+        name: Name of the images, for messages.
         extractors: The networks.
-        rows: Outputs of which rows are kept, by network; of a derived output the one that it follows from.
-        sums: Widths of the outputs that are summed up, by network.
+        rows: Outputs whose rows are kept, by network. For a derived output, the output it is computed from.
+        sums: Widths of the outputs that are accumulated as sums, by network.
 
     Attributes:
-        count: Images so far.
-        passes: Images of a forward pass, by network.
+        count: Number of images so far.
+        passes: Images per forward pass, by network.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class Accumulation:
         self._extractors = extractors
         self.passes = {each.network: pass_size(each) for each in extractors}
         self._unit = max(self.passes.values())
-        self._device = tensor_device(extractors)  # images there need not leave it
+        self._device = tensor_device(extractors)  # images on this device are not copied
         self._stream: torch.cuda.Stream | None = None
-        self._waiting: Tensor | None = None  # (unit, h, w, 3), of which the first `_held` are images
+        self._waiting: Tensor | None = None  # (unit, h, w, 3); the first `_held` are in use
         self._held = 0
         self._shard = Begun(store.SHARD, extractors)
         self._filled = 0
-        self._full: deque[Begun] = deque()  # shards that the device may still be at
+        self._full: deque[Begun] = deque()  # shards that may still be in progress on the device
         self._rows: dict[str, dict[str, list[Rows]]] = {
             network: {output: [] for output in outputs} for network, outputs in rows.items()
         }
@@ -81,17 +82,17 @@ class Accumulation:
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether rows are kept of any output."""
+        """Whether rows of any output are kept."""
         return bool(self._rows)
 
     def drop_rows(self) -> None:
-        """Keep no rows, neither those so far nor any later."""
+        """Discard all rows, and keep none from now on."""
         self._rows = {}
 
     def add(self, images: Tensor) -> None:
-        """Add images, (n, h, w, 3), uint8 or float32 in [0, 255], all alike; they are copied or done with.
+        """Add (n, h, w, 3) images, uint8 or float32 in [0, 255], all of one size and dtype.
 
-        On a GPU whose tensors the networks take, they stay there.
+        The caller may reuse the tensor. If the networks accept tensors of its device, the images stay there.
 
         Raises:
             FeatureError: Features are not finite; the message says where.
@@ -119,10 +120,10 @@ class Accumulation:
                 self._extract(self._waiting)
 
     def collected(self) -> Collected:
-        """Rows and sums of all images so far; more may follow.
+        """Rows and sums of all images so far. More images may be added afterwards.
 
         Raises:
-            FeatureError: Features are not finite, or those of some images are not there.
+            FeatureError: Features are not finite, or are missing for some images.
         """
         self._order()
         while self._full:
@@ -148,7 +149,7 @@ class Accumulation:
         return Collected(rows, total)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Arrays from which :meth:`restore` makes an equal object."""
+        """Arrays from which :meth:`restore` rebuilds this object."""
         self._order()
         while self._full:
             self._take(self._full.popleft().result())
@@ -174,9 +175,9 @@ class Accumulation:
         return found
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Becomes what :meth:`state` was taken of; only on an object to which nothing was added.
+        """Restore what :meth:`state` returned.
 
-        It must have the same arguments, and the same :attr:`passes`.
+        Call it only before any images are added. Arguments and :attr:`passes` must be the same.
         """
         self.count, self._taken = int(state["count"]), int(state["taken"])
         if (waiting := state.get("waiting")) is not None:
@@ -202,7 +203,7 @@ class Accumulation:
                     )
 
     def _order(self) -> None:
-        """Let this stream wait for the last one that used the images that wait."""
+        """Make the current CUDA stream wait for the stream that last used the buffered images."""
         if self._device is not None and self._device.type == "cuda":
             stream = torch.cuda.current_stream(self._device)
             if self._stream is not None and self._stream != stream:
@@ -210,7 +211,7 @@ class Accumulation:
             self._stream = stream
 
     def _extract(self, images: Tensor) -> None:
-        """Begin a full forward pass of the largest batch size."""
+        """Start a full forward pass of the largest batch size."""
         self._begin(self._shard, images, self._filled)
         self._filled += len(images)
         if self._filled == store.SHARD:
@@ -227,7 +228,7 @@ class Accumulation:
                 begun.add(extractor, given[first : first + size], at + first)
 
     def _part(self) -> RowsOf:
-        """The rows of the last shard, which is not full; the images that wait go through the networks."""
+        """The rows of the last, partial shard, including those of buffered images."""
         rest = Begun(self._held, self._extractors)
         if self._held:
             assert self._waiting is not None
@@ -242,7 +243,7 @@ class Accumulation:
         }
 
     def _take(self, shard: RowsOf) -> None:
-        """Keep and sum up a full shard; sums are merged in groups, as those of a whole batch are."""
+        """Store the rows of a full shard and add them to the sums, merged in groups as for a whole batch."""
         for network, outputs in self._rows.items():
             for output, kept in outputs.items():
                 kept.append(shard[network][output])
@@ -254,7 +255,7 @@ class Accumulation:
 
 
 def features_from(collected: Collected, images: ImageSource, wanted: Sequence[Wanted]) -> list[Features]:
-    """The features of a batch from what was collected of its images, in the order of what is wanted."""
+    """The features of a batch from collected rows and sums, in the order of ``wanted``."""
     found = []
     for each in wanted:
         part = Part(images, each, None, {})

@@ -1,4 +1,4 @@
-"""The statistics that files of images carry: of which network and output they are, and those of ADM's npz."""
+"""Statistics stored next to images in files: their network and output, and the statistics of ADM's npz."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = [
 
 NETWORK = "inception"
 OUTPUTS = {"": "pool", "_s": "spatial"}
-"""Outputs of the network by the suffix of ``mu`` and ``sigma``."""
+"""Outputs of the network, by suffix of ``mu`` and ``sigma``."""
 
 
 def outputs_in_file(images: ImageSource) -> dict[str, str]:
-    """Outputs, ``"network:output"``, of which a file has mean and covariance, by the suffix of ``mu``.
+    """Outputs (``"network:output"``) whose mean and covariance a file contains, by suffix of ``mu``.
 
-    EDM2's are of DINOv2's class token, too.
+    EDM2's files also have statistics of DINOv2's class token.
     """
     network = images.statistics_network
     every = {
@@ -47,10 +47,10 @@ def outputs_in_file(images: ImageSource) -> dict[str, str]:
 
 
 def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
-    """Mean and covariance by output that the file of a batch carries; none for another network.
+    """Mean and covariance in a batch's file, by output; empty if they belong to another network.
 
     Raises:
-        FeatureError: They are no mean and covariance.
+        FeatureError: The arrays are not a valid mean and covariance.
     """
     found = images.statistics or {}
     outputs = {suffix: split_output(output) for suffix, output in outputs_in_file(images).items()}
@@ -69,20 +69,20 @@ def read_gaussians(images: ImageSource, network: str) -> dict[str, Gaussian]:
 
 
 def written_record(source: ImageSource | Features) -> Mapping[str, Any]:
-    """What a file says of its statistics, where evalkit wrote it: images, extractor, fingerprint."""
+    """Provenance of the statistics in a file that evalkit wrote: images, extractor, fingerprint."""
     record = (isinstance(source, ImageSource) and source.provenance) or {}
     statistics = record.get("statistics")
     return statistics if isinstance(statistics, Mapping) else {}
 
 
 def written_images(source: ImageSource | Features) -> int | None:
-    """How many images the statistics of a file are of; None where it does not say."""
+    """Number of images behind a file's statistics; None if the file does not say."""
     count = written_record(source).get("images")
     return count if isinstance(count, int) else None
 
 
 def written_preprocess(source: ImageSource | Features) -> str | None:
-    """What was done to the images that the statistics of a file are of; None where it does not say."""
+    """How the images behind a file's statistics were preprocessed; None if the file does not say."""
     preprocess = written_record(source).get("preprocess")
     return brief(preprocess, 100) if isinstance(preprocess, str) else None
 
@@ -90,7 +90,7 @@ def written_preprocess(source: ImageSource | Features) -> str | None:
 def statistics_of(features: Features) -> dict[str, NDArray[Any]]:
     """The arrays of a statistics npz: ``mu`` (d,), ``sigma`` (d, d), ``mu_s``, ``sigma_s``.
 
-    Those that are computed are float64.
+    Computed arrays are float64.
 
     Raises:
         UndefinedMetricError: Fewer than two images.
@@ -108,11 +108,11 @@ def statistics_of(features: Features) -> dict[str, NDArray[Any]]:
 
 
 def statistics_record(features: Features, preprocess: str) -> dict[str, Any]:
-    """What a file of :func:`statistics_of` says of itself, under ``provenance``.
+    """The ``provenance`` entry of a statistics file.
 
     Args:
-        features: Those that the statistics are of.
-        preprocess: What their extractor does to the images first, in words.
+        features: The features that the statistics were computed from.
+        preprocess: Description of the extractor's preprocessing.
     """
     return {
         "format": "evalkit statistics 1",

@@ -1,7 +1,7 @@
-"""From images to features: one decoding pass for all networks, kept in the store on the way.
+"""Extract features from images, with one decoding pass for all networks, through the feature store.
 
-The main path is :class:`Extraction`. Images are taken a shard of 512 at a time: beyond what is kept of it,
-memory does not grow with the batch.
+The main path is :class:`Extraction`. Images are processed in shards of 512, so memory grows only with the
+rows that are kept, not with the number of images.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from evalkit.system.run import Run
 __all__ = ["Extraction", "Part", "Wanted", "derive", "extract", "first_features", "outputs_of"]
 
 GROUP = 64
-"""Shards whose moments are summed up before they are merged with others': 32,768 images."""
+"""Shards per group: moments are accumulated within a group, then groups are merged (32,768 images)."""
 
 
 def outputs_of(extractor: Extractor) -> tuple[str, ...]:
-    """All outputs, computed from images and derived."""
+    """All outputs: those computed from images, and derived ones."""
     return (*extractor.outputs, *extractor.derived)
 
 
 def derive(
     extractor: Extractor, outputs: Iterable[str], arrays: Mapping[str, Rows]
 ) -> tuple[dict[str, Rows], dict[str, str]]:
-    """Rows of derived outputs from those that they follow from; and by output, why the rest are absent."""
+    """Compute rows of derived outputs from their base outputs. Also, by output, why others are absent."""
     found: dict[str, Rows] = {}
     absent: dict[str, str] = {}
     for output in outputs:
@@ -52,12 +52,12 @@ def derive(
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is wanted of one network.
+    """The features to extract with one network.
 
     Attributes:
         extractor: The network.
-        arrays: Outputs of which rows are kept.
-        moments: Outputs whose mean and covariance over all images are wanted, unless the file has its own.
+        arrays: Outputs whose rows are kept.
+        moments: Outputs to compute mean and covariance of over all images, unless the file has them.
     """
 
     extractor: Extractor
@@ -75,20 +75,20 @@ def extract(
     run: Run | None = None,
     **how: Any,
 ) -> Features:
-    """Features of a batch through one network; what the store has is not computed again.
+    """Features of a batch from one network. Features in the store are not computed again.
 
     Args:
         images: The batch.
         extractor: The network.
-        outputs: Of which rows are kept; None for all.
+        outputs: Outputs whose rows are kept; None for all.
         rows: (m,) ascending indices of the images whose rows are kept; None for all.
-        moments: Outputs whose mean and covariance over all images are wanted, unless the file has its own.
+        moments: Outputs to compute mean and covariance of over all images, unless the file has them.
         run: Store, progress and engine.
         **how: Fields of a run, in place of ``run=``.
 
     Raises:
-        InputError: The images are bad; the message names the first.
-        OutputError: The store cannot be written. What was extracted before stays.
+        InputError: An image is invalid; the message names the first one.
+        OutputError: The store cannot be written. Features stored so far are kept.
     """
     arrays = outputs_of(extractor) if outputs is None else outputs
     wanted = Wanted(extractor=extractor, arrays=arrays, moments=moments)
@@ -96,11 +96,11 @@ def extract(
 
 
 class Extraction:
-    """Features of one batch of images through one or more networks, from one decoding pass.
+    """Features of one batch of images from one or more networks, in one decoding pass.
 
     Args:
         images: The batch.
-        wanted: What of which network.
+        wanted: The features to extract, by network.
         rows: (m,) ascending indices of the images whose rows are kept; None for all.
         run: Store, progress and engine.
     """
@@ -125,12 +125,12 @@ class Extraction:
         self._gaussians = [read_gaussians(images, each.extractor.network) for each in wanted]
 
     def features(self) -> list[Features]:
-        """The features, in the order of what is wanted. Their rows are the caller's alone.
+        """The features, in the order of ``wanted``. The arrays are not shared, so the caller may modify them.
 
         Raises:
-            InputError: The images are bad; the message names the first.
-            OutputError: The store cannot be written. What was extracted before stays.
-            WorkerError: The engine has workers, and these failed again and again.
+            InputError: An image is invalid; the message names the first one.
+            OutputError: The store cannot be written. Features stored so far are kept.
+            WorkerError: The engine's workers failed repeatedly.
         """
         parts = [
             Part(self._images, each, self._rows, gaussians)
@@ -148,7 +148,7 @@ class Extraction:
         return shards
 
     def _collect(self, shards: Shards, parts: Sequence[Part]) -> None:
-        """Rows and moments; sums are merged in groups, so that they have the same bits whoever added them."""
+        """Collect rows and moments. Fixed groups are merged in order, so sums do not depend on the engine."""
         widths = {part.network: part.new_moments for part in parts if part.new_moments}
         total = Sums(self._images.name, widths, sums_device(shards.work.extractors))
         if shards.is_stored:
@@ -166,7 +166,7 @@ class Extraction:
                 part.gaussians[output] = total.moments[part.network][output].gaussian()
 
     def _read(self, shards: Shards, parts: Sequence[Part], total: Sums) -> None:
-        """From the store."""
+        """Read rows from the store, and accumulate moments."""
         report = self._run.report(f"mean and covariance of the images of {self._images.name}")
         for group in _groups(shards):
             sums = total.empty()
@@ -180,7 +180,7 @@ class Extraction:
             total.merge(sums)
 
     def _sum_up(self, shards: Shards, parts: Sequence[Part], total: Sums) -> None:
-        """Without a store: the engine sums up, and gives back only the rows that are kept."""
+        """Without a store: the engine accumulates moments, and returns only the rows that are kept."""
         groups = _groups(shards)
         kept = {part.network: tuple(part.arrays) for part in parts}
         work = SumUp(shards.work, total.widths, kept, self._rows)
@@ -197,12 +197,12 @@ class Extraction:
 
 
 def _groups(shards: Shards) -> list[list[Span]]:
-    """Shards whose sums are merged together."""
+    """Shards by group; sums are accumulated within a group."""
     return [shards.spans[first : first + GROUP] for first in range(0, len(shards.spans), GROUP)]
 
 
 class Part:
-    """What is collected of one network."""
+    """The features collected from one network."""
 
     def __init__(
         self,
@@ -233,29 +233,29 @@ class Part:
 
     @property
     def is_needed(self) -> bool:
-        """Whether anything is to be collected."""
+        """Whether anything has to be extracted."""
         return bool(self.arrays or self.new_moments)
 
     @property
     def read_outputs(self) -> dict[str, int]:
-        """Widths of the outputs that are read from a shard."""
+        """Widths of the outputs to read from each shard."""
         wanted = {*self.arrays, *self.new_moments}
         return {output: d for output, d in self.extractor.outputs.items() if output in wanted}
 
     def keep(self, begin: int, end: int, found: Mapping[str, Rows]) -> None:
-        """Keep those of the rows of these images that are wanted."""
+        """Store the selected rows of these images."""
         chosen = chosen_rows(self._rows, begin, end)
         self.put(begin, end, {output: found[output][chosen] for output in self.arrays})
 
     def put(self, begin: int, end: int, kept: Mapping[str, Rows]) -> None:
-        """Keep rows that are all wanted, of these images."""
+        """Store rows of these images that are already selected."""
         if self._rows is not None:
             begin, end = np.searchsorted(self._rows, (begin, end))
         for output, array in self.arrays.items():
             array[begin:end] = kept[output]
 
     def features(self) -> Features:
-        """The features, once all rows and Gaussians are there."""
+        """The features, once all rows and Gaussians are complete."""
         images, extractor = self._images, self.extractor
         arrays: dict[str, Rows] = {key: self.arrays[key] for key in self._direct if key in self.arrays}
         if not len(images):
@@ -280,12 +280,12 @@ class Part:
 
 
 def first_features(images: ImageSource, extractor: Extractor, count: int, *, run: Run) -> Features:
-    """Features of the first ``count`` images, or of all where there are fewer, as a batch of their own.
+    """Features of the first ``count`` images, or of all if there are fewer, as a separate batch.
 
-    They are read from the store where it has them. Otherwise they are extracted, and not kept.
+    Read from the store if possible. Otherwise they are extracted, but not stored.
 
     Raises:
-        InputError: The images are bad; the message names the first.
+        InputError: An image is invalid; the message names the first one.
     """
     count = min(count, len(images))
     end = spans(len(images))[0][1]
