@@ -1,1 +1,1 @@
-"""Features of batches of images: extracted once, kept in a store, summed up, saved as files."""
+"""Features of batches of images: extraction, the feature store, means and covariances, files."""

@@ -1,4 +1,4 @@
-"""Mean and covariance of features: of rows that stream past, and as a file may carry them."""
+"""Mean and covariance of features: accumulated from rows, or read from a file."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["Gaussian", "Moments", "check_rows"]
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
-# Rows of features that are copied to float64 at a time: 16 MiB at 2048 features, which caches may hold.
+# Rows of features converted to float64 at a time: 16 MiB at 2048 features, so that they fit into CPU caches.
 _ROWS = 1024
 
-# The same on a GPU: 128 MiB.
+# The same for a GPU: 128 MiB.
 _DEVICE_ROWS = 8192
 
-# Rows that are checked in one go, so that temporaries stay small.
+# Rows checked at a time, which bounds temporary memory.
 _CHECKED_ROWS = 4096
 
 MAX_ASYMMETRY = 1e-5
-"""Largest asymmetry of a covariance, relative to its largest entry, that rounding can explain in float32."""
+"""Largest asymmetry of a covariance, relative to its largest entry, that float32 rounding can cause."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ class Gaussian:
     Attributes:
         mean: (d,) float32 or float64; other dtypes become float64.
         covariance: (d, d) float64, symmetric.
-        n: Number of images they are of; None where that is not known.
+        n: Number of images; None if unknown.
 
     Raises:
-        FeatureError: Shapes disagree, a value is not finite, or the covariance is not symmetric.
+        FeatureError: Shapes do not match, a value is not finite, or the covariance is not symmetric.
     """
 
     mean: Floats
@@ -77,9 +77,9 @@ class Gaussian:
 
     @cached_property
     def digest(self) -> str:
-        """Hex sha256 of the numbers and of ``n``: the same from every kind of file.
+        """Hex sha256 of the values and of ``n``, independent of the file type.
 
-        Types of numbers do not count, but a value that was rounded to float32 is another one.
+        It does not depend on the dtype, but rounding values to float32 changes it.
         """
         found = hashlib.sha256(f"gaussian {self.mean.size} {self.n}\n".encode())
         for array in (self.mean, self.covariance):
@@ -91,11 +91,12 @@ class Moments:
     """Mean and covariance of rows that arrive in batches, in float64 and bounded memory.
 
     Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance", equation 2.1. Workers can
-    accumulate their own share and merge: the result equals one pass over all rows to rounding.
+    accumulate shares separately and merge them: the result equals a single pass over all rows up to rounding.
 
     Args:
-        dimensions: Features of a row.
-        device: A torch device with float64, for the sums; None for the CPU. Values are equal to rounding.
+        dimensions: Number of features per row.
+        device: Torch device for the sums, which must support float64; None for the CPU. Results are equal up
+            to rounding.
     """
 
     def __init__(self, dimensions: int, device: torch.device | None = None) -> None:
@@ -106,7 +107,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Floats, device: torch.device | None = None) -> Moments:
-        """Those of (n, d) rows."""
+        """The moments of (n, d) rows."""
         moments = cls(rows.shape[1], device)
         moments.update(rows)
         return moments
@@ -115,7 +116,7 @@ class Moments:
         """Mean, covariance and number of rows.
 
         Raises:
-            UndefinedMetricError: Fewer than two rows have arrived.
+            UndefinedMetricError: There are fewer than two rows.
         """
         return Gaussian(mean=self.mean, covariance=self.covariance, n=self.n)
 
@@ -124,7 +125,7 @@ class Moments:
         """(d,) mean.
 
         Raises:
-            UndefinedMetricError: No row has arrived.
+            UndefinedMetricError: There are no rows.
         """
         if self.n < 1:
             raise UndefinedMetricError("the mean of no images is undefined; give at least one image")
@@ -135,14 +136,14 @@ class Moments:
         """(d, d) unbiased covariance (divisor n - 1), as ``np.cov(rows, rowvar=False)``.
 
         Raises:
-            UndefinedMetricError: Fewer than two rows have arrived.
+            UndefinedMetricError: There are fewer than two rows.
         """
         upper = self.upper_covariance()
         covariance: NDArray[np.float64] = np.triu(upper) + np.triu(upper, 1).T
         return covariance
 
     def upper_covariance(self) -> NDArray[np.float64]:
-        """(d, d) covariance in Fortran order; the lower triangle holds nothing of use."""
+        """(d, d) covariance in Fortran order; only the upper triangle is valid."""
         if self.n < 2:
             raise UndefinedMetricError(
                 f"the covariance of {self.n} images is undefined; give at least two images"
@@ -151,10 +152,10 @@ class Moments:
         return upper
 
     def update(self, batch: Floats) -> None:
-        """Add the rows of `batch`, (n, d) of any floating dtype.
+        """Add the rows of `batch`, (n, d) of any floating-point dtype.
 
         Raises:
-            FeatureError: The batch has another width, or holds NaN or infinity.
+            FeatureError: The batch has a different width, or contains NaN or infinity.
         """
         if batch.ndim != 2 or batch.shape[1] != self._mean.size:
             raise FeatureError(
@@ -165,10 +166,10 @@ class Moments:
         self._scatter.update(batch, self._move)
 
     def merge(self, other: Moments) -> None:
-        """Add the rows that `other` has seen; `other` stays as it is.
+        """Add the rows of `other`, which is not modified.
 
         Raises:
-            FeatureError: `other` has another width.
+            FeatureError: `other` has a different width.
         """
         if other._mean.size != self._mean.size:
             raise FeatureError(
@@ -179,7 +180,7 @@ class Moments:
             self._scatter.merge(other._scatter, self._move(other.n, other._mean))
 
     def across(self, ranks: Ranks) -> Moments:
-        """Those of the rows of all ranks; equal to those of one process to float64 rounding."""
+        """The moments of the rows of all ranks, equal to those of a single process up to float64 rounding."""
         if ranks.size == 1:
             return self
         found = Moments(self.dimensions)
@@ -193,31 +194,31 @@ class Moments:
         return found
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Arrays from which :meth:`restore` makes an equal object."""
+        """Arrays from which :meth:`restore` rebuilds this object."""
         return {"n": np.array(self.n), "mean": self._mean, "scatter": self._scatter.upper}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Becomes what :meth:`state` was taken of; adding the same rows then gives the same bits."""
+        """Restore what :meth:`state` returned. Adding the same rows then gives bit-identical results."""
         self.n = int(state["n"])
         self._mean = np.array(state["mean"], np.float64)
         self._scatter.upper = np.array(state["scatter"], np.float64, order="F")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Moments:
-        """On the same device."""
+        """A copy on the same device."""
         del memo
         found = Moments(self.dimensions, self._scatter.device)
         found.restore(self.state())
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled for the CPU: whoever reads it may have no GPU."""
+        """Pickle for the CPU, because the receiver may have no GPU."""
         return _restored, (self.dimensions, self.state())
 
     def _move(self, n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Count `n` more rows of that mean.
+        """Update the count and the mean with `n` more rows of the given mean.
 
         Returns:
-            (d,) A row that has to go into the scatter beside theirs, for the distance of the means.
+            (d,) Row to add to the scatter besides the centred rows, which accounts for the shift of the mean.
         """
         total = self.n + n
         shift = mean - self._mean
@@ -234,15 +235,15 @@ def _restored(dimensions: int, state: Mapping[str, NDArray[Any]]) -> Moments:
 
 
 Move = Callable[[int, NDArray[np.float64]], NDArray[np.float64]]
-"""Counts so many rows of that mean, and returns the row that has to be added beside them."""
+"""Takes a number of rows and their mean; returns the additional row for the scatter (``Moments._move``)."""
 
 
 class _Scatter:
     """The sum of outer products of the centred rows.
 
     Attributes:
-        device: Where it is; None for the CPU.
-        upper: (d, d) float64, Fortran order; the lower triangle holds nothing of use.
+        device: Its torch device; None for the CPU.
+        upper: (d, d) float64, Fortran order; only the upper triangle is valid.
     """
 
     device: torch.device | None = None
@@ -258,11 +259,11 @@ class _Scatter:
             rows[:-1] = block
             mean = rows[:-1].mean(axis=0)
             rows[:-1] -= mean
-            rows[-1] = move(len(block), mean)  # one rank-k update does it all
+            rows[-1] = move(len(block), mean)  # so that a single rank-k update suffices
             self._add(rows)
 
     def merge(self, other: _Scatter | _ScatterOn, row: NDArray[np.float64]) -> None:
-        """Add what the other holds, and a row."""
+        """Add another scatter, and a row."""
         self.upper += other.upper
         self._add(row[None])
 
@@ -271,13 +272,13 @@ class _Scatter:
 
 
 class _ScatterOn:
-    """The same on a torch device, where products in float64 are fast."""
+    """The same on a torch device with fast float64 products."""
 
     def __init__(self, device: torch.device, dimensions: int) -> None:
         import torch
 
         self.device = device
-        # A tensor made in inference mode could not be added to outside of it.
+        # A tensor created in inference mode cannot be modified in place outside of it.
         with torch.inference_mode(False):
             self._whole = torch.zeros((dimensions, dimensions), dtype=torch.float64, device=device)
 
@@ -300,7 +301,7 @@ class _ScatterOn:
             self._add(move(len(rows), mean.cpu().numpy()))
 
     def merge(self, other: _Scatter | _ScatterOn, row: NDArray[np.float64]) -> None:
-        """Add what the other holds, and a row."""
+        """Add another scatter, and a row."""
         there = other._whole if isinstance(other, _ScatterOn) else self._placed(other.upper)
         self._whole += there.to(self.device)
         self._add(row)

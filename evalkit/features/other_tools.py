@@ -1,4 +1,4 @@
-"""Statistics for other tools, written so that they read them; and features in other tools' files."""
+"""Write statistics in the formats of other tools, and read features from their files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from evalkit.system.storage import Place, Remote, file_or_path
 __all__ = ["check_name", "modes_of", "read_rows", "resize_warning", "write_statistics"]
 
 ROWS = {"feats": "clean-fid's KID", "pool_3": "score_sde"}
-"""Keys under which an npz has features of Inception's pool, ``(n, 2048)``, and whose files these are."""
+"""Npz keys of ``(n, 2048)`` features of Inception's pool, and the tool that writes them."""
 
-# By tool, of which networks its features can be, the most likely one first; the files do not say.
+# By tool: the networks its features may come from, most likely first. The files do not say which.
 _MODES = {
     ROWS["feats"]: {
         "inception_clean_fid": "of its mode clean (protocol clean-fid)",
@@ -38,7 +38,7 @@ _MODES = {
 }
 
 _HEAD = 2**10
-# Of ImageNet's training set and more; an archive of a few MB may say that it holds any number.
+# More than ImageNet's training set. A header in a small archive can claim any number of rows.
 _MOST_ROWS = 2_000_000
 
 
@@ -59,17 +59,17 @@ def write_statistics(
     images: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write mean and covariance as a tool reads them, atomically.
+    """Write mean and covariance in a tool's format, atomically.
 
     Args:
         out: The file, at a path or a URL.
-        tool: A row of :data:`evalkit.layouts.LAYOUTS`. ``adm`` keeps the types of the arrays.
-        statistics: By our names, ``mu`` (2048,) and so on; see :data:`evalkit.layouts.SHAPES`.
-        images: Of how many images they are, if that is known; only EDM2's file has a place for it.
-        provenance: How they were made; the tools leave it aside, and evalkit reads it.
+        tool: A row of :data:`evalkit.layouts.LAYOUTS`. ``adm`` keeps the dtypes of the arrays.
+        statistics: By evalkit's names, ``mu`` (2048,) and so on; see :data:`evalkit.layouts.SHAPES`.
+        images: Number of images, if known; only EDM2's format stores it.
+        provenance: How they were computed. Other tools ignore it; evalkit reads it.
 
     Raises:
-        InputError: There is neither mean nor covariance that the tool uses, or it reads no file of this name.
+        InputError: The mean and covariance that the tool needs are missing, or the file has the wrong suffix.
         OutputError: The file cannot be written.
     """
     layout = layout_named(tool)
@@ -98,22 +98,22 @@ def _pickled(arrays: Mapping[str, NDArray[Any]], others: Mapping[str, Any]) -> b
     for name, array in arrays.items():
         group, _, member = name.partition("/")
         content.setdefault(group, {})[member] = np.ascontiguousarray(array)
-    # NumPy 1 and 2 both know the function under its old name, and only the newest 1 under the new one. Up to
-    # protocol 3 a name ends with its line, and this one is written once, before any number.
+    # NumPy 1 and 2 both import the function by its old name, but only the latest NumPy 1 by the new one. Up
+    # to protocol 3, a name ends with a newline, and this one is written once, before any array data.
     old, new = b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n"
     return pickle.dumps(content, protocol=3).replace(new, old, 1)
 
 
 def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
-    """What to say if the tool resizes its images in another way than those of the statistics were.
+    """A warning if the tool's resize differs, or may differ, from that of the statistics; otherwise None.
 
-    Nothing is said of evalkit's own layout: `evalkit compare` itself checks which extractor the file is of.
+    There is no warning for evalkit's own layout, because `evalkit compare` checks the extractor itself.
 
     Args:
         tool: A row of :data:`evalkit.layouts.LAYOUTS`.
-        name: Of the statistics, for the message.
-        preprocess: What was done to the images, as :attr:`evalkit.extractors.base.Extractor.preprocess` says
-            it; None if that is not known.
+        name: Name of the statistics, for the message.
+        preprocess: How the images were preprocessed, as in
+            :attr:`evalkit.extractors.base.Extractor.preprocess`; None if unknown.
     """
     layout = layout_named(tool)
     if layout.own:
@@ -135,16 +135,16 @@ def resize_warning(tool: str, name: str, preprocess: str | None) -> str | None:
 
 
 def modes_of(features: Features) -> Mapping[str, str]:
-    """The networks whose features another tool's may be, each with its mode; empty for evalkit's own."""
+    """Networks that another tool's features may come from, with their modes; empty for evalkit's own."""
     return {} if features.fingerprint else _MODES.get(features.extractor, {})
 
 
 def read_rows(path: Place) -> Features | None:
-    """Features out of another tool's npz: ``feats`` of clean-fid's KID, ``pool_3`` of score_sde.
+    """Read features from another tool's npz: ``feats`` of clean-fid's KID, or ``pool_3`` of score_sde.
 
     Returns:
-        Rows of Inception's pool, of an extractor without a fingerprint, as nobody knows it; None for any
-        other file.
+        Rows of Inception's pool; None for any other file. The fingerprint is empty, because the extractor's
+        settings are unknown.
 
     Raises:
         InputError: The array is not (n, 2048) floats, not finite, or damaged.
@@ -180,7 +180,7 @@ def read_rows(path: Place) -> Features | None:
 
 
 def _begins_with_array(path: Place) -> bool:
-    """Whether the first member of a zip is an array; of a zip of images, the names need not all be read."""
+    """Whether the first member of a zip is an array, found without listing a large zip of images."""
     if isinstance(path, Remote):
         head = b"" if path.is_dir() else path.fetch(0, min(_HEAD, path.size))
     elif path.is_file():

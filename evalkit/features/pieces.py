@@ -1,8 +1,8 @@
-"""How what is missing of a batch is cut into pieces, each extracted and stored by itself.
+"""Split the missing part of a batch into pieces that are extracted and stored separately.
 
-What a killed run has to do again is the pieces that it had in hand. So their size follows the measured rate:
-powers of two, from one forward pass up to a shard, each aligned to its size. Every forward pass is cut as in
-a whole shard, so features do not depend on the pieces.
+A killed run loses only the pieces in progress, so the piece size follows the measured speed: a power of two,
+from one forward pass up to a shard, aligned to its own size. Forward passes are the same as in a whole shard,
+so features do not depend on the pieces.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from evalkit.features import store
 __all__ = ["Cutter", "Piece"]
 
 SHORT, LONG = 5.0, 10.0
-"""Seconds: pieces that take less are followed by larger ones, and those that take more by smaller ones."""
+"""Seconds: after a piece that took less than SHORT, pieces get larger; after more than LONG, smaller."""
 
 
 class Piece(NamedTuple):
     """Consecutive images whose features are extracted together.
 
     Attributes:
-        begin: The first.
-        end: The one after the last.
-        networks: Whose features are missing.
+        begin: Index of the first image.
+        end: Index after the last image.
+        networks: Networks whose features are missing.
     """
 
     begin: int
@@ -38,11 +38,11 @@ class Piece(NamedTuple):
 
 
 class Cutter:
-    """Cuts what is missing of a batch into pieces, and learns from how long they take.
+    """Splits the missing images of a batch into pieces, and adapts their size to the time they take.
 
     Args:
-        unit: Images of the smallest piece, a power of two: the largest batch size of the networks.
-        missing: By network, (n,) whether the features of an image are missing.
+        unit: Images in the smallest piece, a power of two: the largest batch size of the networks.
+        missing: By network, (n,) booleans: whether the features of an image are missing.
     """
 
     def __init__(self, unit: int, missing: Mapping[str, NDArray[np.bool_]]) -> None:
@@ -52,18 +52,18 @@ class Cutter:
         self._networks = tuple(missing)
         columns = np.stack([*missing.values()])
         self._n = columns.shape[1]
-        # (networks, units), whether any image of the unit is missing.
+        # (networks, units): whether any image of the unit is missing.
         self._due = np.logical_or.reduceat(columns, np.arange(0, self._n, unit), axis=1)
 
     @property
     def images(self) -> int:
-        """How many images all pieces together have."""
+        """Number of images in all pieces together."""
         return sum(
             min(last * self._unit, self._n) - first * self._unit for first, last, _ in self._stretches()
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the pieces in order; each is cut, and its time begins, when it is asked for."""
+        """Yield the pieces in order. A size is chosen, and the clock starts, when a piece is requested."""
         number = 0
         for first, last, networks in self._stretches():
             while first < last:
@@ -74,10 +74,10 @@ class Cutter:
                 number, first = number + 1, first + count
 
     def end(self, number: int) -> Piece:
-        """Note that a piece is done; returns it."""
+        """Record that a piece is done, and return it."""
         piece, begun = self._begun.pop(number)
         seconds, count = monotonic() - begun, -(-(piece.end - piece.begin) // self._unit)
-        # Of those that were begun together, only the first to come changes the size.
+        # Of several pieces in progress, only the first to finish changes the size.
         if seconds < SHORT and count == self._count:
             self._count = min(2 * count, store.SHARD // self._unit)
         elif seconds > LONG and count <= self._count:
@@ -85,14 +85,14 @@ class Cutter:
         return piece
 
     def _fitting(self, first: int, last: int) -> int:
-        """Units of the next piece: aligned to its own size, and nothing in it that is there already."""
+        """Units of the next piece: aligned to its own size, and without images that are already stored."""
         count = self._count
         while first % count or (first + count > last and last < self._due.shape[1]):
             count //= 2
         return count
 
     def _stretches(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-        """Consecutive units that the same networks lack: the first, the one after the last, and who."""
+        """Runs of units that are missing for the same networks: first unit, unit after the last, networks."""
         changes = np.flatnonzero((self._due[:, 1:] != self._due[:, :-1]).any(axis=0)) + 1
         edges = [0, *changes.tolist(), self._due.shape[1]]
         for first, last in pairwise(edges):

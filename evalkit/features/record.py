@@ -1,4 +1,4 @@
-"""Features of one batch of images through one network, in memory and as an HDF5 file."""
+"""Features of one batch of images from one network, in memory and as an HDF5 file."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _TEXTS = ("name", "digest", "network", "extractor", "fingerprint")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """One batch of images through one network.
+    """Features of one batch of images from one network.
 
     Attributes:
         name: Where the images came from.
         digest: Digest of the images (see :attr:`evalkit.images.ImageSource.digest`).
         network: The extractor's network, such as ``inception``.
         extractor: The extractor's name.
-        fingerprint: The extractor's fingerprint; empty where another tool extracted the features.
-        arrays: (n, d) float32 rows by output, of those outputs that are kept.
-        gaussians: Mean and covariance by output: those that the file carried, which replace the ones of its
+        fingerprint: The extractor's fingerprint; empty if another tool extracted the features.
+        arrays: (n, d) float32 rows by output, for the outputs that are kept.
+        gaussians: Mean and covariance by output: those in the file, which take precedence over those of its
             images, and those that were requested.
         absent: By output, why there are neither rows nor a Gaussian.
         image_shape: (height, width, 3) of the images, or None.
         labels: (n,) int64, or None.
-        count: Number of images of the batch, where `arrays` hold only some or none of them.
-        published: Name of the published batch that it is, which no file keeps; else empty.
+        count: Number of images in the batch, if `arrays` has rows of only some or none of them.
+        published: Name of the published batch, or empty; not saved in files.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Features:
 
     @property
     def statistics_digest(self) -> str | None:
-        """Hex sha256 of :attr:`gaussians`; None where there are none."""
+        """Hex sha256 of :attr:`gaussians`; None if there are none."""
         return _digest({}, _gaussian_arrays(self.gaussians)) if self.gaussians else None
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know but is not an error, one sentence each."""
+        """Notes for the user, one sentence each."""
         if self.fingerprint:
             return ()
         return (
@@ -79,7 +79,7 @@ class Features:
         )
 
     def select(self, outputs: Collection[str]) -> Features:
-        """The same batch with the rows of these outputs alone."""
+        """The same batch with only the rows of these outputs."""
         return replace(self, arrays={key: rows for key, rows in self.arrays.items() if key in outputs})
 
     def save(self, path: Place | str) -> None:
@@ -88,7 +88,7 @@ class Features:
         Raises:
             OutputError: The file cannot be written.
         """
-        # HDF5 takes no text that is not UTF-8, as the name of a file may be.
+        # HDF5 rejects text that is not valid UTF-8, and a file name may not be.
         texts = {key: str(getattr(self, key)).encode(errors="backslashreplace").decode() for key in _TEXTS}
         arrays: dict[str, NDArray[Any]] = {f"arrays/{key}": rows for key, rows in self.arrays.items()}
         arrays |= _gaussian_arrays(self.gaussians)
@@ -104,10 +104,10 @@ class Features:
 
     @classmethod
     def load(cls, path: Place) -> Features:
-        """Read what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
-            InputError: The file is damaged, or of another format.
+            InputError: The file is damaged, or has a different format.
         """
         try:
             with opened_hdf5(path) as file:
@@ -136,7 +136,7 @@ class Features:
             )
         except InputError:
             raise
-        except Exception as error:  # h5py raises almost anything for damage
+        except Exception as error:  # h5py raises almost any exception for a damaged file
             raise InputError(f"{path} is a damaged features file ({error}). Extract it again.") from error
 
 
@@ -163,7 +163,7 @@ def _gaussians(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Gaussian]:
 
 
 def _digest(texts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Hex sha256 of what a features file holds."""
+    """Hex sha256 of the content of a features file."""
     digest = hashlib.sha256(json.dumps([FORMAT, *sorted(texts.items())]).encode())
     for key in sorted(arrays):
         array = np.asarray(arrays[key])
@@ -173,7 +173,7 @@ def _digest(texts: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> str
 
 
 def is_features_file(path: Place) -> bool:
-    """Whether ``path`` is an HDF5 file that :meth:`Features.save` wrote, of this or another version."""
+    """Whether ``path`` is an HDF5 file written by :meth:`Features.save`, in any version."""
     try:
         if isinstance(path, Remote):
             if path.is_dir() or path.fetch(0, min(4, path.size)) != b"\x89HDF":
@@ -182,25 +182,25 @@ def is_features_file(path: Place) -> bool:
             return False
         with opened_hdf5(path) as file:
             return str(file.attrs.get("format", "")).startswith(FORMAT.rsplit(" ", 1)[0])
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # what h5py raises for damage
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError):  # raised by h5py for damaged files
         return False
 
 
 def split_output(output: str) -> tuple[str, str]:
-    """``"network:output"`` in its two parts."""
+    """Split ``"network:output"`` into its two parts."""
     network, _, key = output.partition(":")
     return network, key
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchFeatures:
-    """One batch of images through every network of a comparison: what a metric is called on.
+    """Features of one batch from every network of a comparison. Metrics are called with these.
 
     Outputs are named ``"network:output"``, such as ``"inception:pool"``.
 
     Attributes:
         name: Where the images came from.
-        networks: The features by network.
+        networks: Features by network.
     """
 
     name: str
@@ -208,15 +208,15 @@ class BatchFeatures:
 
     @classmethod
     def of(cls, *features: Features) -> BatchFeatures:
-        """Of the features of one batch, one or more networks."""
+        """Combine the features of one batch from one or more networks."""
         return cls(name=features[0].name, networks={found.network: found for found in features})
 
     def rows(self, output: str) -> Rows:
-        """(n, d) float32 rows of an output, checked.
+        """(n, d) float32 rows of an output, validated.
 
         Raises:
-            UndefinedMetricError: The batch does not have them; the message says why.
-            FeatureError: They are not a two-dimensional array of finite floating-point numbers.
+            UndefinedMetricError: The batch has no such rows; the message says why.
+            FeatureError: The rows are not a two-dimensional array of finite floating-point numbers.
         """
         network, key = split_output(output)
         if (features := self.networks.get(network)) is None:
@@ -228,12 +228,12 @@ class BatchFeatures:
         return features.arrays[key]
 
     def gaussian(self, output: str) -> Gaussian | None:
-        """Mean and covariance of an output, where the file carried them or they were summed up."""
+        """Mean and covariance of an output, if they were in the file or were computed."""
         network, key = split_output(output)
         return self.networks[network].gaussians.get(key) if network in self.networks else None
 
     def width(self, output: str) -> int | None:
-        """Numbers in a row of an output; None where the batch has neither rows nor a Gaussian of it."""
+        """Number of features of an output; None if the batch has neither its rows nor its Gaussian."""
         network, key = split_output(output)
         if network in self.networks and key in self.networks[network].arrays:
             return int(self.networks[network].arrays[key].shape[1])
@@ -241,16 +241,16 @@ class BatchFeatures:
         return None if gaussian is None else gaussian.mean.size
 
     def gaussian_or_rows(self, output: str) -> Gaussian | Rows:
-        """The Gaussian where there is one, which replaces the rows.
+        """The Gaussian of an output if there is one, otherwise its rows.
 
         Raises:
-            UndefinedMetricError: There is neither.
+            UndefinedMetricError: The batch has neither.
         """
         gaussian = self.gaussian(output)
         return self.rows(output) if gaussian is None else gaussian
 
     def select(self, outputs: Collection[str]) -> BatchFeatures:
-        """The same batch with the rows of these outputs (``"network:output"``) alone."""
+        """The same batch with only the rows of these outputs (``"network:output"``)."""
         return replace(
             self,
             networks={
@@ -263,7 +263,7 @@ class BatchFeatures:
 def check_same_extractor(reference: Features, samples: Features) -> None:
     """Refuse to compare features of different networks, preprocessing or precision.
 
-    Those of another tool have no fingerprint, and a note instead.
+    Features from another tool have no fingerprint, and get a note instead.
 
     Raises:
         FeatureError: The fingerprints differ.

@@ -1,7 +1,7 @@
-"""The features of a batch, a shard at a time: from the store, or from one decoding pass for all networks.
+"""Features of a batch in shards, from the store or from one decoding pass for all networks.
 
-Whoever does the pieces, this process alone writes the store. A shard is cut into the same forward passes
-whatever the store had before.
+Workers may extract pieces, but only this process writes to the store. A shard is always split into the same
+forward passes, whatever is already in the store.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["Shards"]
 
 
 class Shards:
-    """A batch's features a shard at a time: from the store, where there is one, or from the networks."""
+    """Features of a batch in shards: from the store if there is one, otherwise from the networks."""
 
     def __init__(self, images: ImageSource, wanted: Mapping[Extractor, Mapping[str, int]], run: Run):
         """Prepare the store.
 
         Args:
             images: The batch.
-            wanted: By network, the outputs that are read, and their widths.
+            wanted: By network, the outputs to read and their widths.
             run: Store, progress and engine.
         """
         self.spans = spans(len(images))
@@ -40,32 +40,32 @@ class Shards:
         self.run = run
         self._widths = {extractor.network: outputs for extractor, outputs in wanted.items()}
         self.work = Extract(images, tuple(wanted), {each.network: pass_size(each) for each in wanted})
-        # What is in memory is hashed in no time.
+        # Arrays in memory are hashed so fast that no progress is shown.
         images.identify(None if images.kind == "array" else run.progress)
         self._stored: dict[str, StoredBatch] = {}
         if (root := run.store_folder) is not None:
             self._stored = {each.network: StoredBatch(root, images, each) for each in wanted}
             if not images.shows_changes() and self.is_anything_missing():
-                # What is read now may be something else than what was hashed.
+                # The content may change between hashing and reading.
                 self._stored = {}
             for stored in self._stored.values():
                 stored.prepare()
 
     @property
     def is_stored(self) -> bool:
-        """Whether the store has, or is to have, the features."""
+        """Whether the features are, or will be, in the store."""
         return bool(self._stored)
 
     def is_anything_missing(self) -> bool:
-        """Whether images have to be decoded."""
+        """Whether any images have to be decoded."""
         return not self._stored or any(stored.missing().any() for stored in self._stored.values())
 
     def pieces(self, shards: list[Span]) -> list[Piece]:
-        """Whole shards, of all networks, where there is no store."""
+        """Whole shards as pieces, for all networks; used without a store."""
         return [Piece(begin, end, tuple(self._widths)) for begin, end in shards]
 
     def reporter(self, there: int = 0) -> Callable[[float], None]:
-        """What reports images extracted, beside those that are there."""
+        """A function that reports the number of images extracted, added to the ``there`` already stored."""
         report = self.run.report(f"{', '.join(self._widths)} features of {self.images.name}")
         n, last = len(self.images), -1
 
@@ -78,7 +78,7 @@ class Shards:
         return extracted
 
     def extract_missing(self) -> None:
-        """Extract what the store does not have."""
+        """Extract the features that are missing from the store."""
         if not self._stored:
             return
         missing = {network: stored.missing() for network, stored in self._stored.items()}
@@ -99,14 +99,14 @@ class Shards:
                     writer.add(cutter.end(number), rows)
             report(cutter.images)
         except BaseException:
-            # A change may be why it failed, as an image that is half written; but it failed for that reason.
+            # The files may have changed, but the original error is the one to report.
             with contextlib.suppress(InputError):
                 self._check_unchanged(written)
             raise
         self._check_unchanged(written)
 
     def _check_unchanged(self, written: list[Piece]) -> None:
-        """Forget what was written of images that may be others than those that were hashed."""
+        """Remove stored features if the images changed after they were hashed."""
         try:
             if written:
                 self.images.check_unchanged(every_file=True)
@@ -117,11 +117,11 @@ class Shards:
             raise
 
     def read(self, shard: Span) -> RowsOf:
-        """The rows of a shard out of the store, of the outputs that are wanted."""
+        """Read the rows of a shard from the store, for the requested outputs."""
         rows: RowsOf = {}
         for network, outputs in self._widths.items():
             found = self._stored[network].read(shard, outputs)
-            if found is None:  # damaged by something other than us: the checksums noticed
+            if found is None:  # damaged on disk, as the checksums show
                 found = self._mend(network, shard)
             rows[network] = found
         return rows

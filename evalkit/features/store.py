@@ -1,8 +1,8 @@
-"""A folder of features: HDF5 files of pieces of a batch, ``<first image>-<one after the last>.h5``.
+"""The feature store: HDF5 files of pieces of a batch, ``<first image>-<image after the last>.h5``.
 
-Each file is written under a temporary name and renamed when it is complete. So a run may be killed at any
-moment: the next one finds only complete files, and goes on with what is missing. Files may overlap, and have
-any size up to a shard's.
+Each file is written under a temporary name and renamed when it is complete. So a run can be killed at any
+time: the next run finds only complete files, and extracts what is missing. Files may overlap, and hold up to
+one shard of images.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from evalkit.system.space import check_free_space
 __all__ = ["SHARD", "Span", "StoredBatch", "spans"]
 
 SHARD = 512
-"""Images that are read at a time, and the most in a file of the store. A power of two."""
+"""Images read at a time, and the maximum per file of the store. A power of two."""
 
 FORMAT = "evalkit store 3"
 
 Span: TypeAlias = tuple[int, int]
-"""The first of consecutive images, and the one after the last."""
+"""Consecutive images: index of the first, and index after the last."""
 
 _ELSEWHERE = "Free some space, point EVALKIT_CACHE elsewhere or use --no-store."
 _FILE = re.compile(r"(\d{8,})-(\d{8,})\.h5")
@@ -48,9 +48,9 @@ def spans(n: int) -> list[Span]:
 class StoredBatch:
     """The features of one batch through one network, as a folder of the store.
 
-    The folder is keyed on the content of the images and the extractor's fingerprint: any other pixel, weight
-    or setting gives another. Several processes may use one store at once: a file appears whole or not at all,
-    and two that write the same images write the same features.
+    The folder's name is a hash of the content of the images and the extractor's fingerprint, so it changes
+    with any pixel, weight or setting. Several processes may use the same store: files are written atomically,
+    and all processes write the same features for the same images.
     """
 
     def __init__(self, root: Path, images: ImageSource, extractor: Extractor):
@@ -62,7 +62,7 @@ class StoredBatch:
         self._listed: list[Span] | None = None
 
     def prepare(self) -> None:
-        """Make the folder, and check that there is room for what is missing."""
+        """Create the folder, and check that there is enough disk space for the missing features."""
         with _saying_what_to_do(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale_partials(self.folder)
@@ -71,7 +71,7 @@ class StoredBatch:
         check_free_space(self.folder, self._bytes - there, what, _ELSEWHERE)
 
     def missing(self) -> NDArray[np.bool_]:
-        """(n,) whether the features of an image are not there; the folder is listed anew."""
+        """(n,) booleans: whether the features of an image are missing. The folder is listed again."""
         missing = np.ones(self._n, bool)
         self._listed = None
         for begin, end in self._pieces():
@@ -82,11 +82,11 @@ class StoredBatch:
         """The rows of these images.
 
         Args:
-            span: Of one shard.
-            outputs: Which outputs, and their widths.
+            span: Images within one shard.
+            outputs: The outputs to read and their widths.
 
         Returns:
-            Rows by output; None where a part of them is damaged or not there.
+            Rows by output; None if some of them are damaged or missing.
         """
         position, end = span
         rows = {output: np.empty((end - position, d), np.float32) for output, d in outputs.items()}
@@ -100,20 +100,20 @@ class StoredBatch:
         return rows if position == end else None
 
     def remove_damaged(self, span: Span, outputs: Mapping[str, int]) -> None:
-        """Forget those of these images whose rows cannot be read."""
+        """Remove pieces of these images whose rows cannot be read."""
         for begin, end in self._pieces_in(span):
             parts = {output: np.empty((end - begin, d), np.float32) for output, d in outputs.items()}
             if not self._read_into(parts, (begin, end), begin):
                 self.remove((begin, end))
 
     def remove(self, piece: Span) -> None:
-        """Forget a piece."""
+        """Remove a piece."""
         with _saying_what_to_do(self.folder):
             self._file(piece).unlink(missing_ok=True)
         self._listed = None
 
     def write(self, piece: Span, rows: Mapping[str, Rows]) -> None:
-        """Keep the rows of a piece, with a checksum."""
+        """Write the rows of a piece, with a checksum."""
         with (
             _saying_what_to_do(self.folder),
             replace_atomically(self._file(piece)) as partial,
@@ -127,9 +127,9 @@ class StoredBatch:
         return self.folder / f"{piece[0]:08d}-{piece[1]:08d}.h5"
 
     def _pieces(self) -> list[Span]:
-        """Those that are there, or were when the folder was last listed: ascending, longer ones first."""
+        """Pieces in the store when it was last listed: ascending, longer ones first."""
         if self._listed is None:
-            # Listed, because a network file system may remember that a file was not there.
+            # Not by exists(): a network file system may cache that a file did not exist.
             names = [file.name for file in self.folder.iterdir()] if self.folder.is_dir() else []
             matches = (_FILE.fullmatch(name) for name in names)
             found = [(int(match[1]), int(match[2])) for match in matches if match]
@@ -140,7 +140,7 @@ class StoredBatch:
         return self._listed
 
     def _pieces_in(self, span: Span) -> list[Span]:
-        """Those that hold any of these images, which are of one shard."""
+        """Pieces that contain any of these images, which belong to one shard."""
         pieces = self._pieces()
         first, last = (
             bisect.bisect_left(pieces, image, key=lambda piece: piece[0])
@@ -149,7 +149,7 @@ class StoredBatch:
         return [piece for piece in pieces[first:last] if piece[1] > span[0]]
 
     def _read_into(self, parts: Mapping[str, Rows], piece: Span, begin: int) -> bool:
-        """Whether the rows of a piece could be read, from an image on, as many as there is room for."""
+        """Fill ``parts`` with a piece's rows, starting at image ``begin``; False if they cannot be read."""
         try:
             with h5py.File(self._file(piece), "r") as file:
                 for output, array in parts.items():

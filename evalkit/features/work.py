@@ -1,4 +1,4 @@
-"""What is done with a piece of a batch: images to rows, or to sums over many images."""
+"""Work on pieces of a batch: compute rows from images, or sums over many images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["Begun", "Extract", "SumUp", "Sums", "chosen_rows", "pass_size", "sum
 
 
 def pass_size(extractor: Extractor) -> int:
-    """Images of a forward pass: a power of two, like a shard, so that none goes over the end of a piece."""
+    """Images per forward pass: a power of two, like a shard, so that no pass crosses the end of a piece."""
     return min(store.SHARD, 1 << (extractor.batch_size.bit_length() - 1))
 
 
 class Begun:
-    """A piece whose images the networks have been given, and whose features may not be there yet.
+    """A piece in progress: its images were submitted to the networks, but features may still be pending.
 
     Args:
-        count: Images in it.
+        count: Number of images in the piece.
         extractors: The networks.
     """
 
@@ -48,9 +48,9 @@ class Begun:
         self._parts: deque[tuple[str, slice, Pending[Mapping[str, Rows]]]] = deque()
 
     def add(self, extractor: Extractor, images: NDArray[Any] | Tensor, at: int) -> None:
-        """Give a network some of the images, the first of which is the piece's number ``at``.
+        """Submit images to a network; the first one is at position ``at`` in the piece.
 
-        A tensor is only for one that takes tensors.
+        Tensors are only for networks that accept them.
         """
         if isinstance(images, Tensor):
             assert _takes_tensors(extractor)
@@ -62,11 +62,11 @@ class Begun:
             self._take()
 
     def done(self) -> bool:
-        """Whether :meth:`result` would not wait."""
+        """Whether :meth:`result` would return without waiting."""
         return all(pending.done() for _, _, pending in self._parts)
 
     def result(self) -> RowsOf:
-        """All rows, once they are there."""
+        """All rows; waits until they are complete."""
         while self._parts:
             self._take()
         return self._rows
@@ -78,12 +78,12 @@ class Begun:
 
 
 def _runs_ahead(extractor: Extractor) -> TypeGuard[RunsAhead]:
-    """Whether ``submit`` does what a call does: not where a subclass changed the call alone."""
+    """Whether ``submit`` is equivalent to a call: it is not if a subclass overrides only the call."""
     return _stands_for(extractor, "submit", "__call__")
 
 
 def _takes_tensors(extractor: Extractor) -> TypeGuard[TakesTensors]:
-    """Whether ``submit_tensor`` does what ``submit`` and a call do."""
+    """Whether ``submit_tensor`` is equivalent to ``submit`` and to a call."""
     return all(_stands_for(extractor, "submit_tensor", name) for name in ("submit", "__call__"))
 
 
@@ -96,19 +96,19 @@ def _stands_for(extractor: Extractor, one: str, other: str) -> bool:
 
 
 def tensor_device(extractors: Iterable[Extractor]) -> torch.device | None:
-    """The device whose tensors all of the networks take; None where one takes arrays alone."""
+    """The device whose tensors all networks accept; None if any network accepts only arrays."""
     found = {each.tensor_device if _takes_tensors(each) else None for each in extractors}
     return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)
 class Extract:
-    """The rows of pieces, of the networks that each piece names.
+    """Computes the rows of pieces, for the networks that each piece names.
 
     Attributes:
         images: The batch.
         extractors: The networks.
-        batch_sizes: Images of a forward pass, by network: powers of two, and no piece ends within one.
+        batch_sizes: Images per forward pass, by network: powers of two; no piece ends within a pass.
     """
 
     images: ImageSource
@@ -122,11 +122,11 @@ class Extract:
 
     @property
     def device(self) -> str:
-        """Where the networks are: of the first that is not on a CPU."""
+        """Device of the first network that is not on the CPU."""
         return _device_of(self.extractors)
 
     def prepare(self) -> Callable[[Piece, Pulse], Pending[RowsOf]]:
-        """What begins a piece; one stream of images serves those that follow each other."""
+        """A function that starts a piece. Consecutive pieces share one stream of images."""
         stream = _Stream(self.images, max(self.batch_sizes.values()))
         by_network = {extractor.network: extractor for extractor in self.extractors}
 
@@ -142,33 +142,33 @@ class Extract:
                         begun.add(extractor, batch[first : first + size], position + first)
                 position += len(batch)
                 pulse(position)
-            self.images.check_unchanged()  # what it is stored under was computed before
+            self.images.check_unchanged()  # the store's key was computed earlier
             return begun
 
         return begin
 
 
 def _device_of(extractors: Iterable[Extractor]) -> str:
-    """Where the networks are: of the first that is not on a CPU."""
+    """Device of the first network that is not on the CPU."""
     devices = [str(getattr(extractor, "device", "cpu")) for extractor in extractors]
     # TensorFlow calls its first GPU "GPU:0".
     return next((each.lower().replace("gpu", "cuda") for each in devices if each != "cpu"), "cpu")
 
 
 def sums_device(extractors: Iterable[Extractor]) -> torch.device | None:
-    """The GPU that the networks are on, to sum up their features there; None where there is none."""
+    """The networks' GPU, to accumulate moments there; None without a GPU."""
     try:
         return accelerator(_device_of(extractors))
     except InputError:
-        return None  # TensorFlow's, where torch was built for the CPU
+        return None  # a TensorFlow GPU, with a CPU build of torch
 
 
 class _Stream:
-    """The images of pieces, read ahead.
+    """Reads the images of pieces ahead.
 
     Args:
         images: The batch.
-        size: Images at a time.
+        size: Images read at a time.
     """
 
     def __init__(self, images: ImageSource, size: int) -> None:
@@ -179,11 +179,11 @@ class _Stream:
         self._stop: int | None = None
 
     def read(self, begin: int, end: int, passing: Callable[[], object]) -> Iterator[NDArray[Any]]:
-        """The images from ``begin`` to before ``end``; calls ``passing`` for those that are only passed."""
+        """Images ``begin`` to ``end`` (exclusive); calls ``passing`` for batches that are only skipped."""
         in_order = self._images.reads_in_order
         goes_on = self._position <= begin if in_order else self._position == begin != self._stop
         if self._batches is None or not goes_on:
-            # Where another did what lies between, so will it what follows: that is not read ahead.
+            # After a gap, another worker probably does the next piece too, so do not read beyond this one.
             self._stop = None if in_order or self._position == begin else end
             if self._batches is not None:
                 self._batches.close()
@@ -205,12 +205,12 @@ class _Stream:
 
 @dataclass(frozen=True, eq=False)
 class SumUp:
-    """The moments of groups of pieces, and some of their rows, so that not all rows need to be sent.
+    """Computes moments of groups of pieces and selected rows, so that workers need not send all rows.
 
     Attributes:
-        extract: Yields the rows.
-        sums: Widths of the outputs that are summed up, by network.
-        kept: Outputs of which rows are kept, by network.
+        extract: Computes the rows.
+        sums: Widths of the outputs that are accumulated as sums, by network.
+        kept: Outputs whose rows are kept, by network.
         rows: (m,) ascending indices of the images whose rows are kept; None for all.
     """
 
@@ -226,11 +226,11 @@ class SumUp:
 
     @property
     def device(self) -> str:
-        """That of the networks."""
+        """Device of the networks."""
         return self.extract.device
 
     def prepare(self) -> Callable[[Sequence[Piece], Pulse], Pending[tuple[Sums, RowsOf]]]:
-        """What does a group of consecutive pieces; the device runs ahead within it."""
+        """A function that processes a group of consecutive pieces; within it, the device runs ahead."""
         begin = self.extract.prepare()
 
         def sum_up(pieces: Sequence[Piece], pulse: Pulse) -> Pending[tuple[Sums, RowsOf]]:
@@ -255,7 +255,7 @@ class SumUp:
 
 
 class _Prepared(NamedTuple):
-    """Work that is prepared already."""
+    """Work that has already been prepared."""
 
     name: str
     device: str
@@ -266,12 +266,12 @@ class _Prepared(NamedTuple):
 
 
 class Sums:
-    """Moments of outputs, of rows that are added in the order of the images.
+    """Moments of outputs, from rows added in the order of the images.
 
     Args:
-        name: Of the batch, for messages.
-        widths: Of each output, by network.
-        device: Of :func:`sums_device`.
+        name: Name of the batch, for messages.
+        widths: Width of each output, by network.
+        device: Result of :func:`sums_device`.
     """
 
     def __init__(
@@ -286,14 +286,14 @@ class Sums:
         }
 
     def empty(self) -> Sums:
-        """Of the same outputs, before any row."""
+        """Empty sums of the same outputs."""
         return Sums(self._name, self.widths, self._device)
 
     def add(self, first: int, rows: RowsOf) -> None:
         """Add the rows of consecutive images.
 
         Raises:
-            FeatureError: One is not finite; the message says where.
+            FeatureError: A value is not finite; the message says where.
         """
         for network, outputs in self.moments.items():
             for output, moments in outputs.items():
@@ -301,14 +301,14 @@ class Sums:
                 moments.update(rows[network][output])
 
     def merge(self, other: Sums) -> None:
-        """Add what the other has seen."""
+        """Add the sums of another object."""
         for network, outputs in self.moments.items():
             for output, moments in outputs.items():
                 moments.merge(other.moments[network][output])
 
 
 def chosen_rows(rows: NDArray[np.int64] | None, begin: int, end: int) -> slice | NDArray[np.int64]:
-    """Which of the images from ``begin`` to before ``end`` are among the ascending ``rows``; None for all."""
+    """Those of the ascending ``rows`` in ``begin`` to ``end``, relative to ``begin``; None selects all."""
     if rows is None:
         return slice(None)
     first, last = np.searchsorted(rows, (begin, end))

@@ -1,4 +1,4 @@
-"""Writes pieces of features in a thread, while the next ones are computed."""
+"""Write pieces of features in a background thread while the next ones are computed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ RowsOf: TypeAlias = dict[str, dict[str, Rows]]
 """Rows by network and output."""
 
 _WAITING = 2
-"""Pieces that may wait to be written, at most 8 MB each with Inception."""
+"""Maximum number of pieces in the queue, at most 8 MB each with Inception."""
 
 
 class Writer:
-    """Has pieces written in their order.
+    """Writes pieces in order, in a background thread.
 
-    Leaving the block waits until everything is written, also after an error or an interruption.
+    Leaving the block waits until everything is written, even after an error or an interruption.
 
     Args:
-        write: Writes a piece. It is called in one thread.
+        write: Writes a piece. All calls are in the same thread.
     """
 
     def __init__(self, write: Callable[[Piece, RowsOf], object]) -> None:
@@ -42,7 +42,7 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # After an error, that error is the one to raise.
+            # If the block raised an error, keep that one.
             with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
                 while self._waiting:
                     self._waiting.popleft().result()
@@ -50,7 +50,7 @@ class Writer:
             self._thread.shutdown()
 
     def add(self, piece: Piece, rows: RowsOf) -> None:
-        """Take a piece; raises what went wrong with one before it."""
+        """Queue a piece. Raises the error of an earlier piece, if there was one."""
         while self._waiting and (self._waiting[0].done() or len(self._waiting) >= _WAITING):
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self._write, piece, rows))
