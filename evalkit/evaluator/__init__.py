@@ -1,4 +1,4 @@
-"""Scores of images that arrive in batches, as in a training loop: the same as ``compare`` on all of them."""
+"""Scores of images that arrive in batches, as in a training loop, equal to ``compare`` on all images."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ from evalkit.system.run import Run
 __all__ = ["Evaluator"]
 
 NAME = "<batches>"
-"""What records and messages call the images."""
+"""Name of the images in records and messages."""
 
 FORMAT = "evalkit evaluator 1"
 
 
 class Evaluator:
-    """FID and other scores of images that are given batch by batch, against one reference.
+    """Computes FID and other scores against a reference, from images passed batch by batch.
 
     ::
 
@@ -68,36 +68,36 @@ class Evaluator:
             evaluator.update(model.sample(64))
         print(evaluator.compute()["fid"])
 
-    In one process, the scores equal those of :func:`evalkit.compare` on the same images bit for bit, however
-    the images are split into batches. If the metrics need only a Gaussian, only sums are kept; otherwise, the
-    features of every image are kept. The global random state and the settings of torch are not changed, and
-    running it under autocast has no effect.
+    In a single process, scores are bit-identical to :func:`evalkit.compare` on the same images, however they
+    are split into batches. If all metrics need only means and covariances, only sums are kept; otherwise, the
+    features of every image are kept. The global random state and torch's settings are not changed, and
+    autocast has no effect.
 
-    Under torch.distributed every rank gives its own images, any number or none, and all call
-    :meth:`compute`. Sums are added in float64, so FID equals that of one process to float64 rounding.
-    Features that metrics need are sent to rank 0, which computes the scores. All ranks get the same
+    Under torch.distributed, every rank passes its own images, any number or none, and all ranks call
+    :meth:`compute`. Sums are added in float64, so FID equals that of a single process up to float64 rounding.
+    If metrics need features, these are sent to rank 0, which computes the scores. All ranks get the same
     comparison. Images are ordered by rank: those of rank 0, then those of rank 1, and so on.
 
     Args:
-        reference: As for :func:`evalkit.compare`, or the name of a published batch. Its features are
-            extracted now, on rank 0, or read from the store.
-        protocol: As for :func:`evalkit.compare`, like `metrics`, `extractor` and `error_bars`.
-        metrics: Which scores; None for all of the protocol.
-        value_range: What floats hold: ``"0..1"``, ``"-1..1"`` or ``"0..255"``. It is never guessed: without
-            it, floats are refused. Integers are from 0 to 255 in any case.
+        reference: As for :func:`evalkit.compare`, or the name of a published batch. On rank 0, its features
+            are extracted, or read from the store, when the evaluator is created.
+        protocol: As for :func:`evalkit.compare`; so are `metrics`, `extractor` and `error_bars`.
+        metrics: The metrics to compute; None for all of the protocol.
+        value_range: Range of floats: ``"0..1"``, ``"-1..1"`` or ``"0..255"``. It is never guessed: without
+            it, floats are refused. Integers always range from 0 to 255.
         layout: ``"NCHW"`` or ``"NHWC"``; None if only one of the two possible axes has length 3.
         to_bytes: How floats are converted. ``truncate``: to bytes, as in ADM's scripts,
             ``((x + 1) * 127.5).clamp(0, 255).to(uint8)``; ``round``: to bytes, with halves rounded up, as
-            in torchvision's ``save_image``; ``keep``: not at all, as ``compare`` treats files of floats.
+            in torchvision's ``save_image``; ``keep``: not converted, as ``compare`` treats files of floats.
             Computed in float32, or in float64 for float64 images.
-        extractor: The network, or one for each that the metrics need; None for the defaults.
+        extractor: The extractor, or one per network that the metrics need; None for the defaults.
         error_bars: Whether scores have standard errors.
         group: Process group of torch.distributed; None for all processes.
         run: Device and store. The device ``auto`` is the GPU of the local rank.
         **how: Fields of a run, in place of ``run=``: ``device="cuda:1"``.
 
     Raises:
-        EvalkitError: As for :func:`evalkit.compare`, or an argument has another value.
+        EvalkitError: As for :func:`evalkit.compare`, or an argument has an invalid value.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Evaluator:
             self._of_reference(self._plan(10**9), Clock())
 
     def reset(self) -> None:
-        """Forget all images; the features of the reference are kept."""
+        """Discard all images. The features of the reference are kept."""
         few, many = self._plan(0), self._plan(10**9)
         extractors = self._extractors
         rows: dict[str, list[str]] = {}
@@ -161,11 +161,11 @@ class Evaluator:
 
         Args:
             images: (n, 3, h, w) or (n, h, w, 3), a tensor on any device or an array: uint8, other integers
-                from 0 to 255, or floats in the declared range. All of one size.
-            labels: (n,) integers, one class for each image, for all images or for none.
+                from 0 to 255, or floats in the declared range. All images must have the same size.
+            labels: (n,) integers, the class of each image. Give labels for all images or for none.
 
         Raises:
-            InputError: They are not such images, or their range was not declared. None of them is added.
+            InputError: The images are invalid, or their range was not declared. No image is added.
             FeatureError: Features are not finite.
         """
         intake = copy.deepcopy(self._intake)
@@ -181,14 +181,14 @@ class Evaluator:
         if (shape, dtype) != (self._shape, self._dtype):
             raise InputError(
                 f"The images are {described(shape, dtype)}, those before were "
-                f"{described(self._shape, self._dtype)}; expected all alike. Call reset() to start anew."
+                f"{described(self._shape, self._dtype)}; expected all alike. Call reset() to start again."
             )
         if (found is None) != (self._labels is None):
             raise InputError("Labels were given for some of the images; expected them for all or for none.")
         self._intake = intake
         if found is not None and self._labels is not None:
             self._labels.append(found)
-        # The precision check measures them again in float32.
+        # The precision check runs these again in float32.
         if self._is_reduced and (missing := MOST - sum(map(len, self._first))) > 0:
             self._first.append(batch[:missing].cpu().numpy().copy())
         self._accumulation.add(batch)
@@ -197,13 +197,14 @@ class Evaluator:
 
     @known_to_all()
     def compute(self) -> Comparison:
-        """The scores of all images so far, and the record of how they were obtained; more may follow.
+        """Compute the scores of all images so far, with a record of how they were measured.
 
-        Under torch.distributed every rank must call this. An error on one is an error on all.
+        More images may be added afterwards. Under torch.distributed, every rank must call this. An error on
+        one rank is raised on all.
 
         Raises:
             UndefinedMetricError: There are too few images.
-            EvalkitError: As for :func:`evalkit.compare`; or ranks differ in their arguments, or one failed.
+            EvalkitError: As for :func:`evalkit.compare`; or ranks have different arguments, or a rank failed.
         """
         ranks, clock = Ranks(self._group), Clock()
         with clock.stage("features of samples"):
@@ -230,7 +231,7 @@ class Evaluator:
         return comparison or shared.comparison()
 
     def propagate_errors(self) -> AbstractContextManager[None]:
-        """Make an error in this block on one rank an error of :meth:`compute` on all.
+        """Propagate an error in this block on one rank to :meth:`compute` on all ranks.
 
         ::
 
@@ -239,18 +240,17 @@ class Evaluator:
                     evaluator.update(model.sample(50))
             comparison = evaluator.compute()
 
-        If sampling fails on one rank, the others raise a :class:`~evalkit.errors.WorkerError` with the reason
-        as soon as they call ``compute``, and the failed rank raises its own error. Without the block, the
-        others wait in ``compute`` until the process group's timeout. Ranks do not communicate before that, so
-        a model whose ranks wait for each other while they sample, as with FSDP, still needs the timeout.
+        If sampling fails on one rank, that rank raises its own error. The others raise a
+        :class:`~evalkit.errors.WorkerError` with the reason as soon as they call ``compute``; without this
+        block, they would wait there until the process group's timeout. Ranks do not communicate before
+        ``compute``, so if they wait for each other while they sample, as with FSDP, only the timeout helps.
         """
         return telling_failure(self._group)
 
     def state_dict(self) -> dict[str, Any]:
-        """What this process was given so far, as tensors and plain values.
+        """The state of this rank, as tensors and plain values.
 
-        ``torch.load`` with ``weights_only=True`` reads it. It does not contain the features of the reference.
-        Each rank has its own.
+        ``torch.load`` can read it with ``weights_only=True``. It does not contain the reference's features.
         """
         found = {
             "format": FORMAT,
@@ -268,10 +268,10 @@ class Evaluator:
         return found | {"features": {key: torch.from_numpy(array) for key, array in features.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned; images given before are forgotten.
+        """Restore a state returned by :meth:`state_dict`, in place of all images so far.
 
         Raises:
-            InputError: It has another format, or comes from an evaluator with other settings.
+            InputError: It has a different format, or comes from an evaluator with different settings.
         """
         if state.get("format") != FORMAT:
             raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
@@ -295,9 +295,9 @@ class Evaluator:
 
     @property
     def _settings(self) -> str:
-        """Everything that affects what is kept.
+        """All settings that affect which features are kept.
 
-        The pixels of the reference do not, so only rank 0 has to read them.
+        The reference's pixels do not, so only rank 0 has to read them.
         """
         return json.dumps(
             [
@@ -313,7 +313,7 @@ class Evaluator:
         )
 
     def _plan(self, count: int) -> Plan:
-        """What ``compare`` keeps of this many images."""
+        """The features that ``compare`` would keep for this number of images."""
         sources: list[Opened] = [
             self._reference,
             GivenImages(NAME, count, np.empty((0, 1, 1, 3), np.uint8)),
@@ -325,7 +325,7 @@ class Evaluator:
         )
 
     def _of_reference(self, plan: Plan, clock: Clock) -> tuple[Side, BatchFeatures]:
-        """The features of the reference that a plan needs, extracted once."""
+        """The reference's features for a plan, extracted once."""
         key = plan.rows, plan.moments
         if key not in self._sides:
             side = Side(self._reference, plan, self._extractors, self._run)
@@ -344,7 +344,7 @@ class Evaluator:
     # ------------------------------------------------------------------------------------------------- ranks
 
     def _told_by_all(self, ranks: Ranks) -> tuple[Collected, list[Told]]:
-        """What this rank collected, and what all have; every rank raises the same error."""
+        """This rank's features, and the metadata of all ranks. All ranks raise the same error."""
         try:
             collected = self._accumulation.collected()
             mine = Told(
@@ -368,7 +368,7 @@ class Evaluator:
         return collected, told
 
     def _all_images(self, ranks: Ranks, told: Sequence[Told]) -> GivenImages | None:
-        """What is known of the images of all ranks, on rank 0."""
+        """The metadata of the images of all ranks, on rank 0; None on the others."""
         somewhere = next(each for each in told if each.count)
         assert somewhere.shape is not None
         first, labels = self._first_images(), None
@@ -384,7 +384,7 @@ class Evaluator:
         return GivenImages(NAME, count, found[:MOST], labels, notes)
 
     def _intake_of(self, told: Sequence[Told]) -> Intake:
-        """What all ranks were given."""
+        """The value ranges of all ranks, combined."""
         intake = self._new_intake()
         intake.low, intake.high = min(each.low for each in told), max(each.high for each in told)
         intake.values = {value for each in told for value in each.values}

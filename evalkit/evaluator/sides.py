@@ -1,4 +1,4 @@
-"""The two sides of an evaluator: the reference, and images of which the features alone are known."""
+"""The two sides of an evaluator: the reference, and images of which only the features are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Given", "open_reference"]
 
 
 class Given(Side):
-    """The side of images that were given: nothing is known of them but their features."""
+    """The side of the given images, of which only the features are kept."""
 
     def batch(self, features: BatchFeatures) -> Batch:
         """The record of this side."""
@@ -21,7 +21,7 @@ class Given(Side):
 
 
 def open_reference(reference: Source, run: Run) -> Opened:
-    """The reference, open; a text may name a published batch, as on the command line."""
+    """Open the reference; a string may be the name of a published batch, as on the command line."""
     if isinstance(reference, str):
         from reference_batches.fetch import fetch, named
 

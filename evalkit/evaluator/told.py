@@ -1,4 +1,4 @@
-"""What the ranks of a training job send each other when they compute scores."""
+"""Messages that the ranks of a training job exchange when they compute scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def known_to_all() -> Iterator[None]:
-    """Mark errors of this block: every rank knows of them, and need not be told again."""
+    """Mark errors raised in this block as known to all ranks, so that they are not sent again."""
     try:
         yield
     except Exception as error:
@@ -46,13 +46,13 @@ def known_to_all() -> Iterator[None]:
 
 @contextmanager
 def telling_failure(group: Any) -> Iterator[None]:
-    """If this block fails, take part in the others' first exchange in ``compute``, and tell them why."""
+    """If this block fails, join the other ranks' first exchange in ``compute``, and send them the error."""
     try:
         yield
     except Exception as error:
         if not hasattr(error, KNOWN):
             told = Told.of_failure(error)
-            # The error itself matters more than that the others could not be told.
+            # A failure to notify the others must not hide the error itself.
             with suppress(Exception):
                 ranks = Ranks(group)
                 if ranks.size > 1:
@@ -65,10 +65,10 @@ def telling_failure(group: Any) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What a rank tells the others about its images, or that it failed.
+    """Metadata of a rank's images that it sends to the others, or its error.
 
     Attributes:
-        first: How many images are kept for the precision check.
+        first: Number of images kept for the precision check.
         first_batch: Digest of the first batch; empty without images.
     """
 
@@ -86,13 +86,13 @@ class Told:
 
     @classmethod
     def of_failure(cls, error: Exception) -> Told:
-        """Why there is nothing to tell."""
+        """The message of a rank that failed."""
         return cls(failure=f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What rank 0 tells the others: a record, or why there is none."""
+    """The result that rank 0 sends to the others: a record, or an error."""
 
     record: str = ""
     error: str = ""
@@ -100,7 +100,7 @@ class Outcome:
 
     @classmethod
     def of_failure(cls, error: Exception, rank: int) -> Outcome:
-        """Why there is no record."""
+        """The message if rank 0 failed."""
         if isinstance(error, EvalkitError):
             return cls(error=type(error).__name__, message=str(error))
         return cls(error="WorkerError", message=f"Rank {rank} failed: {type(error).__name__}: {error}")
@@ -109,7 +109,7 @@ class Outcome:
         """The comparison.
 
         Raises:
-            EvalkitError: What rank 0 raised.
+            EvalkitError: The error of rank 0.
         """
         if self.error:
             raise getattr(errors, self.error, EvalkitError)(self.message)
@@ -117,7 +117,7 @@ class Outcome:
 
 
 def check_told(told: Sequence[Told]) -> None:
-    """Raise an error, the same on all ranks, if their images or settings do not match."""
+    """Raise the same error on all ranks if a rank failed, or if images or settings do not match."""
     for rank, each in enumerate(told):
         if each.failure is not None:
             raise WorkerError(f"Rank {rank} failed: {each.failure}")
@@ -146,7 +146,7 @@ def check_told(told: Sequence[Told]) -> None:
 def merged_by_rank_0(
     ranks: Ranks, collected: Collected, plan: Plan, counts: Sequence[int]
 ) -> Collected | None:
-    """Sums over all ranks, and on rank 0 the rows of all; None on the others."""
+    """Merge sums over all ranks, or gather their rows; the result is on rank 0, None on the others."""
     rows: dict[str, dict[str, NDArray[np.float32]]] = {}
     if plan.rows:
         for network, outputs in collected.rows.items():
@@ -162,7 +162,7 @@ def merged_by_rank_0(
 
 
 def notes_on_repeats(told: Sequence[Told]) -> Iterator[str]:
-    """A sentence if ranks gave the same images: those that share a seed sample the same noise."""
+    """Yield a warning if ranks gave the same images, probably because they share a seed."""
     seen: dict[str, list[int]] = {}
     for rank, each in enumerate(told):
         if each.count:
@@ -172,7 +172,7 @@ def notes_on_repeats(told: Sequence[Told]) -> Iterator[str]:
         count = sum(map(len, same))
         yield (
             f"Ranks {first} and {second} gave the same first batch of images ({count} of {len(told)} ranks "
-            "gave one that another gave, too). They may sample with the same seed: then images are counted "
+            "share theirs with another rank). They may sample with the same seed. Then images are counted "
             "several times, scores are those of fewer images, and error bars are too narrow. Give each rank "
             "its own seed."
         )
