@@ -1,1 +1,1 @@
-"""What every room stands on: files, downloads, hashing, processes that share work."""
+"""Infrastructure used by all packages: files, downloads, hashing, engines and workers."""

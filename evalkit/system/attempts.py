@@ -1,4 +1,4 @@
-"""Repeats what fails on the way to a server, and says in words what went wrong in the end."""
+"""Retry failed requests to servers, and describe the final error in words."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _COPY = "Download the file first and give the local path."
 _NO_CONNECTION = re.compile("Connect(ion)?Timeout")
 _CONNECTION_ATTEMPTS = 2
 _LONGEST = 300.0
-"""Seconds after which no attempt begins."""
+"""Seconds after which no further attempt is started."""
 _QUIET = 30.0
-"""Seconds between two messages that something is tried again."""
+"""Seconds between two messages about retries."""
 
 _log = logging.getLogger(__name__)
 _said = -_QUIET
@@ -37,7 +37,7 @@ _said_lock = threading.Lock()
 
 
 class ShortRead(Exception):
-    """Fewer bytes came than were asked for."""
+    """The server sent fewer bytes than were requested."""
 
 
 class Changed(Exception):
@@ -45,25 +45,25 @@ class Changed(Exception):
 
 
 class NoRanges(Exception):
-    """The server sends the whole file where a range was asked for."""
+    """The server sends the whole file when a range is requested."""
 
 
 class Garbled(Exception):
-    """The server sends something else than was asked for."""
+    """The server sends something other than what was requested."""
 
 
 def persist(name: str, call: Callable[[], T], *, patient: bool = True, writing: bool = False) -> T:
-    """Return what ``call`` returns, after some attempts if need be.
+    """Return the result of ``call``, retrying if necessary.
 
     Args:
-        name: The URL, as messages show it.
-        call: Asks the server.
-        patient: Whether to try again.
-        writing: Whether the call writes there, and does not read.
+        name: The URL as shown in messages.
+        call: Sends a request to the server.
+        patient: Whether to retry.
+        writing: Whether the call writes, rather than reads.
 
     Raises:
-        RemoteError: It never succeeded; the message says why, without credentials.
-        OutputError: The same, where it writes.
+        RemoteError: Every attempt to read failed; the message says why, without credentials.
+        OutputError: Every attempt to write failed.
     """
     begun = time.monotonic()
     for attempt, wait in enumerate((*(WAITS if patient else ()), None), 1):
@@ -71,7 +71,7 @@ def persist(name: str, call: Callable[[], T], *, patient: bool = True, writing: 
             return call()
         except EvalkitError:
             raise
-        except Exception as error:  # every file system of fsspec raises what its library does
+        except Exception as error:  # fsspec's file systems raise the errors of their libraries
             reason, final = _reason(error, "write" if writing else "read")
             if any(_NO_CONNECTION.search(type(link).__name__) for link in _chain(error)):
                 final = attempt >= _CONNECTION_ATTEMPTS
@@ -88,7 +88,7 @@ def persist(name: str, call: Callable[[], T], *, patient: bool = True, writing: 
 
 
 def _say(name: str) -> None:
-    """Say that it takes longer; not for each of many requests at a time."""
+    """Log that a request is retried, but not for each of many concurrent requests."""
     global _said
     with _said_lock:
         if time.monotonic() - _said < _QUIET:
@@ -98,19 +98,19 @@ def _say(name: str) -> None:
 
 
 def is_forbidden(error: BaseException) -> bool:
-    """Whether the server knows us and refuses."""
-    # gcsfs has no class of its own for it.
+    """Whether the server recognises the user but denies access."""
+    # gcsfs has no specific class for this error.
     return isinstance(error, PermissionError) or str(error).startswith("Forbidden: ")
 
 
 def _reason(error: BaseException, verb: str) -> tuple[str, bool]:
-    """What went wrong when we wanted to read or write; and whether another attempt would fail as well."""
+    """What went wrong while reading or writing, and whether another attempt would fail, too."""
     chain = list(_chain(error))
     for link in chain:
         status = getattr(link, "status", None) or getattr(link, "code", None)
         if isinstance(status, int) and 400 <= status < 600:
             return _of_status(status, verb)
-    # fsspec takes any failure to look at a URL for a missing file; the true reason is its cause.
+    # fsspec reports any failed lookup of a URL as a missing file; the actual error is its cause.
     root = chain[-1] if type(error) is FileNotFoundError else error
     detail = brief(scrubbed(f"{type(root).__name__}: {root}"), 200)
     if isinstance(root, NoRanges):
@@ -130,7 +130,7 @@ def _reason(error: BaseException, verb: str) -> tuple[str, bool]:
         return "the server did not answer after several attempts. Try again later", False
     if isinstance(root, ShortRead):
         return f"the connection was lost or the file changed: {root}. Run the same command again", False
-    # Not all libraries derive errors of connections from OSError.
+    # Not all libraries derive connection errors from OSError.
     final = not isinstance(root, OSError) and not _PASSING.search(type(root).__name__)
     what = "cannot be read" if verb == "read" else "it failed"
     return f"{what} ({detail}). Check the URL and your connection, and try again", final
@@ -153,7 +153,7 @@ def _of_status(status: int, verb: str) -> tuple[str, bool]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what caused it."""
+    """The error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""Work in background threads, while the caller does something else."""
+"""Run tasks in background threads while the caller does something else."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Background", "Task", "read_ahead"]
 T = TypeVar("T")
 
 _POLL = 0.1
-"""Seconds between two looks at how far a task is."""
+"""Seconds between two checks of a task's progress."""
 
 
 class Background:
-    """Background threads that do tasks in their order.
+    """Background threads that start tasks in the order they were submitted.
 
-    There is one for every two cores, because a task has a thread that reads ahead; at most two.
+    There is one thread for every two cores, because a task also has a thread that reads ahead; at most two.
 
-    Leaving the block ends them: tasks that wait are dropped, and those at work are told to give up (see
+    Leaving the block ends the threads: queued tasks are cancelled, and running tasks are told to stop (see
     :func:`evalkit.system.stops.check_stop`).
     """
 
@@ -45,12 +45,12 @@ class Background:
             self._pool.shutdown(cancel_futures=True)
 
     def begin(self, function: Callable[[Progress], T]) -> Task[T] | None:
-        """Begin ``function(progress)``; None on a single core, where it would only slow down the caller."""
+        """Start ``function(progress)``; None on a single core, where it would only slow down the caller."""
         return None if self._pool is None else Task(function, self._pool)
 
 
 class Task(Generic[T]):
-    """A function that a background thread calls; made by :meth:`Background.begin`."""
+    """A function running in a background thread; created by :meth:`Background.begin`."""
 
     def __init__(self, function: Callable[[Progress], T], pool: ThreadPoolExecutor) -> None:
         self._function = function
@@ -61,10 +61,10 @@ class Task(Generic[T]):
         self._reached = stage, done, total
 
     def result(self, progress: Progress | None = None) -> T:
-        """What the function returns, or raises. What was given up in the background is done here.
+        """Return the function's result, or raise its error. A cancelled task is run here instead.
 
         Args:
-            progress: Called in this thread, while it waits. So stages of two threads do not mix.
+            progress: Called in this thread while it waits, so that stages of two threads do not mix.
         """
         shown = None
         while not self._future.done():
@@ -81,15 +81,15 @@ class Task(Generic[T]):
 
 
 def read_ahead(iterator: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """Yield the same items while a background thread already produces the next ones.
+    """Yield the same items while a background thread produces the next ones.
 
-    An exception of the iterator is raised where its item would have come. When the generator is closed or
-    dropped, or the consumer is interrupted, the item in progress is finished (a request to a server is given
-    up), the iterator closed and the thread ended.
+    An exception of the iterator is raised in place of its item. When the generator is closed or garbage
+    collected, or the consumer is interrupted, the item in progress is finished (a request to a server is
+    cancelled), the iterator is closed and the thread ends.
 
     Args:
         iterator: Produces the items.
-        depth: How many items may wait, besides the one that the consumer holds.
+        depth: Maximum number of items produced ahead, besides the one that the consumer has.
     """
     items, end = iter(iterator), object()
     stop = Stop()

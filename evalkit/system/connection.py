@@ -1,4 +1,4 @@
-"""One HTTP connection of a download: the request, what the server says about the file, and its bytes."""
+"""A single HTTP connection of a download: the request, the server's metadata of the file, and its bytes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LONGEST_WAIT = 60.0
 """Seconds between two connections, at most."""
 
 BLOCK = 2**18
-# Client errors that may be gone in a moment; any other 4xx is final.
+# Client errors that may be temporary; any other 4xx is final.
 PASSING = (408, 425, 429)
 
 
 class Failure(Exception):
-    """A connection did not bring the file; ``final`` if another one would not bring it either."""
+    """A connection failed to deliver the file; ``final`` if retrying would not help."""
 
     def __init__(self, message: str, *, final: bool = False, wait: float = 0.0) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """What a server says about the file it sends. A partial file is the beginning of one version."""
+    """A server's metadata of a file. A partial file is the beginning of one version."""
 
     url: str
     size: int | None
@@ -38,11 +38,11 @@ class Version:
 
     @property
     def condition(self) -> str | None:
-        """Value of the header If-Range, which must not be a weak tag."""
+        """Value of the If-Range header, which must not be a weak tag."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def differs_from(self, other: Version) -> bool:
-        """Whether the two cannot be the same bytes. What a server leaves out is not compared."""
+        """Whether the two must have different content. Fields that a server leaves out are not compared."""
         names = ("size", "etag", "modified") if self.url == other.url else ("size",)
         pairs = [(getattr(self, name), getattr(other, name)) for name in names]
         return any(None not in pair and pair[0] != pair[1] for pair in pairs)
@@ -50,7 +50,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Answer:
-    """An open connection that brings the file or the rest of it, from byte ``start`` on."""
+    """An open connection that delivers the file, or the rest of it, from byte ``start``."""
 
     response: HTTPResponse
     start: int
@@ -58,12 +58,12 @@ class Answer:
 
     @classmethod
     def read(cls, url: str, response: HTTPResponse) -> Answer:
-        """Read the headers; ``start`` is -1 for a part that does not say where it begins."""
+        """Read the headers; ``start`` is -1 for a partial response that does not state where it begins."""
         start, size = 0, response.headers.get("Content-Length", "")
         if response.status == 206:
             span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
             start, size = (int(span[1]), span[3]) if span else (-1, "")
-            if span and size == "*":  # the request was for all that follows, so this is the file's last byte
+            if span and size == "*":  # the rest of the file was requested, so this is its last byte
                 size = str(int(span[2]) + 1)
         version = Version(
             url=url,
@@ -113,7 +113,7 @@ def ask(url: str, start: int, known: Version | None, timeout: float) -> Answer |
 def next_block(response: HTTPResponse) -> bytes | None:
     """The next bytes; empty at the end, None if the connection is lost."""
     try:
-        # read() would wait for the whole block, and lose all of it with the connection.
+        # read() would wait for the whole block, and lose it if the connection breaks.
         return response.read1(BLOCK)
     except (OSError, HTTPException):
         return None

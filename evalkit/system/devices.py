@@ -1,4 +1,4 @@
-"""Which torch device to use, its float32 arithmetic, and what to do when its memory is full."""
+"""Choose a torch device, set its float32 arithmetic, and handle out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-# The process that loaded this module, and torch with it.
+# The process that imported this module, and with it torch.
 _HOME_PROCESS = os.getpid()
 
 
 def prepare_forked_process() -> None:
-    """Let a forked process use torch as well; does nothing in any other process.
+    """Make torch usable in a forked process; does nothing in any other process.
 
-    A fork does not copy OpenMP's threads, and the first work given to them would wait for ever. With one
-    thread, torch uses none of them.
+    A fork does not copy OpenMP's threads, so the first parallel operation would hang. With a single thread,
+    torch does not use them.
     """
     if os.getpid() == _HOME_PROCESS or torch.get_num_threads() == 1:
         return
@@ -64,11 +64,11 @@ def check_not_forked(device: torch.device) -> None:
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The torch device of a name.
+    """The torch device for a name.
 
     Args:
-        name: ``"auto"`` is a GPU if there is one (under torchrun that of this local rank), else the CPU. Or
-            ``cpu``, ``cuda``, ``cuda:N``, ``mps``, which must be usable.
+        name: ``"auto"`` for a GPU if there is one (under torchrun, the GPU of the local rank), else the CPU.
+            Or ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, which must be usable.
 
     Raises:
         InputError: The device is unknown or not present on this machine, or CUDA after a fork.
@@ -79,12 +79,12 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def float64_device(name: str) -> torch.device:
-    """As :func:`resolve_device`, but the CPU in place of ``mps``, which has no float64."""
+    """As :func:`resolve_device`, but with the CPU in place of ``mps``, which does not support float64."""
     return resolve_device("cpu" if name.startswith("mps") else name)
 
 
 def accelerator(name: str) -> torch.device | None:
-    """The GPU of that name for float64 products; None where the CPU has to do them, or does them anyway."""
+    """The GPU with this name, for float64 products; None if the CPU has to compute them."""
     device = float64_device(name)
     return None if device.type == "cpu" else device
 
@@ -93,7 +93,7 @@ def _automatic() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local = local_rank()
-    # More processes than GPUs share them.
+    # If there are more processes than GPUs, they share GPUs.
     return torch.device("cuda") if local is None else torch.device("cuda", local % torch.cuda.device_count())
 
 
@@ -116,25 +116,26 @@ def _named(name: str) -> torch.device:
 
 
 def has_fast_bfloat16(name: str) -> bool:
-    """Whether a device is a CPU that multiplies bfloat16 in hardware, several times as fast as float32."""
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public way to ask
+    """Whether a device is a CPU with bfloat16 instructions, which are several times as fast as float32."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public API for this
     return resolve_device(name).type == "cpu" and known is not None and bool(known())
 
 
-# These settings are the whole process's: without a lock, two threads would change them under each other.
+# These settings are global to the process, so a lock keeps threads from changing them concurrently.
 _ARITHMETIC = threading.RLock()
 
 
 @contextlib.contextmanager
 def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None) -> Iterator[None]:
-    """Set how float32 convolutions and matrix products are computed while the block runs.
+    """Set the precision of float32 convolutions and matrix products within the block.
 
-    Without it, torch lets convolutions on CUDA round to TF32, and the autocast of a training loop around it
-    computes in float16. cuDNN is on, and chooses by heuristics. One thread at a time holds it.
+    Otherwise, torch allows TF32 in convolutions on CUDA, and the autocast of an enclosing training loop
+    would compute in float16. cuDNN is enabled, and chooses algorithms by heuristics. Only one thread at a
+    time can be in the block.
 
     Args:
-        tf32: Whether they may round to TF32 on CUDA; False is full float32, on a CPU too.
-        deterministic: Whether cuDNN must be deterministic; None leaves that setting as it is.
+        tf32: Whether TF32 is allowed on CUDA; False is full float32, on a CPU too.
+        deterministic: Whether cuDNN must be deterministic; None leaves the setting unchanged.
     """
     cudnn: Any = torch.backends.cudnn
     with _ARITHMETIC, contextlib.ExitStack() as stack:
@@ -144,12 +145,12 @@ def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None)
         restore = _remember_float32()
         flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
         try:
-            # With its benchmark mode, cuDNN may choose another algorithm in the next process.
+            # In benchmark mode, cuDNN may choose different algorithms in another process.
             cudnn.enabled, cudnn.benchmark = True, False
-            # These set most of torch's newer settings as well, so that reading either is no error.
+            # These also set most of torch's newer settings, so that reading either raises no error.
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
             cudnn.allow_tf32 = tf32
-            # What they leave at "none" follows a setting for all operators, which may be TF32.
+            # Settings still at "none" follow a global setting, which may be TF32.
             for place in () if tf32 else _newer_settings():
                 place.fp32_precision = "ieee"
             if deterministic is not None:
@@ -162,7 +163,7 @@ def float32_arithmetic(*, tf32: bool = False, deterministic: bool | None = None)
 
 
 def _newer_settings() -> tuple[Any, ...]:
-    """The places of ``fp32_precision``, a setting by operator that torch has since 2.9."""
+    """The objects that have ``fp32_precision``, a setting per operator since torch 2.9."""
     backends: Any = torch.backends
     if not hasattr(backends.cuda.matmul, "fp32_precision"):
         return ()
@@ -176,10 +177,10 @@ def _newer_settings() -> tuple[Any, ...]:
 
 
 def _remember_float32() -> Callable[[], None]:
-    """A function that puts the present float32 settings back.
+    """A function that restores the current float32 settings.
 
-    Since torch 2.9 there are two interfaces to them. Once a program has set one, reading the other may raise.
-    Setting the older one sets the newer one too, so the newer one is read, and restored last.
+    Since torch 2.9 there are two interfaces to them. Once a program has used one, reading the other may
+    raise. Setting the older one also sets the newer one, so the newer one is read, and restored last.
     """
     matmul, tf32 = "highest", True
     with contextlib.suppress(RuntimeError):
@@ -202,9 +203,9 @@ OLDEST_TRITON = (3, 3)
 
 @functools.cache
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton compiles kernels for a device here; warns where it is installed and cannot.
+    """Whether Triton can compile kernels for a device; warns if it is installed but cannot.
 
-    It needs a GPU of compute capability 8.0, and a C compiler.
+    It needs a GPU of compute capability 8.0 or higher, and a C compiler.
     """
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
@@ -215,7 +216,7 @@ def has_triton(device: torch.device) -> bool:
         from evalkit.system.triton_probe import probe
 
         probe(device)
-    except Exception as error:  # of many kinds: no compiler, no headers, a driver that does not fit
+    except Exception as error:  # many types: no compiler, no headers, an incompatible driver
         reason = brief(first_line(error), 200)
         warnings.warn(
             f"Triton is installed and cannot compile for {device}, so slower kernels are used: {reason}",
@@ -225,37 +226,37 @@ def has_triton(device: torch.device) -> bool:
     return True
 
 
-# What libraries say where they lack memory, besides torch's own error.
+# Messages of libraries that run out of memory, besides torch's own error.
 _MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "DEVICE_ALLOCATION_FAILED",
-    # cuDNN says no more than this if no algorithm's workspace fits.
+    # cuDNN's only message if no algorithm's workspace fits.
     "unable to find an engine",
     "Unable to find a valid cuDNN algorithm",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device has too little memory, in the words of torch, cuBLAS or cuDNN."""
+    """Whether an error of torch, cuBLAS or cuDNN means that a device is out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
 def with_smaller_batches(run: Callable[[int], T], batch_size: int, on_change: Callable[[int], object]) -> T:
-    """Call ``run(batch_size)``; where the device runs out of memory, again with half the batch size.
+    """Call ``run(batch_size)``; if the device runs out of memory, retry with half the batch size.
 
     Args:
-        run: Does all of the work. It starts from the beginning each time, so the result is that of one batch
-            size.
-        batch_size: The first one to try.
+        run: Does all of the work. It starts from the beginning each time, so that the whole result is
+            computed with one batch size.
+        batch_size: The first batch size to try.
         on_change: Called with each smaller batch size before it is tried.
 
     Raises:
-        torch.OutOfMemoryError: Not even one at a time fits.
+        torch.OutOfMemoryError: Even batch size 1 does not fit.
     """
     while True:
         try:
@@ -265,7 +266,7 @@ def with_smaller_batches(run: Callable[[int], T], batch_size: int, on_change: Ca
                 raise
             if batch_size == 1:
                 raise torch.OutOfMemoryError(str(error)) from error
-            # The frames of the traceback hold the tensors of the failed attempt.
+            # The traceback's frames keep the tensors of the failed attempt alive.
             traceback.clear_frames(error.__traceback__)
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Lists how the settings of earlier work differ from those of this run."""
+"""List differences between the settings of earlier work and those of this run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["differences"]
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One phrase for each entry, at any depth, that differs: ``"size was 64 and is now 256"``.
+    """One phrase for each entry that differs, at any depth: ``"size was 64 and is now 256"``.
 
     Args:
-        there: Settings of the earlier work, as JSON holds them.
+        there: Settings of the earlier work, as read from JSON.
         here: Settings of this run.
-        prefix: Put before every key.
+        prefix: Prefix of every key.
     """
     found = []
     for key in sorted({*there, *here}, key=lambda name: ("sha256" in name, name)):  # digests last

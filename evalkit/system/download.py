@@ -1,12 +1,12 @@
-"""Downloads a file: resumes, retries and checks it, and gives it its name only when it is complete.
+"""Download a file, with resume, retries and verification. It gets its final name only when it is complete.
 
 ::
 
     done = download(["https://first.example/ref.npz", mirror], Path("ref.npz"), progress=bar)
 
-``ref.npz.part`` holds the bytes received so far, ``ref.npz.part.json`` the address and version of the file
-that they belong to. The next run continues an interrupted download, unless the file has changed on the
-server. ``ref.npz.part.lock`` keeps other processes waiting.
+``ref.npz.part`` has the bytes received so far, and ``ref.npz.part.json`` the URL and version of the file that
+they belong to. The next run resumes an interrupted download, unless the file has changed on the server.
+``ref.npz.part.lock`` makes other processes wait.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Download:
 
     Attributes:
         path: Path of the file.
-        bytes: Its size.
-        sha256: Its hex digest.
+        bytes: Size of the file.
+        sha256: Hex digest of the file.
     """
 
     path: Path
@@ -62,26 +62,26 @@ def download(
     check: Callable[[Path], object] | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Download:
-    """Download one file, continuing what an earlier connection or run has left.
+    """Download one file, resuming an earlier connection or run.
 
-    A file that is there already is kept, unless ``sha256`` says that it is another one. Of several processes
-    that want the same file, one downloads it and the others wait.
+    An existing file is kept, unless ``sha256`` shows that it is a different one. If several processes need
+    the same file, one downloads it and the others wait.
 
     Args:
-        urls: Addresses of the file, tried in order.
+        urls: URLs of the file, tried in order.
         destination: Path of the file; missing folders are created.
         sha256: Hex digest of the whole file, if known.
         size: Bytes of the whole file, if known.
         max_bytes: Refuse a larger file.
-        timeout: Seconds without an answer or a byte after which a connection is given up.
-        attempts: How many connections to one URL in a row may bring nothing new. The waits between them
-            double: 1, 2, 4 seconds and so on, or as long as the server asks, up to a minute.
-        progress: Called with (name of the file, bytes so far, bytes in total).
-        check: Called with the path of the complete file before it gets its name; an EvalkitError refuses it.
-        sleep: Called with the seconds to wait.
+        timeout: Seconds without a response or a byte after which a connection is closed.
+        attempts: Number of consecutive connections to one URL that may deliver nothing new. The delay between
+            them doubles: 1, 2, 4 seconds and so on, or as long as the server asks for, up to a minute.
+        progress: Called with (name of the file, bytes so far, total bytes).
+        check: Called with the path of the complete file before it is renamed; an EvalkitError rejects it.
+        sleep: Called with the number of seconds to wait.
 
     Raises:
-        DownloadError: No URL gave the file; the message says why. Or ``EVALKIT_OFFLINE`` is set.
+        DownloadError: All URLs failed; the message says why. Or ``EVALKIT_OFFLINE`` is set.
         OutputError: The file cannot be written, or there is not enough disk space.
     """
     if (found := _already_there(destination, sha256)) is not None:
@@ -127,9 +127,9 @@ def download(
 
 
 def published_urls(path: str) -> tuple[str, ...]:
-    """Addresses of a file published with the ADM paper, such as ``ref_batches/imagenet/64/...``.
+    """URLs of a file published with the ADM paper, such as ``ref_batches/imagenet/64/...``.
 
-    The environment variable ``EVALKIT_MIRROR`` names a copy of the published folder, which comes first.
+    If the environment variable ``EVALKIT_MIRROR`` names a copy of the published folder, it comes first.
     """
     mirror = os.environ.get("EVALKIT_MIRROR", "").rstrip("/")
     return tuple(f"{base}/{path}" for base in (mirror, PUBLISHED) if base)
@@ -158,7 +158,7 @@ def _retrieve(transfer: _Transfer, url: str, attempts: int, sleep: Callable[[flo
             transfer.receive(url)
             return transfer.verified()
         except Failure as failure:
-            # Only bytes beyond the farthest so far count as new, or starting over might never end.
+            # Only bytes beyond the farthest position so far count as new; otherwise restarts might never end.
             in_vain = 0 if transfer.have > most else in_vain + 1
             most = max(most, transfer.have)
             if failure.final or in_vain >= attempts:
@@ -169,7 +169,7 @@ def _retrieve(transfer: _Transfer, url: str, attempts: int, sleep: Callable[[flo
 
 @dataclass(kw_only=True)
 class _Transfer:
-    """The partial file, and what is known about the complete one; fields as for :func:`download`."""
+    """The partial file, and metadata of the complete one; fields as for :func:`download`."""
 
     destination: Path
     sha256: str | None
@@ -184,22 +184,22 @@ class _Transfer:
 
     @property
     def part(self) -> Path:
-        """Holds the bytes received so far."""
+        """File with the bytes received so far."""
         return self.destination.with_name(f"{self.destination.name}.part")
 
     @property
     def note(self) -> Path:
-        """Holds the version that they belong to."""
+        """File with the version that these bytes belong to."""
         return self.destination.with_name(f"{self.destination.name}.part.json")
 
     @property
     def have(self) -> int:
-        """Bytes received so far."""
+        """Number of bytes received so far."""
         return self.part.stat().st_size if self.part.exists() else 0
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from the partial file; leave no empty one behind."""
+        """Lock the partial file against other processes, and remove it at the end if it is empty."""
         lock = self.destination.with_name(f"{self.destination.name}.part.lock")
         with exclusive_lock(lock, f"downloading {self.destination}", wait=True):
             try:
@@ -212,15 +212,15 @@ class _Transfer:
                     lock.unlink()
 
     def receive(self, url: str) -> None:
-        """Append what one connection brings; raise Failure unless that completes the file."""
+        """Append the bytes of one connection; raise Failure unless they complete the file."""
         start, known = self.have, self._noted()
         if known is not None and start == known.size:
             self.doubtful = True
-            return  # an earlier run ended after the last byte and before the file got its name
+            return  # an earlier run ended between the last byte and the rename
         if self.sha256 is None and (known is None or known.url != url):
-            start = 0  # nothing would detect a file whose halves come from different files
+            start = 0  # otherwise, halves of two different files could be joined unnoticed
         answer = ask(url, start, known, self.timeout) or ask(url, 0, None, self.timeout)
-        assert answer is not None  # a request for the whole file gives an answer or raises Failure
+        assert answer is not None  # a request for the whole file either has an answer or raises Failure
         size = answer.version.size
         with answer.response:
             self._check_offer(answer)
@@ -237,7 +237,7 @@ class _Transfer:
             raise Failure(f"the connection broke off after {self.have:,}{of} bytes")
 
     def verified(self) -> str:
-        """The digest of the complete file. A wrong file is removed: more bytes could not repair it."""
+        """The digest of the complete file. A wrong file is removed, as more bytes could not repair it."""
         digest = file_sha256(self.part)
         try:
             if self.sha256 not in (None, digest):
@@ -260,7 +260,7 @@ class _Transfer:
         self.note.unlink(missing_ok=True)
 
     def _check_offer(self, answer: Answer) -> None:
-        """Refuse what cannot be the file, or does not fit on the disk, before the first byte is written."""
+        """Refuse a wrong file, or one that does not fit on the disk, before the first byte is written."""
         size = answer.version.size
         if size is None:
             if self.sha256 is None and self.size is None and not answer.response.chunked:
@@ -282,7 +282,7 @@ class _Transfer:
         )
 
     def _append(self, answer: Answer) -> bool:
-        """Write what comes; True if the server ended the answer, False if the connection was lost."""
+        """Write the received bytes; True if the server ended the response, False if the connection broke."""
         size = answer.version.size
         limit = size or self.size or self.max_bytes
         have = answer.start

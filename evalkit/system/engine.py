@@ -1,4 +1,4 @@
-"""Who does the items of a long job: this process, or workers on many machines."""
+"""Engines run the items of a long job: in this process, or in workers on several machines."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Result = TypeVar("Result")
 ResultOut = TypeVar("ResultOut", covariant=True)
 
 Pulse: TypeAlias = Callable[[float], object]
-"""Called with how much of an item is done, in the unit of the job's progress, such as images."""
+"""Called with the amount of an item that is done, in the unit of the job's progress, such as images."""
 
 
 class Pending(Protocol[ResultOut]):
     """A result that a device may still be computing."""
 
     def done(self) -> bool:
-        """Whether :meth:`result` would not wait."""
+        """Whether :meth:`result` would return without waiting."""
 
     def result(self) -> ResultOut:
-        """The result, once it is there."""
+        """The result; waits until it is available."""
 
 
 class Done(Generic[Result]):
-    """A result that is there."""
+    """A result that is already available."""
 
     def __init__(self, value: Result) -> None:
         self._value = value
@@ -44,18 +44,18 @@ class Done(Generic[Result]):
 
 
 class Work(Protocol[ItemIn, ResultOut]):
-    """What is done with each item: a small frozen dataclass.
+    """The function applied to each item, as a small frozen dataclass.
 
-    A worker elsewhere gets it pickled. So what it holds pickles as a recipe: images as where they are and
-    their digest, networks as their weights or as a file and its digest. Items and results pickle as they are.
+    Remote workers receive it pickled, so its fields pickle as recipes: images as their location and digest,
+    networks as their weights, or as a file and its digest. Items and results are pickled by value.
 
-    An item decides its result to the bit. Cuts, batch sizes and threads come with the work or the item, never
-    from the worker.
+    Results must depend bit for bit on the work and the item alone. Splits, batch sizes and numbers of threads
+    are part of them, and never chosen by the worker.
 
     Attributes:
-        name: What it is called in messages: ``"features of samples.npz"``.
-        device: Where its networks are in this process: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. A worker
-            uses the same kind of device.
+        name: Name in messages, such as ``"features of samples.npz"``.
+        device: Device of its networks in this process: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. A worker
+            uses the same type of device.
     """
 
     @property
@@ -64,27 +64,27 @@ class Work(Protocol[ItemIn, ResultOut]):
     def device(self) -> str: ...  # noqa: D102
 
     def prepare(self) -> Callable[[ItemIn, Pulse], Pending[ResultOut]]:
-        """Open inputs and load networks, once in a process; returns what does one item.
+        """Open inputs and load networks, once per process; returns a function that processes one item.
 
-        Where a device runs ahead, an item's result may be pending when the next item is begun.
+        If a device runs ahead, an item's result may still be pending when the next item is started.
 
         Raises:
-            EvalkitError: The inputs are not there, or are not those that the caller has.
+            EvalkitError: Inputs are missing, or differ from the caller's.
         """
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a worker elsewhere is at.
+    """Status of a remote worker.
 
     Attributes:
-        host: Name of its machine; empty until it has started.
-        pid: Its process there; 0 until it has started.
-        device: ``cpu``, ``cuda:N`` by the machine's numbers, or ``mps``.
-        state: ``starting`` (also: waits for a free device), ``loading``, ``working``, ``idle`` or ``lost``.
-        item: Number of the item that it does.
-        done: How much of that item is done, in the unit of the pulses.
-        rate: How much it does in a second, over the last half minute.
+        host: Host name; empty until the worker has started.
+        pid: Process ID on that host; 0 until the worker has started.
+        device: ``cpu``, ``cuda:N`` in the host's numbering, or ``mps``.
+        state: ``starting`` (or waiting for a free device), ``loading``, ``working``, ``idle`` or ``lost``.
+        item: Number of the current item.
+        done: Amount of the current item that is done, in the unit of the pulses.
+        rate: Amount per second, over the last half minute.
     """
 
     host: str
@@ -97,7 +97,7 @@ class WorkerState:
 
 
 class Engine(Protocol):
-    """Does items of work whose results do not depend on who does which."""
+    """Runs items of work. Results do not depend on which worker runs which item."""
 
     def map(
         self,
@@ -105,24 +105,24 @@ class Engine(Protocol):
         items: Iterable[Item],
         report: Callable[[float], object] | None = None,
     ) -> Generator[tuple[int, Result], None, None]:
-        """The number of each item and its result, as they come.
+        """Yield the number of each item and its result, in order of completion.
 
-        Closing the iterator abandons what is not done.
+        Closing the iterator abandons unfinished items.
 
         Args:
-            work: Does an item.
-            items: Taken one at a time, when someone is free to do it; so they may depend on what was done.
-            report: Called with how much is done of all items taken so far, also in part: the sum of their
-                pulses. May go down, where a worker has died.
+            work: Processes an item.
+            items: Taken one at a time when a worker is free, so later items may depend on earlier results.
+            report: Called with the total amount done of all items so far, including unfinished ones: the sum
+                of their pulses. It may decrease if a worker dies.
 
         Raises:
-            EvalkitError: The work raised it; it passes through at once, as any other error of the work does.
-            WorkerError: An item had no result after several tries.
+            EvalkitError: The work raised it. Any error of the work is raised at once.
+            WorkerError: An item failed several times.
         """
 
 
 class Inline:
-    """This process, without any other."""
+    """Runs all items in this process."""
 
     def map(
         self,
@@ -130,9 +130,9 @@ class Inline:
         items: Iterable[Item],
         report: Callable[[float], object] | None = None,
     ) -> Generator[tuple[int, Result], None, None]:
-        """In order. Where a device runs ahead, the next item is begun before a result is waited for.
+        """Yield results in order. If a device runs ahead, the next item starts before a result is awaited.
 
-        An error, or an interruption, comes after the results of what was begun before.
+        After an error or an interruption, results of items started earlier are yielded first.
         """
         begin: Callable[[Item, Pulse], Pending[Any]] | None = None
         finished = 0.0

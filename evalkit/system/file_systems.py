@@ -1,4 +1,4 @@
-"""The file system of fsspec for a URL, and what these say about the version of a file."""
+"""fsspec's file system for a URL, and the version of a file according to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evalkit.errors import MissingDependencyError
 
 __all__ = ["HTTP", "SCHEMES", "TAGS", "TIMES", "file_system", "version_of"]
 
-# Scheme: the package that fsspec needs for it.
+# URL scheme: package that fsspec needs for it.
 SCHEMES = {
     "https": "aiohttp",
     "http": "aiohttp",
@@ -24,14 +24,14 @@ SCHEMES = {
 }
 HTTP = ("http", "https")
 
-# Under these names fsspec's file systems say which version of a file is there.
+# Names under which fsspec's file systems report the version of a file.
 TAGS = ("ETag", "etag", "generation", "VersionId")
 TIMES = ("Last-Modified", "LastModified", "updated", "mtime", "created")
 
 
 @functools.lru_cache
-def file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG001 - one of its own after a fork
-    """The file system of fsspec for a scheme."""
+def file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG001 - a new one after a fork
+    """fsspec's file system for a scheme."""
     try:
         import fsspec
     except ImportError:
@@ -53,23 +53,23 @@ def file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG00
 
 
 def version_of(info: Mapping[str, Any]) -> tuple[str, float]:
-    """Size, tag and times as text; and when it changed last, in seconds since 1970.
+    """Size, tag and times as text; and the time of the last change, in seconds since 1970.
 
-    The time is 0 where the server gives an exact version alone, and infinite where no change would show.
+    The time is 0 if the server gives an exact version only, and infinite if changes cannot be detected.
     """
     tags = [str(info[key]) for key in TAGS if info.get(key) not in (None, "", "null")]
     times = [_seconds(info[key]) for key in TIMES if info.get(key) is not None]
-    # A weak tag stands for a meaning and not for bytes.
+    # A weak tag identifies equivalent content, not identical bytes.
     is_exact = any(not tag.startswith("W/") for tag in tags)
-    if is_exact:  # a time that cannot be read takes nothing from it
+    if is_exact:  # an unreadable time does not matter then
         times = [time for time in times if math.isfinite(time)]
-    # A tag may be made of nothing but size and time, in seconds, so a file that is that new is not settled.
+    # A tag may consist of only size and time in seconds, so such a recent file may still change unnoticed.
     changed = max(times, default=0.0 if is_exact else float("inf"))
     return str((info.get("size"), tags, times, info.get("ino"))), changed
 
 
 def _seconds(time: Any) -> float:
-    """A time as seconds since 1970; infinite if it is none, so that it proves nothing."""
+    """A time as seconds since 1970; infinite if it is invalid, so that changes count as undetectable."""
     from email.utils import parsedate_to_datetime
 
     try:

@@ -1,4 +1,4 @@
-"""Outputs that appear complete or not at all, the cache folder, kinds of files, digests of tensors, text."""
+"""Atomic output files, the cache folder, file type detection, digests of tensors, and text files."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ __all__ = [
     "xdg_cache_home",
 ]
 
-# A partial file that has not been touched for this long was left by a killed run.
+# A partial file that was not modified for this long was left by a killed run.
 STALE_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
 def replace_atomically(path: Place, *, folder: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; renamed to ``path`` on success, removed on any failure.
+    """Yield a temporary path next to ``path``; renamed to ``path`` on success, removed on any failure.
 
-    What is written to a URL is put there as a whole at the end; until then it is in the cache folder.
+    Output for a URL is kept in the cache folder, and uploaded as a whole at the end.
 
     Args:
-        path: The file to write; an existing one is replaced.
-        folder: Yield an empty folder and not a file. An existing folder is not replaced.
+        path: The file to write; an existing file is replaced.
+        folder: Yield an empty folder instead of a file. An existing folder is not replaced.
 
     Raises:
         OutputError: The folder is missing or not writable, the disk is full, or the server refuses.
     """
     check_writable(path)
     local = working_path(path)
-    # Threads share a process number, and so do processes of two containers: only a random name is one's own.
+    # Threads share a process ID, and processes in two containers may; only a random name is unique.
     partial = local.with_name(f".{local.name}.{uuid.uuid4().hex}.partial")
     try:
         if folder:
@@ -72,13 +72,13 @@ def replace_atomically(path: Place, *, folder: bool = False) -> Iterator[Path]:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
         if isinstance(path, Remote):
-            from evalkit.system.uploads import upload  # here, so that local files load nothing of networks
+            from evalkit.system.uploads import upload  # here, so that local files load no network code
 
             upload(partial, path)
         else:
             partial.replace(path)
     except OSError as error:
-        # HDF5 reports a full disk with the system's text and sometimes without its number.
+        # HDF5 reports a full disk with the system's message, sometimes without its error number.
         full = error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
         reason = "no space left on the device" if full else str(error.strerror or error)
         raise OutputError(f"Cannot write {path}: {reason}. What was there before is unchanged.") from error
@@ -88,10 +88,10 @@ def replace_atomically(path: Place, *, folder: bool = False) -> Iterator[Path]:
 
 
 def working_path(place: Place) -> Path:
-    """Where an output is made: the path itself; for a URL, a path in the cache folder.
+    """Local path at which an output is created: the path itself; for a URL, a path in the cache folder.
 
     Raises:
-        OutputError: The folder cannot be made.
+        OutputError: The folder cannot be created.
     """
     if not isinstance(place, Remote):
         return place
@@ -109,14 +109,14 @@ def working_path(place: Place) -> Path:
 
 
 def check_writable(path: Place, *inputs: str | os.PathLike[str]) -> None:
-    """Check, before long work, that ``path`` can be written.
+    """Check before long work that ``path`` can be written.
 
     Args:
         path: The file to write.
         *inputs: Paths and patterns of files that must not be overwritten; other names are ignored.
 
     Raises:
-        OutputError: It cannot be written, or it is one of the inputs.
+        OutputError: The file cannot be written, or is one of the inputs.
     """
     if isinstance(path, Remote):
         from evalkit.system.uploads import check_destination
@@ -149,7 +149,7 @@ def _check_writable(path: Path, *inputs: str | os.PathLike[str]) -> None:
 
 
 def remove_stale_partials(folder: Path, name: str = "") -> None:
-    """Remove what killed runs left behind in ``folder``: the temporary files of all names, or of one name."""
+    """Remove temporary files that killed runs left in ``folder``: all of them, or those of one name."""
     for partial in folder.glob(f".{glob.escape(name)}{'.' if name else ''}*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
@@ -157,11 +157,11 @@ def remove_stale_partials(folder: Path, name: str = "") -> None:
 
 
 def cache_directory() -> Path:
-    """The folder for what evalkit can download or compute again; it may not exist yet.
+    """The cache folder, for data that can be downloaded or computed again; it may not exist yet.
 
     Returns:
-        ``$EVALKIT_CACHE`` if set, else ``evalkit`` in the platform's folder for caches:
-        ``$XDG_CACHE_HOME`` or ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
+        ``$EVALKIT_CACHE`` if set, else ``evalkit`` in the platform's cache folder: ``$XDG_CACHE_HOME`` or
+        ``~/.cache``, ``~/Library/Caches`` on macOS, ``%LOCALAPPDATA%`` on Windows.
 
     Raises:
         OutputError: None of these is known, because the user has no home folder.
@@ -185,7 +185,7 @@ def xdg_cache_home() -> Path:
 
 
 def torch_hub_checkpoints() -> Path:
-    """Where torch.hub keeps weights that it has downloaded: ``$TORCH_HOME/hub/checkpoints``.
+    """The folder of weights downloaded by torch.hub: ``$TORCH_HOME/hub/checkpoints``.
 
     Raises:
         OutputError: ``TORCH_HOME`` is not set, and the user has no home folder.
@@ -197,7 +197,7 @@ def home_directory() -> Path:
     """The user's home folder.
 
     Raises:
-        OutputError: There is none, as for a user without a name in a container.
+        OutputError: There is none, for example for an unnamed user in a container.
     """
     try:
         return Path.home()
@@ -219,7 +219,7 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         raise OutputError(f"{path}: there is no such home folder. Give the full path.") from error
 
 
-# First bytes of files that are given by mistake as images, samples or weights.
+# First bytes of files that users mistake for images, samples or weights.
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer and not the file itself: `git lfs pull` gets that"),
     (b"\x1f\x8b", "a gzip file"),
@@ -240,7 +240,7 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
 
 
 def kind_of(start: bytes) -> str:
-    """What kind of file it is, in words, by its first bytes. Give at least 16."""
+    """Describe the type of a file, from its first bytes (at least 16)."""
     if not start:
         return "empty"
     if start.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<":
@@ -260,14 +260,14 @@ def kind_of(start: bytes) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
-    """Digest of named float32 arrays, whatever kind of file they came from.
+    """Digest of named float32 arrays, independent of the file type they came from.
 
     Args:
-        tensors: Arrays of any shape under their names.
+        tensors: Arrays of any shape, by name.
 
     Returns:
-        Hex sha256 over the arrays sorted by name: for each its name, its shape written as a Python tuple, and
-        its values as little-endian float32 in C order.
+        Hex sha256 over the arrays, sorted by name: for each, its name, its shape written as a Python tuple,
+        and its values as little-endian float32 in C order.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -277,7 +277,7 @@ def tensor_digest(tensors: Mapping[str, NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
-# UTF-32 comes first, because its marks begin with those of UTF-16.
+# UTF-32 comes first, because its byte order marks start with those of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -288,9 +288,9 @@ _MARKS = (
 
 
 def read_text(path: Path) -> str:
-    """Read a text file that a user wrote: UTF-8, or the encoding of its byte order mark.
+    """Read a text file written by a user: UTF-8, or the encoding given by its byte order mark.
 
-    Notepad writes UTF-8 with a mark, and PowerShell's ``>`` UTF-16 with one. Line endings stay as they are.
+    Notepad writes UTF-8 with a mark, and PowerShell's ``>`` UTF-16 with one. Line endings are preserved.
 
     Raises:
         OSError: The file cannot be read.
@@ -312,7 +312,7 @@ def read_text(path: Path) -> str:
 
 
 def physical_memory() -> int | None:
-    """Bytes of this machine's memory; None if the system does not tell, as on Windows."""
+    """Memory of this machine in bytes; None if the system does not report it, as on Windows."""
     try:
         size, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -321,10 +321,10 @@ def physical_memory() -> int | None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Version of each package; those that are not installed are left out."""
+    """Version of each package that is installed."""
     found = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            # A checkout of evalkit works without being installed.
+            # evalkit also works from a checkout that is not installed.
             found[package] = __version__ if package == "evalkit" else version(package)
     return found
