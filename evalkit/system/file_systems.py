@@ -1,4 +1,4 @@
-"""fsspec's file system for a URL, and the version of a file according to it."""
+"""The fsspec file system for a URL, and the version of a file that it reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TIMES = ("Last-Modified", "LastModified", "updated", "mtime", "created")
 
 @functools.lru_cache
 def file_system(scheme: str, process: int, encoded: bool) -> Any:  # noqa: ARG001 - a new one after a fork
-    """fsspec's file system for a scheme."""
+    """The fsspec file system for a scheme."""
     try:
         import fsspec
     except ImportError:

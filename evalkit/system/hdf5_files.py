@@ -1,4 +1,4 @@
-"""HDF5 files on this machine and at URLs, read so that nothing waits for h5py's lock for ever."""
+"""Read HDF5 files on this machine and at URLs, without deadlocks on h5py's lock."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _was_enabled = False
 
 @contextlib.contextmanager
 def paused_collection(*, needed: bool = True) -> Iterator[None]:
-    """No thread collects cycles of garbage while the block runs; what is garbage is collected later.
+    """Pause Python's garbage collector within the block; garbage is collected afterwards.
 
-    h5py holds a lock of its own while it reads, and needs it to free its objects. Where it reads from a URL,
-    it waits for another thread. If that thread collected garbage with h5py's objects in it, each would wait
-    for the other.
+    h5py holds a global lock while it reads, and also needs it to free its objects. When it reads from a URL,
+    it waits for another thread. If the garbage collector freed h5py objects in that thread, the two threads
+    would deadlock.
 
     Args:
         needed: Whether to pause at all.
@@ -50,7 +50,7 @@ def paused_collection(*, needed: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_hdf5(place: Place) -> Iterator[Any]:
-    """An :class:`h5py.File` to read, with :func:`paused_collection` while it is open if it is at a URL."""
+    """Open an :class:`h5py.File` for reading, with :func:`paused_collection` if it is at a URL."""
     with (
         paused_collection(needed=isinstance(place, Remote)),
         file_or_path(place) as opened,

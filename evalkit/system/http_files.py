@@ -1,7 +1,6 @@
-"""Requests over HTTP, on the loop and session of fsspec: what a file is, a range of it, the links of a page.
+"""HTTP requests on fsspec's event loop and session: metadata of a file, ranges of it, links of a page.
 
-fsspec's own reading takes any answer 206 for the bytes that were asked for, and finds the links of a page by
-a regular expression.
+fsspec itself accepts any 206 response as the requested bytes, and extracts links with a regular expression.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ __all__ = ["TIMEOUT", "describe", "links", "options", "read_range"]
 T = TypeVar("T")
 
 TIMEOUT = 30.0
-"""Seconds without an answer or a byte after which a connection is given up."""
+"""Seconds without a response or a byte after which a connection is closed."""
 _RANGE_SECONDS = 300.0
-"""Most that 8 MiB may take, however steadily they trickle in."""
+"""Maximum time for 8 MiB, however steadily the bytes arrive."""
 _PAGE_BYTES = 2**26
 _POLL = 0.2
 _TAGS = ("ETag", "Last-Modified")
@@ -34,7 +33,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def options(scheme: str, encoded: bool) -> dict[str, Any]:
-    """The options of fsspec's file system: ours, and over them what the user has set for fsspec."""
+    """Options for fsspec's file system: evalkit's defaults, overridden by the user's fsspec settings."""
     import aiohttp
     from fsspec.config import conf
 
@@ -48,11 +47,11 @@ def options(scheme: str, encoded: bool) -> dict[str, Any]:
 
 
 def describe(system: Any, url: str) -> dict[str, Any]:
-    """Size, tag and time of a file, as far as the server gives them."""
+    """Size, tag and time of a file, if the server reports them."""
 
     async def ask() -> dict[str, Any]:
         session = await system.set_session()
-        for request in (session.head, session.get):  # a URL may be signed for GET alone
+        for request in (session.head, session.get):  # a URL may be signed for GET only
             settings = {"allow_redirects": True, **system.kwargs}
             async with request(system.encode_url(url), **settings) as answer:
                 if request == session.head and answer.status >= 400:
@@ -67,13 +66,13 @@ def describe(system: Any, url: str) -> dict[str, Any]:
 
 
 def read_range(system: Any, url: str, start: int, end: int, known: Mapping[str, Any], size: int) -> bytes:
-    """The bytes from ``start`` to before ``end`` of the file that :func:`describe` described.
+    """Bytes ``start`` to ``end`` (exclusive) of a file that :func:`describe` described.
 
     Raises:
-        Changed: The file is another one.
+        Changed: The file has changed.
         NoRanges: The server sends the whole file.
-        Garbled: It sends something else.
-        ShortRead: It sends fewer bytes.
+        Garbled: The server sends something else.
+        ShortRead: The server sends fewer bytes.
     """
     headers = {**system.kwargs.get("headers", {}), "Range": f"bytes={start}-{end - 1}"}
     tag, time = str(known.get("ETag") or ""), known.get("Last-Modified")
@@ -104,7 +103,7 @@ def read_range(system: Any, url: str, start: int, end: int, known: Mapping[str, 
 def _check(
     status: int, headers: Mapping[str, str], start: int, end: int, known: Mapping[str, Any], size: int
 ) -> None:
-    """Raise what :func:`read_range` raises, unless this announces the range of the known file."""
+    """Raise the errors of :func:`read_range` unless the response is the requested range of the same file."""
     tags = [str(each.get("ETag") or "").removeprefix("W/") for each in (headers, known)]
     times = [each.get("Last-Modified") for each in (headers, known)]
     pair = tags if all(tags) else times
@@ -133,7 +132,7 @@ def _is_encoded(headers: Mapping[str, str]) -> bool:
 
 
 def links(system: Any, url: str) -> list[str]:
-    """The links of a page that lead below its URL, in their order; those to folders end in a slash.
+    """Links of a page to locations below its URL, in order; links to folders end in a slash.
 
     Raises:
         InputError: The page is too large.
@@ -158,7 +157,7 @@ def links(system: Any, url: str) -> list[str]:
                     )
             try:
                 return page.decode(answer.charset or "utf-8", "replace")
-            except LookupError:  # no encoding of that name
+            except LookupError:  # unknown encoding
                 return page.decode("utf-8", "replace")
 
     parser = _Links()
@@ -173,13 +172,13 @@ def links(system: Any, url: str) -> list[str]:
         except ValueError:  # no address
             continue
         if is_inside and unquote(target.path).startswith(unquote(folder.path)):
-            # The folder's user and password go for its files, too.
+            # The folder's user and password also apply to its files.
             found[target._replace(netloc=folder.netloc, fragment="").geturl()] = None
     return list(found)
 
 
 class _Links(HTMLParser):
-    """The targets of the links in a page."""
+    """Targets of the links in a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +198,7 @@ def _server(address: SplitResult) -> tuple[str, str | None, int | None]:
 
 
 def _run(system: Any, request: Coroutine[Any, Any, T], seconds: float) -> T:
-    """Do it on fsspec's loop; give it up when this thread is told to."""
+    """Run a coroutine on fsspec's event loop; cancel it when this thread is told to stop."""
     stop = current_stop()
     future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(request, seconds), system.loop)
     try:
@@ -209,4 +208,4 @@ def _run(system: Any, request: Coroutine[Any, Any, T], seconds: float) -> T:
                 return future.result()
         raise InterruptedError("nobody waits for it any more")
     finally:
-        future.cancel()  # does nothing once it is done
+        future.cancel()  # no effect once it is done

@@ -1,9 +1,9 @@
-"""The hash of a file's content, remembered so that the file is read once.
+"""Hashes of file contents, cached so that each file is read only once.
 
-A batch is known by a hash of its content (:attr:`evalkit.images.ImageSource.digest`), never by what a file
-says about itself. Hashing reads the whole file. The result is kept in the cache folder under the file's path,
-with its size, inode and times: as long as these are the same, the file is not read again. A file at a URL is
-remembered by its size and the version or time that the server gives; if it gives none, it is read each time.
+A batch is identified by a hash of its content (:attr:`evalkit.images.ImageSource.digest`), never by metadata
+in the file. Hashing reads the whole file. The result is cached under the file's path, with its size, inode
+and times; as long as these stay the same, the file is not read again. For a file at a URL, the cache uses its
+size and the version or time that the server gives; if the server gives none, the file is read every time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = ["check_unchanged", "recall", "stamp"]
 FORMAT = "evalkit contents 1"
 
 SETTLED_SECONDS = 2.0
-"""File systems keep times in steps of up to 2 s (FAT). A file that was changed less than this ago may change
-again unnoticed."""
+"""File systems store times with a resolution of up to 2 s (FAT). A file changed more recently than this may
+change again unnoticed."""
 
 
 _LARGE_BYTES = 10**9
@@ -36,18 +36,18 @@ _log = logging.getLogger(__name__)
 
 
 def stamp(paths: Iterable[Place]) -> tuple[str, float]:
-    """Fingerprint of files, which changes when one of them does.
+    """Fingerprint of files, which changes when any of them changes.
 
     Args:
         paths: Files, in a fixed order; or a folder at a URL.
 
     Returns:
-        Hex sha256 over the path, size, device, inode and times of each; and when the last of them changed, in
-        seconds since 1970; infinite if a change would not show.
+        Hex sha256 over the path, size, device, inode and times of each file; and the time of the most recent
+        change, in seconds since 1970, infinite if changes cannot be detected.
 
     Raises:
-        OSError: One of them is missing.
-        RemoteError: One at a URL is missing, or cannot be looked at.
+        OSError: A file is missing.
+        RemoteError: A file at a URL is missing or inaccessible.
     """
     digest, latest = hashlib.sha256(), 0.0
     for path in paths:
@@ -57,7 +57,7 @@ def stamp(paths: Iterable[Place]) -> tuple[str, float]:
             latest = max(latest, changed)
             continue
         found = path.stat()
-        # The time of the last change of the inode cannot be set back, as that of the content can.
+        # Unlike the modification time, the inode's change time cannot be set back.
         numbers = (found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
         digest.update(f"{os.path.realpath(path)!r} {numbers}\n".encode())
         latest = max(latest, found.st_mtime, found.st_ctime)
@@ -72,23 +72,23 @@ def recall(
     *,
     remember: bool = True,
 ) -> tuple[Mapping[str, Any], str]:
-    """Return what ``examine`` found when these files were last read, or finds now; and their :func:`stamp`.
+    """Return the cached result of ``examine`` for these files, or call it; also return their :func:`stamp`.
 
     Args:
-        name: The path that the user gave; the record is kept under it.
-        kind: The kind of reader.
-        paths: Returns the files that decide the result.
-        examine: Reads them. Its result is kept as JSON.
-        remember: Whether the result is kept. False if the files can change without changing their stamp.
+        name: The path given by the user; the cache key.
+        kind: The type of reader.
+        paths: Returns the files that determine the result.
+        examine: Reads them. Its result is cached as JSON.
+        remember: Whether to cache the result. False if the files can change without changing their stamp.
 
     Raises:
         InputError: The files changed while they were read.
-        EvalkitError: As ``examine`` raises.
+        EvalkitError: Raised by ``examine``.
     """
     before, changed = stamp(paths())
     key = json.dumps([FORMAT, kind, name.identity if isinstance(name, Remote) else os.path.realpath(name)])
     record = None
-    with contextlib.suppress(EvalkitError):  # no home folder, so no cache: it is read every time
+    with contextlib.suppress(EvalkitError):  # no home folder, so no cache: the files are read every time
         if remember:
             record = cache_directory() / "contents" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if record is not None:
@@ -100,9 +100,9 @@ def recall(
     begun = time.time()
     found = examine()
     check_unchanged(str(name), before, paths())
-    # Another change in the same tick of the clock could not be told from this one.
+    # A second change within the clock's resolution could not be detected.
     if record is not None and changed < begun - SETTLED_SECONDS:
-        with contextlib.suppress(OSError, EvalkitError):  # it is read again next time
+        with contextlib.suppress(OSError, EvalkitError):  # the files are read again next time
             record.parent.mkdir(parents=True, exist_ok=True)
             with replace_atomically(record) as partial:
                 content = {"key": key, "stamp": before, "found": dict(found)}
@@ -111,7 +111,7 @@ def recall(
 
 
 def _announce(name: str, paths: Iterable[Place]) -> None:
-    """Say beforehand that a large file is read over the network."""
+    """Announce that a large file will be read over the network."""
     size = sum(size_of(path) for path in paths if isinstance(path, Remote) and not path.is_dir())
     if size > _LARGE_BYTES:
         _log.info("%s: reading all %.1f GB once to compute a checksum", name, size / 1e9)
@@ -124,7 +124,7 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 
 def check_unchanged(name: str, before: str, paths: Iterable[Place]) -> None:
-    """Raise an InputError unless :func:`stamp` of the files is what it was ``before``."""
+    """Raise an InputError if the :func:`stamp` of the files differs from ``before``."""
     try:
         unchanged = stamp(paths)[0] == before
     except OSError:

@@ -1,4 +1,4 @@
-"""A lock between processes. The operating system frees it however its process ends."""
+"""A lock between processes, which the operating system releases however its process ends."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def exclusive_lock(
     wait: bool = False,
     advice: str = "Wait for it or stop it, or name another output.",
 ) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs.
+    """Hold the lock file ``path`` within the block.
 
-    The file may stay. To remove it, unlink it inside the block: filelock 3.24 and later notice that in all
-    processes that wait for it.
+    The file is not removed. To remove it, unlink it inside the block: filelock 3.24 and later detect this in
+    all waiting processes.
 
     Args:
         path: A file in an existing folder; created if it does not exist.
-        work: What this process does meanwhile, for the message: ``"building ref.npz"``.
-        wait: Wait until another process releases it, instead of raising.
-        advice: What to do where another process holds it, for the message.
+        work: What this process does in the block, for the message: ``"building ref.npz"``.
+        wait: Wait until another process releases the lock, instead of raising.
+        advice: What to do if another process holds the lock, for the message.
 
     Raises:
-        OutputError: Another process holds it and ``wait`` is false, or it cannot be opened.
+        OutputError: Another process holds the lock and ``wait`` is false, or the file cannot be opened.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
@@ -42,7 +42,7 @@ def exclusive_lock(
         raise OutputError(f"Another process is {work}. {advice}") from None
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
-    except NotImplementedError:  # a file system without locks: nothing can be refused
+    except NotImplementedError:  # a file system without locks: access cannot be refused
         yield
         return
     try:

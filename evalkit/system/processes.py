@@ -1,4 +1,4 @@
-"""Rank and number of the processes of `evalkit train`, and the cores of this one.
+"""Rank and world size of `evalkit train`, and the number of cores of this process.
 
 No other module reads torchrun's variables.
 """
@@ -14,7 +14,7 @@ __all__ = ["cores", "is_main_process", "local_rank", "local_world_size", "rank",
 
 def cores() -> int:
     """Number of cores that this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # only Linux has it
+    has_affinity = hasattr(os, "sched_getaffinity")  # only on Linux
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Progress callbacks, and how fast a stage is."""
+"""Progress callbacks, and the speed of a stage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ __all__ = ["Progress", "Stage"]
 Progress: TypeAlias = Callable[[str, int, int], object]
 """Called with ``(stage, done, total)`` at the start of a stage and after every step of it.
 
-``done`` and ``total`` count in one unit (images, bytes, rows, steps); ``total`` is 0 where it is not known.
-Stages may alternate; a stage is over when ``done`` reaches ``total``. ``done`` may go down, where a worker
-has died.
+``done`` and ``total`` have the same unit (images, bytes, rows, steps); ``total`` is 0 if unknown. Stages may
+alternate; a stage is over when ``done`` reaches ``total``. ``done`` may decrease if a worker dies.
 """
 
 WINDOW_SECONDS = 30.0
@@ -23,16 +22,16 @@ FEWEST_STEPS = 4
 
 
 class Stage:
-    """How much of a stage is done, and how fast it has been in the last half minute.
+    """Progress of a stage, and its speed over the last half minute.
 
-    What was done when it began does not count: it came from an earlier run. Nor does the time before the
-    first step, in which networks are loaded, nor the seconds after it, in which workers end what they began
-    together. Where steps take long, the last four count.
+    The speed excludes work of an earlier run, the time before the first step, in which networks are loaded,
+    and the seconds after it, in which workers finish items that they started together. If steps take long,
+    the last four are used.
 
     Attributes:
-        name: What is done.
-        done: How much is done.
-        total: How much there is; 0 where it is not known.
+        name: Name of the stage.
+        done: Amount done.
+        total: Total amount; 0 if unknown.
     """
 
     def __init__(self, name: str, done: int, total: int):
@@ -44,41 +43,41 @@ class Stage:
 
     @property
     def is_over(self) -> bool:
-        """Whether all is done."""
+        """Whether the stage is complete."""
         return 0 < self.total <= self.done
 
     def update(self, done: int, total: int, now: float) -> None:
-        """So much is done at ``now``, in seconds of any clock."""
+        """Record the amount done at time ``now``, in seconds of any clock."""
         self.total = total
         if done == self.done:
             return
         self.done = done
         self._settled = min(self._settled, now + SETTLING_SECONDS)
         if now < self._settled:
-            self._steps = deque()  # another thread may be looking at the one that was
+            self._steps = deque()  # a new one, because another thread may be reading the old one
         self._steps.append((now, done))
         while len(self._steps) > FEWEST_STEPS + 1 and self._steps[1][0] <= now - WINDOW_SECONDS:
             self._steps.popleft()
 
     def per_second(self, now: float) -> float | None:
-        """How much is done in a second, above 0; None where that is not known yet."""
+        """Amount per second, above 0; None if not known yet."""
         steps = self._steps
         if len(steps) < 2:
             return None
         (first, before), (last, after) = steps[0], steps[-1]
         usual = (last - first) / (len(steps) - 1)
-        seconds = max(last - first, now - first - usual)  # more, where the next step is overdue
+        seconds = max(last - first, now - first - usual)  # longer if the next step is overdue
         if now - first < SETTLING_SECONDS or after <= before:
             return None
         return (after - before) / seconds
 
     def seconds_left(self, now: float) -> float | None:
-        """Time until all is done; None where that is not known."""
+        """Remaining time; None if unknown."""
         rate = self.per_second(now)
         return (self.total - self.done) / rate if rate and self.total >= self.done else None
 
     def figures(self, now: float, *, in_bytes: bool) -> tuple[str, str, str]:
-        """``1,300/5,000``, ``10.0/s`` and ``0:06:10 left``; the last two empty where they are not known."""
+        """``1,300/5,000``, ``10.0/s`` and ``0:06:10 left``; the last two are empty if unknown."""
 
         def amount(value: float) -> str:
             if in_bytes:

@@ -1,7 +1,7 @@
-"""A file at a URL, read by ranges: large ones ahead where it is read in order, small ones elsewhere.
+"""Read a file at a URL in ranges: large ones, prefetched, for sequential reads, and small ones otherwise.
 
-What was read last is kept for all files together, so that looking at a file several times, as its opening
-does, asks the server once.
+A cache shared by all files holds the most recent ranges, so opening a file, which reads the same parts
+several times, sends each request only once.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SMALL = 2**20
-"""Bytes of a range where a file is not read in order, as the directory of a zip."""
+"""Bytes per range for random access, as to the directory of a zip."""
 LARGE = 2**23
-"""Bytes of a range where it is."""
+"""Bytes per range for sequential reads."""
 _AHEAD = 3
-"""Large ranges under way while one is used; they hide what a request takes to be answered."""
+"""Large ranges requested ahead while one is in use, to hide latency."""
 _KEPT = 2**27
-"""Bytes that are kept of all files."""
+"""Bytes in the cache shared by all files."""
 _BUFFER = 2**17
 _MOST_BYTES = 2**28
-"""Bytes that :func:`fetch_each` has under way or in wait, unless a single item is larger."""
+"""Maximum bytes in flight or queued in :func:`fetch_each`, unless a single item is larger."""
 
 
 class _Kept:
-    """The ranges that were used last, up to :data:`_KEPT` bytes."""
+    """The most recently used ranges, up to :data:`_KEPT` bytes."""
 
     def __init__(self) -> None:
         self._ranges: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
@@ -63,7 +63,7 @@ _kept = _Kept()
 
 
 def open_ranges(remote: Remote) -> IO[bytes]:
-    """Open the file; it can be sought, and closing it ends its threads."""
+    """Open a seekable file; closing it ends its threads."""
     return io.BufferedReader(_Ranges(remote), _BUFFER)
 
 
@@ -109,7 +109,7 @@ class _Ranges(io.RawIOBase):
             return len(piece)
 
     def _range_at(self, position: int) -> tuple[int, bytes]:
-        """A range that holds this byte, and its start."""
+        """Start and bytes of a range that contains this position."""
         large, small = position // LARGE, position // SMALL
         in_order, self._last_small = self._last_small == small - 1, small
         if large in self._ahead or self._get(LARGE, large) is not None:
@@ -120,13 +120,13 @@ class _Ranges(io.RawIOBase):
         return small * SMALL, self._fetch(SMALL, small) if data is None else data
 
     def _large(self, index: int) -> bytes:
-        """A large range, and those after it in the background."""
+        """A large range; requests the following ones in the background."""
         for old in [other for other in self._ahead if not index <= other <= index + _AHEAD]:
             self._ahead.pop(old).cancel()
         if index not in self._ahead:
             data = self._get(LARGE, index)
             if data is not None:
-                return data  # it says nothing about the order
+                return data  # a cache hit does not show that reads are sequential
             self._start(index)
         for following in range(index + 1, min(index + _AHEAD, (self._size - 1) // LARGE) + 1):
             if following not in self._ahead and self._get(LARGE, following) is None:
@@ -162,17 +162,17 @@ def fetch_each(
     *,
     size: Callable[[T], int] = lambda _: 0,
 ) -> Generator[R, None, None]:
-    """Yield ``function(item)`` in order, while threads already wait for the answers to the next ones.
+    """Yield ``function(item)`` in order, while threads request the next ones.
 
     Args:
-        function: Asks a server.
-        items: What it is called with.
-        threads: How many requests are under way at a time.
-        size: Bytes of a result; may ask the server. Results of many bytes are fetched fewer at a time.
+        function: Sends a request to a server.
+        items: Arguments of the function.
+        threads: Number of concurrent requests.
+        size: Bytes of a result; may send a request. Large results are fetched fewer at a time.
     """
     stop, end = Stop(), object()
     rest = iter(items)
-    asked: deque[tuple[T, Future[int]]] = deque()  # for their size
+    asked: deque[tuple[T, Future[int]]] = deque()  # size requested
     waiting: deque[tuple[int, Future[R]]] = deque()
     with ThreadPoolExecutor(threads, "fetch", stop.put_on_thread) as pool:
         try:

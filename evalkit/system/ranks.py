@@ -1,4 +1,4 @@
-"""What the processes of a torch.distributed group tell each other: the ranks of a training job."""
+"""Communication between the ranks of a torch.distributed group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a group, or this one alone where torch.distributed is not in use.
+    """The processes of a group, or only this process if torch.distributed is not in use.
 
     Every rank must call each method, in the same order.
 
@@ -27,7 +27,7 @@ class Ranks:
         group: A group of torch.distributed; None for all processes.
 
     Attributes:
-        rank: Of this process.
+        rank: Rank of this process.
         size: Number of processes.
 
     Raises:
@@ -42,17 +42,17 @@ class Ranks:
             raise InputError("This process is not in the group that the evaluator was given.")
 
     def tell(self, mine: Any) -> list[Any]:
-        """What every rank tells, in their order; small things that pickle."""
+        """Exchange small picklable objects; returns those of all ranks, in order of rank."""
         found = [mine] * self.size
         if self.size > 1:
             dist.all_gather_object(found, mine, group=self._group)
         return found
 
     def sum(self, mine: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum of the arrays of all ranks, the same bits on every rank.
+        """The sum of the arrays of all ranks, bit-identical on every rank.
 
         Raises:
-            WorkerError: There is not enough memory on another rank.
+            WorkerError: Another rank is out of memory.
         """
         if self.size == 1:
             return mine
@@ -64,14 +64,14 @@ class Ranks:
         return found
 
     def gather(self, mine: NDArray[Any], counts: Sequence[int]) -> NDArray[Any] | None:
-        """The rows of all ranks, in their order, on rank 0; None on the others.
+        """The rows of all ranks, in order of rank, on rank 0; None on the others.
 
         Args:
-            mine: (n, ...), alike on all ranks but for n.
+            mine: (n, ...); only n may differ between ranks.
             counts: n of each rank.
 
         Raises:
-            WorkerError: There is not enough memory on another rank.
+            WorkerError: Another rank is out of memory.
         """
         if not any(counts[1:]):
             return None if self.rank else mine
@@ -98,7 +98,7 @@ class Ranks:
         return found
 
     def _ready(self, prepare: Callable[[], T]) -> T:
-        """What ``prepare`` makes. If one rank fails, all raise: none waits for what is never sent."""
+        """The result of ``prepare``. If it fails on one rank, all ranks raise, so that none waits forever."""
         made: list[T] = []
         failure: Exception | None = None
         try:
@@ -114,7 +114,7 @@ class Ranks:
         return made[0]
 
     def _device(self) -> torch.device:
-        """Where the group's backend takes tensors from: the host where it can, else this rank's GPU."""
+        """Device for the group's backend: the CPU if it supports it, otherwise this rank's GPU."""
         on_host = "cpu:" in dist.get_backend_config(self._group)
         return torch.device("cpu") if on_host else torch.device("cuda", torch.cuda.current_device())
 

@@ -1,4 +1,4 @@
-"""Starts Ray on this machine for this process alone, or joins a cluster."""
+"""Start a private Ray instance on this machine, or join a cluster."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SOCKET_OF_RAY = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_
 
 @contextmanager
 def private_ray() -> Iterator[None]:
-    """A Ray that nobody else can use and that ends with the block or with this process.
+    """A private Ray instance, which ends with the block or with this process.
 
     Raises:
-        InputError: It does not start.
+        InputError: Ray does not start.
     """
     folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
     guard = subprocess.Popen(
@@ -41,16 +41,16 @@ def private_ray() -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is not for it
+        start_new_session=True,  # so that Ctrl-C does not reach it
     )
     try:
         with _ray() as ray:
             try:
                 with _environment(_for_private(folder)):
                     _read_environment_again()
-                    # Ray starts as many workers as it has CPUs. We start what we use, and these ask for none.
+                    # Ray would start a worker per CPU. We start our own workers, which request no CPUs.
                     _init(ray, "local", num_cpus=0, include_dashboard=False, _temp_dir=folder)
-            except Exception as error:  # of many kinds
+            except Exception as error:  # many types
                 raise InputError(f"Ray does not start on this machine: {first_line(error)}") from error
             yield
     finally:
@@ -59,10 +59,10 @@ def private_ray() -> Iterator[None]:
 
 @contextmanager
 def joined_ray(address: str) -> Iterator[None]:
-    """The cluster at ``HOST:PORT``, while the block runs.
+    """Join the cluster at ``HOST:PORT`` within the block.
 
     Raises:
-        InputError: It cannot be joined.
+        InputError: The cluster cannot be joined.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "://" in address:
@@ -73,7 +73,7 @@ def joined_ray(address: str) -> Iterator[None]:
     with _ray() as ray:
         try:
             _init(ray, address)
-        except Exception as error:  # of many kinds
+        except Exception as error:  # many types
             raise InputError(
                 f"Cannot join the Ray cluster at {address}: {first_line(error)}. This machine must be one of "
                 f"its nodes: run `ray start --address={address}` here, with the same versions of Ray and "
@@ -82,12 +82,12 @@ def joined_ray(address: str) -> Iterator[None]:
         yield
 
 
-# How a client of gRPC, which is HTTP/2, begins: with a frame of SETTINGS. A server answers with its own.
+# A gRPC client (HTTP/2) starts with a SETTINGS frame, and the server responds with its own.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 def _check_that_it_answers(address: str, host: str, port: int) -> None:
-    """Ray itself waits for ever for an answer from a server of another kind, as on its dashboard's port."""
+    """Check for a gRPC server. Ray itself would wait forever for another type, such as its dashboard."""
     advice = "Give the HOST:PORT that `ray start --head` prints for other nodes, usually of port 6379."
     try:
         with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
@@ -110,14 +110,14 @@ def _for_private(folder: str) -> dict[str, str | None]:
     return {
         ray_guard.MARK: folder,
         "RAY_ADDRESS": None,
-        # Set within a job of a cluster: its settings, and packages that only that cluster has.
+        # Inside a cluster job, this has the job's settings, and packages that only that cluster has.
         "RAY_JOB_CONFIG_JSON_ENV_VAR": None,
         "RAY_AUTH_MODE": "token",
-        # Where there is none, Ray writes one into the home directory, and every other Ray then uses it.
+        # Without a token, Ray writes one to the home directory, and all other Ray instances then use it.
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        # Workers find the modules that this process finds.
+        # So that workers can import the same modules as this process.
         "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
     }
 
@@ -141,7 +141,7 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 
 def _read_environment_again() -> None:
-    """Ray reads its variables when it is imported, and keeps them."""
+    """Make Ray read its environment variables again, which it does only when it is imported."""
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
@@ -149,23 +149,23 @@ def _read_environment_again() -> None:
 
 def _init(ray: Any, address: str, **options: Any) -> None:
     with warnings.catch_warnings():
-        # Of releases before 2.60, on what they will do one day.
+        # Releases before 2.60 warn about future behaviour.
         warnings.simplefilter("ignore", FutureWarning)
         on_terminate = signal.getsignal(signal.SIGTERM)
         ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     # Ray's handler prints the stack and aborts.
     if threading.current_thread() is threading.main_thread():
-        with contextlib.suppress(TypeError):  # it was not set from Python
+        with contextlib.suppress(TypeError):  # the handler was not set from Python
             signal.signal(signal.SIGTERM, on_terminate)
 
 
 @contextmanager
 def _ray() -> Iterator[Any]:
-    """The module ``ray``; what it changes in this process is put back, and it is shut down at the end."""
+    """The module ``ray``. At the end, Ray is shut down and its changes to this process are undone."""
     ray = importlib.import_module("ray")
     if ray.is_initialized():
         raise InputError("This process already uses Ray: call ray.shutdown() before.")
-    # Ray's own debugger silences it so. Otherwise it prints the death of each worker to standard output.
+    # As Ray's debugger does. Otherwise Ray prints the death of each worker to standard output.
     prints: Any = importlib.import_module("ray._private.worker")
     prints._worker_logs_enabled = False
     try:

@@ -1,4 +1,4 @@
-"""Workers on one or many machines, which Ray starts and watches: an actor for each GPU, or by CPU threads."""
+"""The Ray engine: workers on one or many machines, as one actor per GPU, or per group of CPU threads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Watch: TypeAlias = Callable[[Sequence[WorkerState]], object]
 logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 600.0
-"""How long an item, or loading, may show no progress; ``EVALKIT_STALL_SECONDS`` changes it."""
+"""Maximum time without progress of an item or of loading; ``EVALKIT_STALL_SECONDS`` overrides it."""
 
 TRIES = 4
 LOOK_SECONDS = 1.0
@@ -40,12 +40,12 @@ RESUME = "Stored results are kept: run the same command again to resume."
 
 @contextmanager
 def ray_engine(address: str | None = None, *, watch: Watch | None = None) -> Iterator[Engine]:
-    """An engine whose workers are actors of Ray, while the block runs.
+    """An engine whose workers are Ray actors, within the block.
 
     Args:
-        address: ``HOST:PORT`` of a cluster that has a node on this machine. None starts a Ray on this machine
-            for this process alone, whatever else runs here.
-        watch: Called about once a second, and at every change, with the states of all workers.
+        address: ``HOST:PORT`` of a cluster that has a node on this machine. None starts a private Ray
+            instance on this machine.
+        watch: Called about once a second, and on every change, with the states of all workers.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -70,7 +70,7 @@ def _stall_seconds() -> float:
 
 
 class _RayEngine:
-    """See :func:`ray_engine`. One thread uses it, for one map at a time."""
+    """See :func:`ray_engine`. Not thread-safe; runs one ``map`` at a time."""
 
     def __init__(self, stall: float, watch: Watch | None, *, is_private: bool) -> None:
         import ray
@@ -90,7 +90,7 @@ class _RayEngine:
         items: Iterable[Item],
         report: Callable[[float], object] | None = None,
     ) -> Generator[tuple[int, Result], None, None]:
-        """As they come, of all workers; see :class:`evalkit.system.engine.Engine`."""
+        """Results of all workers, in order of completion; see :class:`evalkit.system.engine.Engine`."""
         if self._in_map:
             raise RuntimeError("An engine of Ray does one map at a time.")
         self._in_map = True
@@ -103,7 +103,7 @@ class _RayEngine:
                 self.drop(member)
 
     def capacity(self, driver: Driver) -> int:
-        """How many workers the machines that are there now may have."""
+        """Maximum number of workers on the machines that are currently available."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if driver.device == "cuda":
             found = sum(int(node.get("GPU", 0)) for node in nodes)
@@ -111,11 +111,11 @@ class _RayEngine:
             found = cores() // driver.threads
         else:
             found = sum(int(node.get("CPU", 0)) // driver.threads for node in nodes)
-        # A cluster that grows on demand does so for a worker that waits.
+        # An autoscaling cluster grows only if a worker is waiting.
         return max(1, found)
 
     def start(self, driver: Driver) -> None:
-        """One more worker, when there is a place for it."""
+        """Request another worker; it starts when resources are free."""
         is_gpu = driver.device == "cuda"
         cpus = 0 if is_gpu or self._is_private else driver.threads
         actor = self._class.options(num_gpus=1 if is_gpu else 0, num_cpus=cpus).remote()
@@ -123,13 +123,13 @@ class _RayEngine:
         self.members.append(Member(actor, actor.hello.remote(), driver.device, deaths))
 
     def drop(self, member: Member) -> None:
-        """End a worker, whatever it does."""
+        """Kill a worker, whatever it is doing."""
         self.members.remove(member)
         if self._ray.is_initialized():
             self._ray.kill(member.actor, no_restart=True)
 
     def replace_loading(self, member: Member) -> None:
-        """Remember, for the one that takes its place, that it died while it loaded."""
+        """Record, for the replacement, that this worker died while loading."""
         self._deaths.append(member.deaths + 1)
 
     def tell(self, lost: Member | None = None) -> None:
@@ -140,7 +140,7 @@ class _RayEngine:
 
 
 class _Job(Generic[Item, Result]):
-    """One map."""
+    """A single call of ``map``."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class _Job(Generic[Item, Result]):
         self._has_said = False
 
     def results(self) -> Iterator[tuple[int, Result]]:
-        """Of all items, as they come."""
+        """Yield the results of all items, in order of completion."""
         engine = self._engine
         for member in [each for each in engine.members if each.device != self._driver.device]:
             engine.drop(member)
@@ -186,13 +186,13 @@ class _Job(Generic[Item, Result]):
     # ------------------------------------------------------------------------------------ giving out items
 
     def _hand_out(self) -> None:
-        """Give items to all who have room, and start workers as far as there are items for them."""
+        """Assign items to workers with free slots, and start workers while there are items for them."""
         members = self._engine.members
-        # Those without any item first.
+        # Idle workers first.
         for member in sorted(members, key=lambda member: len(member.calls)):
             while member.place is not None and not member.is_loading() and member.room() > 0:
                 if member.work != self._pickled:
-                    # Those that start may wait for a device for ever, so they keep no item from this one.
+                    # Starting workers may wait for a device forever, so no items are reserved for them.
                     if self._have(1 + sum(each.is_loading() for each in members if each.place)):
                         self._call(member, Call(LOADING, self._pickled))
                     break
@@ -203,14 +203,14 @@ class _Job(Generic[Item, Result]):
             self._engine.start(self._driver)
 
     def _have(self, count: int) -> bool:
-        """Whether there are so many items to do."""
+        """Whether at least ``count`` items are waiting."""
         while len(self._todo) < count:
             if not self._take():
                 return False
         return True
 
     def _take(self) -> bool:
-        """Whether there was one more item."""
+        """Take the next item; False if there is none."""
         for index, item in self._items if self._are_more else ():
             self._todo.append(Call(index, pickle.dumps(item, pickle.HIGHEST_PROTOCOL)))
             return True
@@ -231,7 +231,7 @@ class _Job(Generic[Item, Result]):
     # --------------------------------------------------------------------------------------------- answers
 
     def _answer(self) -> tuple[int, Result] | None:
-        """Wait for one, at most until it is time to look; returns the result, where it is one."""
+        """Wait for an answer, at most until the next check; return it if it is a result."""
         owners = {
             reference: member
             for member in self._engine.members
@@ -249,7 +249,7 @@ class _Job(Generic[Item, Result]):
         return None
 
     def _get(self, member: Member, reference: Any) -> Any:
-        """What the worker answered, or None where it is lost."""
+        """The worker's answer; None if the worker was lost."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference)
@@ -271,7 +271,7 @@ class _Job(Generic[Item, Result]):
     def _ended(self, member: Member, item: Call, outcome: Outcome) -> tuple[int, Result] | None:
         member.quiet = 0.0
         if item.index == LOADING and item.pickled != self._pickled:
-            return None  # of a map that has ended
+            return None  # from an earlier map
         if outcome.failure is not None:
             raise outcome.failure.error(member.place.host if member.place else "")
         if item.index == LOADING:
@@ -286,9 +286,9 @@ class _Job(Generic[Item, Result]):
     # ------------------------------------------------------------------------------------------ watching
 
     def _look(self) -> None:
-        """Ask all workers how far they are, for which nobody waits; give up those that stand still."""
+        """Poll all workers for progress, without waiting, and drop those that have stalled."""
         now = time.monotonic()
-        # Where this process stood still itself, it is not the workers' fault.
+        # If this process was suspended, do not count that time against the workers.
         passed = min(now - self._looked, 2 * LOOK_SECONDS)
         self._looked = now
         engine = self._engine
@@ -329,10 +329,10 @@ class _Job(Generic[Item, Result]):
         self._engine.tell()
 
     def _lose(self, member: Member, reason: str) -> None:
-        """Take back what it has not done.
+        """Drop a lost worker, and queue its unfinished items again.
 
         Raises:
-            WorkerError: It was the last of the tries.
+            WorkerError: An item, or loading, has failed too many times.
         """
         was_loading, items = member.is_loading(), member.items()
         self._engine.drop(member)
@@ -345,7 +345,7 @@ class _Job(Generic[Item, Result]):
                 )
             self._engine.replace_loading(member)
         if items:
-            # It had not begun the others.
+            # The worker had not started the others.
             first = items[0]
             first.tries += 1
             if first.tries >= TRIES:

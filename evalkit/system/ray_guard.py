@@ -1,7 +1,7 @@
-"""Cleans up after a private Ray, also where the process that started it was killed.
+"""Clean up after a private Ray instance, even if the process that started it was killed.
 
-That process starts this file as a program and holds the other end of its standard input. Ray itself leaves
-agents for a minute, stopped processes for ever, and its folder.
+That process runs this file as a program, and holds the other end of its standard input. Ray itself leaves
+agents running for a minute, stopped processes forever, and its folder.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 __all__ = ["MARK", "main"]
 
 MARK = "EVALKIT_PRIVATE_RAY"
-"""In the environment of all processes of a private Ray: its folder."""
+"""Environment variable that names the folder, in all processes of a private Ray instance."""
 
 LONGEST_SECONDS = 30.0
 
 
 def main(folder: str) -> None:
-    """Wait for a byte or the end of standard input, end all with the mark of a folder, and remove it."""
-    # The end alone does not do: processes that the starter has forked hold the other end, too.
+    """Wait for a byte or the end of standard input, kill all processes marked with a folder, remove it."""
+    # End of input alone is not enough: forks of the parent process also hold the other end.
     sys.stdin.buffer.read(1)
     until = time.monotonic() + LONGEST_SECONDS
     while (found := _marked(folder)) and time.monotonic() < until:
@@ -36,10 +36,10 @@ def main(folder: str) -> None:
 
 
 def _marked(folder: str) -> list[int]:
-    """None where the system has no ``/proc``."""
+    """IDs of processes marked with a folder; empty if the system has no ``/proc``."""
     mark, found = f"{MARK}={folder}".encode(), []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             if mark in environment.read_bytes().split(b"\0"):
                 found.append(int(environment.parent.name))
     return found

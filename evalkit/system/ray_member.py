@@ -1,4 +1,4 @@
-"""A worker, as the engine of Ray sees it."""
+"""A worker, from the point of view of the Ray engine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from evalkit.system.ray_worker import Place
 __all__ = ["LOADING", "Call", "Member"]
 
 LOADING = -1
-# While a faster item's result travels, the worker does the next one.
+# If items are faster than this, a worker gets two, so that it is busy while a result is sent.
 QUICK_SECONDS = 2.0
 RATE_LOOKS = 30
 
 
 @dataclass
 class Call:
-    """An item; with the index LOADING, a work to load."""
+    """An item; with index LOADING, a work to load."""
 
     index: int
     pickled: bytes
@@ -28,54 +28,54 @@ class Call:
 
 @dataclass(eq=False)
 class Member:
-    """A worker, as the engine sees it."""
+    """The engine's state of a worker."""
 
     actor: Any
     hello: Any
     device: str
     deaths: int
-    """How many before it, in whose place it is, died while they loaded."""
+    """Number of predecessors that died while loading."""
     place: Place | None = None
     work: bytes = b""
-    """Pickled, if it is loaded."""
+    """The loaded work, pickled."""
     calls: dict[Any, Call] = field(default_factory=dict)
-    """What it has not answered, in order, by Ray's reference."""
+    """Unanswered calls in order, by Ray reference."""
     given: int = 0
-    """Calls so far."""
+    """Number of calls so far."""
     look: Any = None
     changes: int = -1
     parts: dict[int, float] = field(default_factory=dict)
-    """How much of its items is done."""
+    """Amount done, by item."""
     finished: float = 0.0
     seconds: float = QUICK_SECONDS
-    """That the last item took."""
+    """Duration of the last item."""
     quiet: float = 0.0
-    """Seconds without progress, of those in which the engine watched."""
+    """Seconds without progress, counted only while the engine was polling."""
     totals: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RATE_LOOKS))
 
     def who(self) -> str:
-        """What it is called in messages."""
+        """Name in messages."""
         return f"worker {self.place.host} (pid {self.place.pid})" if self.place else "a worker"
 
     def room(self) -> int:
-        """How many more items it may be given."""
+        """Number of further items that it can take."""
         return (2 if self.seconds < QUICK_SECONDS else 1) - len(self.calls)
 
     def is_loading(self) -> bool:
-        """Whether it starts or loads."""
+        """Whether it is starting or loading."""
         return self.place is None or any(call.index == LOADING for call in self.calls.values())
 
     def items(self) -> list[Call]:
-        """Those that it has in hand."""
+        """Its unfinished items."""
         return [call for call in self.calls.values() if call.index != LOADING]
 
     def forget(self) -> None:
-        """What is only true of the work that it had loaded."""
+        """Reset what applies only to the work that was loaded."""
         self.work, self.finished, self.seconds = b"", 0.0, QUICK_SECONDS
         self.totals.clear()
 
     def state(self, name: str = "") -> WorkerState:
-        """For those who watch; ``name`` in place of the state that is seen here."""
+        """The state for ``watch``; ``name`` overrides the state as seen by the engine."""
         item = next(iter(self.items()), None)
         rate = 0.0
         if len(self.totals) > 1:

@@ -1,4 +1,4 @@
-"""What runs in a worker of :mod:`evalkit.system.ray_engine`. It does not import Ray."""
+"""Code that runs in the workers of :mod:`evalkit.system.ray_engine`. It does not import Ray."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from evalkit.system.engine import Done, Pending, Pulse
 
 __all__ = ["Driver", "Failure", "Outcome", "Place", "Worker", "facts"]
 
-# Libraries read these when they are loaded, so they are set before torch and NumPy are.
+# Libraries read these when they are loaded, so they are set before importing torch and NumPy.
 _OF_THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_THREAD_TIMEOUT")
 
 
 def facts(device: str) -> dict[str, str]:
-    """What results may depend on besides the work and its items, in this process.
+    """Properties of this process that results may depend on, besides the work and its items.
 
     Args:
-        device: As :func:`evalkit.system.devices.resolve_device` takes it.
+        device: As for :func:`evalkit.system.devices.resolve_device`.
     """
     import torch
 
@@ -50,13 +50,13 @@ def facts(device: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Driver:
-    """What a worker must have in common with the process that gives it work.
+    """Properties that a worker must share with the process that gives it work (the driver).
 
     Attributes:
-        device: The work's: ``cpu``, ``cuda`` or ``mps``.
-        threads: Of torch.
+        device: Type of the work's device: ``cpu``, ``cuda`` or ``mps``.
+        threads: Number of torch threads.
         facts: See :func:`facts`.
-        environment: Variables for the libraries that start threads.
+        environment: Environment variables for libraries that start threads.
     """
 
     device: str
@@ -66,7 +66,7 @@ class Driver:
 
     @classmethod
     def here(cls, device: str) -> Driver:
-        """This process."""
+        """The properties of this process."""
         import torch
 
         threads = torch.get_num_threads()
@@ -79,10 +79,10 @@ class Driver:
         )
 
     def adopt(self) -> None:
-        """Give this thread, and the libraries that are not loaded yet, the driver's settings.
+        """Apply the driver's settings to this thread, and to libraries that are not loaded yet.
 
         Raises:
-            WorkerError: Something else differs.
+            WorkerError: Another property differs.
         """
         os.environ.update(self.environment)
         import torch
@@ -99,7 +99,7 @@ class Driver:
 
 
 class Place(NamedTuple):
-    """Where a worker is; ``gpu`` is the number of its GPU, empty without one."""
+    """Location of a worker; ``gpu`` is the number of its GPU, empty without one."""
 
     host: str
     pid: int
@@ -108,7 +108,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way to another process."""
+    """An error to be sent to another process."""
 
     pickled: bytes | None
     text: str
@@ -116,26 +116,26 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Pickles the error, if it can be unpickled again."""
+        """Pickle the error, if it can also be unpickled."""
         trace = "".join(traceback.format_exception(error))
         text = "".join(traceback.format_exception_only(error)).strip()
         pickled = None
-        # What is no Exception would end the other process in silence, as if the user had wished it.
+        # Other BaseExceptions, such as SystemExit, would end the driver silently.
         if isinstance(error, Exception):
             try:
                 pickled = pickle.dumps(error)
                 pickle.loads(pickled)
-            except Exception:  # its own code may raise anything
+            except Exception:  # the error's own code may raise anything
                 pickled = None
         return cls(pickled, text, trace)
 
     def error(self, host: str) -> Exception:
-        """The error as it was, with the worker's traceback; one of evalkit's own names the host instead."""
+        """The original error, with the worker's traceback; evalkit's own errors name the host instead."""
         found: Exception | None = None
         if self.pickled is not None:
             try:
                 found = pickle.loads(self.pickled)
-            except Exception:  # as above: here it may lack a module
+            except Exception:  # as above; a module may also be missing here
                 found = None
         if isinstance(found, EvalkitError):
             found.args = (f"worker {host}: {found}", *found.args[1:])
@@ -146,7 +146,7 @@ class Failure:
 
 
 class Outcome(NamedTuple):
-    """How a call ended: with a pickled value or a failure; its last pulse, and how many seconds it took."""
+    """Result of a call: a pickled value or a failure, its last pulse, and its duration in seconds."""
 
     value: bytes = b""
     failure: Failure | None = None
@@ -167,10 +167,10 @@ class _Task:
 
 
 class Worker:
-    """Does one work's items in a thread of its own, which keeps the settings of threads and of devices.
+    """Processes the items of one work in a dedicated thread, which keeps its thread and device settings.
 
-    ``load`` and ``item`` wait for that thread; ``hello`` and ``look`` do not. Ray calls them in several
-    threads, of which a later one may run first. So they have numbers, from 0, and are done in this order.
+    ``load`` and ``item`` wait for that thread; ``hello`` and ``look`` do not. Ray calls ``load`` and ``item``
+    in several threads, possibly out of order. So calls are numbered from 0, and run in this order.
     """
 
     def __init__(self) -> None:
@@ -183,15 +183,15 @@ class Worker:
         threading.Thread(target=self._work, name="work", daemon=True).start()
 
     def hello(self) -> Place:
-        """Where this is."""
+        """The location of this worker."""
         return Place(socket.gethostname(), os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
     def look(self) -> tuple[int, dict[int, float]]:
-        """A number that changes with every sign of life of the work, and how much of each item is done."""
+        """A counter that changes whenever the work progresses, and the amount done of each item."""
         return self._changes, dict(self._parts)
 
     def load(self, number: int, driver: Driver, pickled: bytes) -> Outcome:
-        """Prepare a work, in place of the one before."""
+        """Prepare a work, replacing the previous one."""
 
         def prepare() -> Pending[None]:
             self._drop()
@@ -202,7 +202,7 @@ class Worker:
         return self._outcome(number, _Task(prepare))
 
     def item(self, number: int, index: int, pickled: bytes) -> Outcome:
-        """Do an item of the work; its value is pickled."""
+        """Process an item of the work; its value is pickled."""
 
         def pulse(done: float) -> None:
             self._parts[index] = done
@@ -222,14 +222,14 @@ class Worker:
             self._next += 1
             self._turn.notify_all()
         try:
-            # In the thread that waits, so that the work goes on.
+            # Pickled in the waiting thread, so that the work continues.
             value = pickle.dumps(task.future.result(), pickle.HIGHEST_PROTOCOL)
-        except BaseException as error:  # of the work: all that it raises is the driver's
+        except BaseException as error:  # every error of the work is passed to the driver
             return Outcome(failure=Failure.of(error))
         return Outcome(value, seconds=task.seconds)
 
     def _drop(self) -> None:
-        """Free the memory of the work that was."""
+        """Free the memory of the previous work."""
         self._begin = None
         gc.collect()
         torch = sys.modules.get("torch")
@@ -237,7 +237,7 @@ class Worker:
             torch.cuda.empty_cache()
 
     def _work(self) -> None:
-        """Like :class:`evalkit.system.engine.Inline`: begins what is queued before it waits for a result."""
+        """As :class:`evalkit.system.engine.Inline`: starts queued items before waiting for a result."""
         ahead: deque[_Task] = deque()
         while True:
             try:
@@ -249,7 +249,7 @@ class Worker:
             task.begun = time.monotonic()
             try:
                 task.pending = task.call()
-            except BaseException as error:  # of the work, as above
+            except BaseException as error:  # as above
                 task.future.set_exception(error)
                 continue
             ahead.append(task)
@@ -257,11 +257,11 @@ class Worker:
                 self._end(ahead.popleft())
 
     def _end(self, task: _Task) -> None:
-        pending, task.pending = task.pending, None  # it holds memory
+        pending, task.pending = task.pending, None  # free its memory
         assert pending is not None
         try:
             result = pending.result()
-        except BaseException as error:  # of the work, as above
+        except BaseException as error:  # as above
             task.future.set_exception(error)
         else:
             task.seconds = time.monotonic() - task.begun

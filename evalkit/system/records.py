@@ -1,4 +1,4 @@
-"""Records and tables of JSON or TOML: read strictly, into dataclasses, with cattrs."""
+"""Read records and tables from JSON or TOML, strictly, into dataclasses, with cattrs."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ MOST_PROBLEMS = 3
 
 
 class InNotebooks:
-    """A record that notebooks show as tables and figures."""
+    """A record that notebooks display as tables and figures."""
 
     def _repr_html_(self) -> str | None:
-        """HTML; None where the packages that make it are not installed."""
-        # By name, as reports import records.
+        """HTML; None if the packages it needs are not installed."""
+        # Imported by name, because reports import records.
         fragment: Callable[[Any], str | None] = pkgutil.resolve_name("evalkit.report.html:fragment")
         return fragment(self)
 
 
 def read_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object of finite numbers.
+    """Parse a JSON object whose numbers are all finite.
 
     Raises:
-        ValueError: Not JSON, not an object at the top, or it holds NaN or infinity.
-        RecursionError: Nested too deeply.
+        ValueError: The text is not a JSON object, or contains NaN or infinity.
+        RecursionError: The text is nested too deeply.
     """
 
     def refuse(constant: str) -> float:
@@ -51,16 +51,16 @@ def read_json(text: str | bytes) -> dict[str, Any]:
 
 
 def read_record(text: str | bytes, kind: type[T], *, formats: Sequence[str], what: str) -> T:
-    """The record of dataclass ``kind`` in JSON text that carries one of the formats in ``"format"``.
+    """Read a record of dataclass ``kind`` from JSON text whose ``"format"`` is one of ``formats``.
 
     Args:
         text: JSON.
         kind: A dataclass.
-        formats: Name and version of the formats that are read, the newest first.
-        what: What the record is called, for the message: ``"comparison"``.
+        formats: Names and versions of the supported formats, newest first.
+        what: Name of the record for the message, such as ``"comparison"``.
 
     Raises:
-        InputError: Not JSON, of another format, or its values do not fit, see :func:`structure`.
+        InputError: The text is not JSON, has a different format, or invalid values; see :func:`structure`.
     """
     try:
         values = read_json(text)
@@ -74,30 +74,30 @@ def read_record(text: str | bytes, kind: type[T], *, formats: Sequence[str], wha
 
 
 def record_text(record: Any, form: str) -> str:
-    """The JSON text from which :func:`read_record` makes an equal object.
+    """The JSON text from which :func:`read_record` rebuilds the object.
 
     Args:
-        record: An object of a dataclass.
+        record: An instance of a dataclass.
         form: Name and version of the format.
     """
     return json.dumps({"format": form, **asdict(record)}, indent=2, allow_nan=False) + "\n"
 
 
 def structure(values: Any, kind: type[T], name: str) -> T:
-    """An object of a dataclass from a table of JSON or TOML.
+    """Create an instance of a dataclass from a table of JSON or TOML.
 
-    Types are checked and not converted: a number in quotes is an error, and so is a boolean for a number.
-    But a whole number becomes a float where a float is expected, and a list a tuple.
+    Types are checked, not converted: a number in quotes is an error, and so is a boolean for a number. But an
+    integer becomes a float if a float is expected, and a list becomes a tuple.
 
     Args:
-        values: The values of its fields; fields with defaults may be missing. A field that is a dataclass
-            takes a table or an object of that class.
+        values: The values of its fields; fields with defaults may be missing. For a field that is a
+            dataclass, give a table or an instance of that class.
         kind: A dataclass.
-        name: What an error calls the table.
+        name: Name of the table in error messages.
 
     Raises:
-        InputError: It is not a table, a field is missing or unknown, a value is of the wrong type or not
-            finite, or the dataclass refuses the values. The first problems are named.
+        InputError: The values are not a table, a field is missing or unknown, a value has the wrong type or
+            is not finite, or the dataclass rejects the values. The message names the first problems.
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{name} is {brief(repr(values), 120)}; expected a table.")
@@ -109,7 +109,7 @@ def structure(values: Any, kind: type[T], name: str) -> T:
 
 
 def _problems(error: BaseException, values: Any, name: str) -> Iterator[str]:
-    """What is wrong with ``values``, one sentence each."""
+    """The problems of ``values``, one sentence each."""
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = ", ".join(field.name for field in fields(error.cl))
         expected = f"expected some of {known}" if known else "it has no fields"
@@ -117,10 +117,10 @@ def _problems(error: BaseException, values: Any, name: str) -> Iterator[str]:
             yield f"{name}.{brief(extra)} is unknown; {expected}"
         return
     if not isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
-        yield str(error) or type(error).__name__  # raised by a dataclass itself
+        yield str(error) or type(error).__name__  # raised by the dataclass
         return
     noted, others = error.group_exceptions()
-    key: Any  # of a field, an item or an entry
+    key: Any  # key of a field, an item or an entry
     for cause, note in noted:
         if isinstance(note, AttributeValidationNote):
             key, where = note.name, f"{name}.{note.name}"
@@ -152,7 +152,7 @@ def _scalar(value: Any, kind: type) -> Any:
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if kind is float or type(value) is not kind:
-        raise TypeError  # _problems says what was given and expected
+        raise TypeError  # _problems reports the given value and the expected type
     return value
 
 
@@ -175,12 +175,12 @@ def _dataclass(cls: Any) -> Callable[[Any, Any], Any]:
 
 
 def _is_choice(kind: Any) -> bool:
-    """Unions of scalars, such as ``int | str``; what may be None is cattrs' own."""
+    """Unions of scalars, such as ``int | str``; cattrs handles optional values itself."""
     return get_origin(kind) is UnionType and set(get_args(kind)) <= {bool, int, str}
 
 
 def _is_list(kind: Any) -> bool:
-    """Tuples of any length of one type, which are all that records have."""
+    """Tuples of any length and a single type, the only kind in records."""
     return get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
 
 

@@ -1,4 +1,4 @@
-"""How the work is done: device, store, progress and engine in one argument."""
+"""Execution settings in one argument: device, store, progress and engine."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["Run", "library_versions"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """How the work is done. It does not change scores, except by rounding on a GPU.
+    """Execution settings. They do not change scores, except by rounding on a GPU.
 
     Attributes:
-        device: Of the networks that are made by default, and of distances: ``auto``, ``cpu``, ``cuda``,
+        device: Device of default networks and of distance computations: ``auto``, ``cpu``, ``cuda``,
             ``cuda:N`` or ``mps``.
-        store: Folder where features are kept between runs; ``"default"`` for the one in the user's cache
-            (``EVALKIT_CACHE`` moves it), None to keep them nowhere.
+        store: Folder in which features are cached between runs; ``"default"`` for the one in the user's cache
+            (``EVALKIT_CACHE`` changes its location), None for no caching.
         progress: Called with (stage, done, total).
-        engine: Who does the work: this process, or workers.
+        engine: Runs the work, in this process or in workers.
 
     Raises:
-        InputError: A field is of the wrong kind.
+        InputError: A field has the wrong type.
     """
 
     device: str = "auto"
@@ -49,10 +49,10 @@ class Run:
 
     @classmethod
     def of(cls, run: Run | None, how: Mapping[str, Any]) -> Run:
-        """``run`` itself, or one with these fields: what functions take as ``run=`` or as ``store=``, ...
+        """``run`` itself, or a new one with these fields, for functions that take ``run=`` or ``store=`` etc.
 
         Raises:
-            InputError: Both are given, or a field that there is not.
+            InputError: Both are given, or a field does not exist.
         """
         if unknown := sorted(how.keys() - {field.name for field in fields(cls)}):
             raise InputError(
@@ -67,13 +67,13 @@ class Run:
 
     @property
     def store_folder(self) -> Path | None:
-        """The folder of the store; None where features are not kept."""
+        """The folder of the store; None if features are not cached."""
         if self.store is None:
             return None
         return cache_directory() / "features" if self.store == "default" else expand_user(self.store)
 
     def report(self, stage: str) -> Callable[[int, int], None]:
-        """What reports (done, total) of a stage."""
+        """A function that reports (done, total) of a stage."""
 
         def report(done: int, total: int) -> None:
             if self.progress is not None:
@@ -83,7 +83,7 @@ class Run:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of evalkit, of Python and of the libraries that do the arithmetic."""
+    """Versions of evalkit, Python and the numerical libraries."""
     return {
         "python": platform.python_version(),
         **versions("evalkit", "torch", "numpy", "scipy", "tensorflow"),

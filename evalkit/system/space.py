@@ -1,4 +1,4 @@
-"""Checks, before long work, that the disk has enough free space."""
+"""Check before long work that there is enough disk space."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["check_free_space"]
 
 
 def check_free_space(folder: Path, need: float, what: str, remedy: str, *, reusable: float = 0) -> None:
-    """Raise an OutputError unless the disk has enough free space.
+    """Raise an OutputError if there is not enough disk space.
 
     Args:
         folder: An existing folder on the disk.
-        need: Bytes that will be written.
-        what: What needs them, for the message: ``"The feature store /a/b"``.
+        need: Number of bytes to be written.
+        what: What needs the space, for the message: ``"The feature store /a/b"``.
         remedy: What to do, as a sentence: ``"Free some space, or name another folder."``
-        reusable: Bytes already on the disk that will be overwritten or need not be written again.
+        reusable: Bytes already on the disk that will be overwritten, or need not be written again.
     """
     free = shutil.disk_usage(folder).free + reusable
     if need > free:

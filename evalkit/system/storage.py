@@ -1,4 +1,4 @@
-"""Where an input is: a path on this machine, or a URL that fsspec reads by ranges.
+"""Location of an input: a path on this machine, or a URL that is read in ranges with fsspec.
 
 ::
 
@@ -6,8 +6,8 @@
     with file_or_path(place) as file, zipfile.ZipFile(file) as archive:
         ...
 
-:class:`Remote` has those methods of a path that the readers of images use. Its text, which messages and
-reports show, has neither user and password nor the query of the URL, which may be a signature.
+:class:`Remote` has the path methods that image readers use. Its string, shown in messages and reports, leaves
+out user and password, and the query of the URL, which may be a signature.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MOST_LEVELS = 32
 _MOST_FOLDERS = 100_000
 
 _KEPT_KEYS = ("type", "size", "ino", *TAGS, *TIMES)
-# File systems and servers keep times in steps of up to 2 s; see evalkit.system.identity.
+# File systems and servers store times with a resolution of up to 2 s; see evalkit.system.identity.
 _SETTLED_SECONDS = 2.0
-# Change with every signature of the same file.
+# These change with every new signature of the same file.
 _SIGNATURE = re.compile(r"(?i)x-(amz|goog)-")
 
 
@@ -48,11 +48,11 @@ class Remote:
     """A file or folder at a URL.
 
     Attributes:
-        url: The URL as it was given, which may hold credentials. For messages use ``str()``.
+        url: The URL as given, which may contain credentials. Use ``str()`` in messages.
 
     Raises:
-        InputError: The URL is of a kind that evalkit does not read.
-        MissingDependencyError: Its package is not installed.
+        InputError: evalkit does not support this type of URL.
+        MissingDependencyError: The package for it is not installed.
         RemoteError: ``EVALKIT_OFFLINE`` is set.
     """
 
@@ -68,9 +68,9 @@ class Remote:
             raise RemoteError(
                 f"{self}: EVALKIT_OFFLINE forbids using the network. Unset it, or give a local copy."
             )
-        self._file_system()  # so that a missing package is said first
-        # A listing may describe a file in other words than the file's own entry does, so the two are not
-        # compared: versions and times of other precision.
+        self._file_system()  # so that a missing package is reported first
+        # A listing may give versions and times in a different form or precision than the file's own entry, so
+        # the two are not compared.
         self._listed = listed
         self._info: Mapping[str, Any] | None = None
         self._members: dict[str, Remote] | None = None
@@ -86,13 +86,13 @@ class Remote:
         return self.__dict__ | {"_token": uuid.uuid4().hex}
 
     def _file_system(self) -> Any:
-        # What is escaped already, as the query of a signed URL has to be, is sent as it is.
+        # Parts that are already escaped, such as the query of a signed URL, are sent unchanged.
         is_escaped = self.url.isascii() and " " not in self.url
         return file_system(self.scheme, os.getpid(), is_escaped and self.scheme in HTTP)
 
     @property
     def _path(self) -> str:
-        """The path as the file system wants it."""
+        """The path in the file system's form."""
         return str(self._file_system()._strip_protocol(self.url))
 
     @property
@@ -106,7 +106,7 @@ class Remote:
         return PurePosixPath(self.name).suffix
 
     def _text(self) -> str:
-        """The address as a local path would be written: nothing escaped, no slash at the end."""
+        """The URL written like a local path: unescaped, without a trailing slash."""
         text = self._bare.rstrip("/")
         return unquote(text) if self.scheme in HTTP else text
 
@@ -117,7 +117,7 @@ class Remote:
 
     @property
     def identity(self) -> str:
-        """The address without credentials, under which its content is remembered."""
+        """The URL without credentials; the cache key of its content."""
         query = self.url.partition("?")[2] if self.scheme in HTTP else ""
         kept = "&".join(part for part in query.split("&") if part and not _SIGNATURE.match(part))
         if str(self).endswith("://..."):
@@ -130,7 +130,7 @@ class Remote:
         """Whether it is a folder; over HTTP, whether the URL ends in a slash.
 
         Raises:
-            RemoteError: There is nothing, or it cannot be looked at.
+            RemoteError: It does not exist or is inaccessible.
         """
         if self.scheme in HTTP:
             return self._bare.endswith("/")
@@ -138,13 +138,13 @@ class Remote:
 
     @property
     def size(self) -> int:
-        """Bytes of the file.
+        """Size of the file in bytes.
 
         Raises:
             RemoteError: As :meth:`is_dir`, or the server does not say.
         """
         if (size := self._known().get("size")) is None:
-            self._info = self._look()  # a listing may leave out what the file itself has
+            self._info = self._look()  # a listing may leave out the size
             size = self._info.get("size")
         if size is None:
             raise RemoteError(
@@ -179,13 +179,13 @@ class Remote:
         return persist(str(self), call, patient=self.scheme not in _THIS_MACHINE)
 
     def stamp(self) -> tuple[str, float]:
-        """What changes when the content does, asked anew; and when it changed last, in seconds since 1970.
+        """Query a token that changes with the content, and the last change in seconds since 1970.
 
-        The time is 0 where the server gives a version alone, and infinite where nothing would show a change.
-        Files in a folder over HTTP are asked once: each range of them is read only if it is of this version.
+        The time is 0 if the server gives only a version, and infinite if changes cannot be detected. Files in
+        a folder over HTTP are queried once, because each of their ranges is checked to be of this version.
 
         Raises:
-            RemoteError: It cannot be looked at, or is not what it was when it was opened.
+            RemoteError: It is inaccessible, or has changed since it was opened.
         """
         if self.is_dir():
             versions = _versions(self.walk())
@@ -197,7 +197,7 @@ class Remote:
         return f"{self.identity} {version}", changed
 
     def shows_changes(self) -> bool:
-        """Whether the server gives versions or times: of the file, or of all files in the folder."""
+        """Whether the server gives versions or times, for the file or for all files in the folder."""
         if self.is_dir():
             return all(math.isfinite(changed) for *_, changed in _versions(self._members or {}))
         return math.isfinite(version_of(self._known())[1])
@@ -209,7 +209,7 @@ class Remote:
 
     @property
     def version(self) -> str:
-        """Names what was there when it was opened; of this object alone, if the server gives no version."""
+        """Identifies the content when it was opened; unique to this object if the server gives no version."""
         version, changed = version_of(self._known())
         settled = changed < datetime.now().timestamp() - _SETTLED_SECONDS
         return f"{self.identity} {version if settled else self._token}"
@@ -217,11 +217,11 @@ class Remote:
     # ---------------------------------------------------------------------------------------- listing
 
     def walk(self) -> dict[str, Remote]:
-        """All files in a folder, at every depth: relative POSIX path and file, sorted by path.
+        """All files in a folder, at any depth, as relative POSIX path and file, sorted by path.
 
         Raises:
             InputError: There are too many folders.
-            RemoteError: It cannot be listed, or is not what it was when it was listed first.
+            RemoteError: It cannot be listed, or has changed since it was first listed.
         """
         found: dict[str, Remote] = {}
         pending, folders = [(self, 0)], 0
@@ -243,10 +243,10 @@ class Remote:
             self._members = found
         elif listed(self._members) != listed(found):
             raise self._has_changed()
-        return self._members  # what is known of them already is not asked again
+        return self._members  # reused, so that their metadata is not queried again
 
     def _children(self, *, deep: bool = False) -> list[tuple[Remote, bool]]:
-        """What is in a folder, and whether it is a folder itself; with ``deep`` all files below."""
+        """Entries of a folder, and whether each is a folder; with ``deep``, all files below it."""
 
         def listed() -> list[dict[str, Any]]:
             system = self._file_system()
@@ -279,17 +279,17 @@ class Remote:
     # ---------------------------------------------------------------------------------------- reading
 
     def open(self, mode: str = "rb") -> IO[bytes]:
-        """The file, to be read and sought; see :mod:`evalkit.system.ranges`."""
+        """Open the file as a seekable stream; see :mod:`evalkit.system.ranges`."""
         from evalkit.system.ranges import open_ranges
 
         assert mode == "rb"
         return open_ranges(self)
 
     def fetch(self, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to before ``end``, no fewer.
+        """Exactly the bytes ``start`` to ``end`` (exclusive).
 
         Raises:
-            RemoteError: They could not be read, even after several attempts.
+            RemoteError: They could not be read after several attempts.
         """
         from evalkit.system.attempts import ShortRead
 
@@ -307,7 +307,7 @@ class Remote:
         return bytes(self._persist(read)) if end > start else b""
 
     def read_bytes(self) -> bytes:
-        """The whole file; check its size before."""
+        """The whole file; check its size first."""
         return self.fetch(0, self.size)
 
 
@@ -316,10 +316,10 @@ Place: TypeAlias = Path | Remote
 
 
 def place_of(source: str | os.PathLike[str] | Remote) -> Place:
-    """Where a path or URL leads.
+    """The location for a path or URL.
 
     Raises:
-        InputError: As :class:`Remote`; or a URL was made a Path, which drops one of its slashes.
+        InputError: As for :class:`Remote`; or a URL was given as a Path, which drops one of its slashes.
     """
     if isinstance(source, Remote):
         return source
@@ -335,7 +335,7 @@ def place_of(source: str | os.PathLike[str] | Remote) -> Place:
 
 @contextmanager
 def file_or_path(place: Place) -> Iterator[Any]:
-    """What a library opens that takes both: the path on this machine, or a file object for a URL."""
+    """The path if it is local, or a file object for a URL, for libraries that accept both."""
     if isinstance(place, Remote):
         with place.open() as file:
             yield file
@@ -344,7 +344,7 @@ def file_or_path(place: Place) -> Iterator[Any]:
 
 
 def size_of(place: Place) -> int:
-    """Bytes of a file."""
+    """Size of a file in bytes."""
     return place.size if isinstance(place, Remote) else place.stat().st_size
 
 
@@ -352,13 +352,13 @@ def matching(pattern: str) -> list[Remote]:
     """The files and folders at URLs that match a pattern, sorted by name.
 
     Raises:
-        InputError: As :class:`Remote`, or it is a pattern that cannot be followed over HTTP.
+        InputError: As for :class:`Remote`, or the pattern is not supported over HTTP.
     """
     folder, _, last = pattern.rpartition("/")
     is_web = scheme_of(pattern) in HTTP
     if not (re.search(r"[*[]", after_host(f"{folder}/")) if is_web else re.search(r"[*[?]", folder)):
         children = Remote(f"{folder}/")._children()
-        # Without what the listing says: each is opened for itself.
+        # Each is opened separately, without the listing's metadata.
         found = [Remote(child.url) for child, _ in children if fnmatchcase(child.name, last)]
     elif is_web:
         raise InputError(f"{shown(pattern)}: over HTTP only the last part of a URL may be a pattern")
@@ -371,7 +371,7 @@ def matching(pattern: str) -> list[Remote]:
 
 
 def _relative(child: Remote, folder: Remote) -> str:
-    """Relative POSIX path; names in HTTP's listings have their special characters escaped."""
+    """Relative POSIX path; special characters are escaped in HTTP listings."""
     if child.scheme in HTTP:
         path, base = (unquote(urlsplit(place._bare).path) for place in (child, folder))
     else:
@@ -381,18 +381,18 @@ def _relative(child: Remote, folder: Remote) -> str:
 
 
 def listed(members: Mapping[str, Remote]) -> list[tuple[str, str]]:
-    """The names of files, and what the listing says of their versions."""
+    """Names of files, and their versions according to the listing."""
     return [(name, version_of(child._listed or {})[0]) for name, child in members.items()]
 
 
 def _versions(members: Mapping[str, Remote]) -> list[tuple[str, str, float]]:
-    """The names of files, and their versions; those that a listing does not say are asked for."""
+    """Names of files and their versions; a version that is not in the listing is queried."""
     from evalkit.system.ranges import fetch_each
 
     def version(item: tuple[str, Remote]) -> tuple[str, str, float]:
         try:
             return item[0], *version_of(item[1]._known())
-        except RemoteError:  # a link that leads nowhere, perhaps to no image
+        except RemoteError:  # a broken link, perhaps not to an image
             return item[0], "", float("inf")
 
     is_known = all(child._info or child._listed for child in members.values())

@@ -1,7 +1,7 @@
-"""Files of named tensors, read as data: nothing in them is ever run.
+"""Read files of named tensors as data; code in them is never run.
 
-PyTorch's files are read with ``weights_only=True``, safetensors as they are. Files are mapped into memory, so
-that a network takes its size once and not twice.
+PyTorch files are read with ``weights_only=True``; safetensors hold no code. Files are memory-mapped, so that
+a network needs memory for its weights only once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["TensorFile", "read_tensors"]
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
-        container: How it was written.
-        content: What is in it: tensors by name, or anything else that PyTorch reads as data.
-        metadata: Of safetensors; empty for PyTorch's files.
+        container: The file format.
+        content: Tensors by name, or anything else that PyTorch can read as data.
+        metadata: Metadata of safetensors; empty for PyTorch files.
     """
 
     container: Literal["PyTorch", "safetensors"]
@@ -41,14 +41,14 @@ class TensorFile:
 
 
 def read_tensors(path: Path, advice: str) -> TensorFile:
-    """Recognise the container by its content and map it into memory.
+    """Detect the format from the content, and map the file into memory.
 
     Args:
         path: The file.
-        advice: Ends the message where the file is something else: what to do, without a full stop.
+        advice: What to do if the file has a different format, to end the message, without a full stop.
 
     Raises:
-        InputError: There is no such file, or it cannot be read.
+        InputError: The file does not exist, or cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -69,7 +69,7 @@ def read_tensors(path: Path, advice: str) -> TensorFile:
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """A name of the file in UTF-8, which some readers require; on Linux its own may be any bytes."""
+    """A UTF-8 name for the file, which some readers require; on Linux, file names may be any bytes."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -97,14 +97,14 @@ def _read_pytorch(path: Path) -> Any:
         with _utf8_name(path) as name:
             return torch.load(name, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # PyTorch's own message advises to load the file unsafely.
+        # PyTorch's own message suggests loading the file unsafely.
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({brief(found[1])})" if found else ""
         raise InputError(
             f"{path} holds more than tensors{what}, and a file of weights never gets to run code. Save the "
             "network's state_dict() alone."
         ) from error
-    except Exception as error:  # damaged bytes may raise anything
+    except Exception as error:  # damaged files may raise any exception
         why = first_line(error) or "it ends early"
         raise InputError(
             f"{path} cannot be read as a PyTorch file: {brief(why, 300)}. Fetch it again."
@@ -112,7 +112,7 @@ def _read_pytorch(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise an InputError for a zip archive that torch.save did not write; a damaged one is left to it."""
+    """Raise an InputError for a zip archive that torch.save did not write; ignores damaged archives."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -1,4 +1,4 @@
-"""The smallest Triton kernel: whether it compiles and runs says whether others will."""
+"""A minimal Triton kernel, compiled and run to test whether Triton works."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def probe(device: torch.device) -> None:
     """Compile and launch a kernel.
 
     Raises:
-        Exception: Whatever Triton raises, for example where there is no C compiler.
+        Exception: Any error of Triton, for example if there is no C compiler.
     """
     x = torch.zeros(16, dtype=torch.int32, device=device)
     with torch.cuda.device(device):
@@ -21,7 +21,7 @@ def probe(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-if importlib.util.find_spec("triton"):  # torch brings it for CUDA, and not for a CPU
+if importlib.util.find_spec("triton"):  # a dependency of torch for CUDA, but not for the CPU
     import triton  # type: ignore[import-not-found,unused-ignore]
     import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 

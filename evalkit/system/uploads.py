@@ -1,4 +1,4 @@
-"""Outputs at URLs: a file of this machine becomes one object, which appears whole or not at all."""
+"""Outputs at URLs: a local file is uploaded as one object, atomically."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from evalkit.system.storage import Remote
 __all__ = ["WRITABLE", "check_destination", "upload"]
 
 WRITABLE = ("s3", "gs", "gcs", "memory")
-"""Schemes at which objects can be written; a path is simpler than ``file://``."""
+"""URL schemes that support writing; for ``file://``, use a path."""
 
 
 def check_destination(remote: Remote) -> None:
-    """Check, before long work, that an object can be written, as far as can be told without writing it.
+    """Check before long work that an object can be written, as far as possible without writing it.
 
     Raises:
-        OutputError: Nothing can be written there, the URL names no object, or there is no such bucket.
+        OutputError: Writing there is not supported, the URL names no object, or the bucket does not exist.
     """
     if remote.scheme not in WRITABLE:
         raise OutputError(f"{remote} cannot be written. Give s3://BUCKET/NAME, gs://BUCKET/NAME or a path.")
@@ -37,8 +37,8 @@ def check_destination(remote: Remote) -> None:
             raise OutputError(
                 f"Cannot write {remote}: there is no bucket {bucket}. Make it first, or check the URL."
             ) from None
-        except Exception as error:  # every file system of fsspec raises what its library does
-            if not is_forbidden(error):  # some may write where they may not look
+        except Exception as error:  # fsspec's file systems raise the errors of their libraries
+            if not is_forbidden(error):  # some users may write but not list
                 raise
 
     if remote.scheme != "memory":
@@ -46,10 +46,10 @@ def check_destination(remote: Remote) -> None:
 
 
 def upload(file: Path, remote: Remote) -> None:
-    """Put a file of this machine at a URL, in place of what is there.
+    """Upload a local file to a URL, replacing an existing object.
 
     Raises:
-        OutputError: It failed, even after several attempts. What was there before is unchanged.
+        OutputError: The upload failed after several attempts. An existing object is unchanged.
     """
     system, path = _system_and_path(remote)
     persist(str(remote), lambda: system.put_file(str(file), path), writing=True)

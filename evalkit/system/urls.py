@@ -1,4 +1,4 @@
-"""Is this text a URL, how is it shown without what may be secret, and may the network be used?"""
+"""Detect URLs, show them without secrets, and check whether the network may be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 __all__ = ["after_host", "is_offline", "is_url", "scheme_of", "scrubbed", "shown", "without_query"]
 
-# Two letters at least, as Windows has C://; and the :: of fsspec's chains, which are refused.
+# At least two letters, because of C:// on Windows; also the :: of fsspec's chained URLs, which are refused.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+)://")
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s\"<>]+")
 
@@ -18,32 +18,32 @@ def is_offline() -> bool:
 
 
 def is_url(source: object) -> bool:
-    """Whether it is a URL and not an existing path. No URL is a :class:`~pathlib.Path`."""
+    """Whether it is a URL and not an existing path. A :class:`~pathlib.Path` is never a URL."""
     return isinstance(source, str) and bool(_URL.match(source)) and not os.path.lexists(source)
 
 
 def scheme_of(url: str) -> str:
-    """What precedes ``://``, in small letters."""
+    """The part before ``://``, in lower case."""
     return url.partition("://")[0].lower()
 
 
 def without_query(url: str) -> str:
-    """A URL of the web up to its query or fragment; any other URL as it is."""
+    """An HTTP URL without query and fragment; any other URL unchanged."""
     return re.split(r"[?#]", url, maxsplit=1)[0] if scheme_of(url) in ("http", "https") else url
 
 
 def after_host(url: str) -> str:
-    """What follows the host, which may be an IPv6 address in brackets."""
+    """The part after the host, which may be an IPv6 address in brackets."""
     return url.partition("://")[2].partition("/")[2]
 
 
 def shown(text: str) -> str:
-    """A URL without user, password and query; any other text as it is."""
+    """A URL without user, password and query; any other text unchanged."""
     if not _URL.match(text):
         return text
     scheme, _, rest = text.partition("://")
     is_web = scheme.lower() in ("http", "https")
-    hidden = f"{scheme}://..."  # where it cannot be told what is secret
+    hidden = f"{scheme}://..."  # if it is unclear which part is secret
     if is_web:
         whole, rest = rest, re.split(r"[?#]", rest, maxsplit=1)[0]
         if "@" in whole and "@" not in rest:  # a user or password with ? or #
@@ -57,5 +57,5 @@ def shown(text: str) -> str:
 
 
 def scrubbed(text: str) -> str:
-    """A text in which all URLs are :func:`shown`."""
+    """The text with every URL replaced by :func:`shown`."""
     return _IN_TEXT.sub(lambda match: shown(match[0]), text)
