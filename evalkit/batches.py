@@ -41,22 +41,22 @@ class Batch:
 
     Attributes:
         name: Path, or ``<array>``.
-        images: Number of images whose features were used; 0 where the file holds statistics alone.
+        images: Number of images whose features were used; 0 if the file has only statistics.
         image_shape: (height, width, 3), or None.
         digest: Digest of the images.
         statistics: Where mean and covariance came from: ``images``, or ``file`` (the file's own).
-        statistics_images: How many images these are of; None where the file does not say.
+        statistics_images: Number of images behind them; None if the file does not say.
         features: ``extracted``, ``stored`` (read back from the store) or ``file`` (a features file).
-        statistics_digest: Digest of all statistics that the file has, which depends on the kind of file; None
-            where it has none.
-        output_digests: By output, such as ``inception:pool``, digest of the mean and covariance that come
-            from the file: equal where the numbers and their count of images are, whatever the kind of file.
-            Empty: there are none, or not recorded.
-        statistics_preprocess: What was done to the images that the file's statistics are of, in words, or
-            ``not said``; None where statistics are of the images, or it is not recorded.
-        extracted_by: The other tool that extracted the features in the file; empty: evalkit, or not recorded.
-        source: ``published NAME`` for a published batch, else path or URL; empty: not recorded.
-        labels: How the images spread over classes; None: not recorded.
+        statistics_digest: Digest of all statistics in the file, which depends on the file type; None if it
+            has none.
+        output_digests: Digests, by output such as ``inception:pool``, of the mean, covariance and number of
+            images in the file, independent of the file type. Empty if there are none, or not recorded.
+        statistics_preprocess: How the images behind the file's statistics were preprocessed, in words, or
+            ``not said``; None if statistics were computed from the images, or not recorded.
+        extracted_by: The other tool that extracted the features in the file; empty for evalkit, or if not
+            recorded.
+        source: ``published NAME`` for a published batch, else path or URL; empty if not recorded.
+        labels: Distribution of the images over classes; None if not recorded.
     """
 
     name: str

@@ -1,12 +1,11 @@
 """Which scores of several comparisons can be compared, and why others cannot.
 
-A rule says of one score of one comparison what has to be the same, such as its protocol. Values in which all
-rules agree are like for like::
+Each rule compares one property of scores, such as the protocol. Values can be compared if all rules agree::
 
     for reason in reasons_of([ours, theirs]):
         print(reason.text, reason.scores)  # different reference: ...  ('fid', 'sfid')
 
-What a record does not hold is never taken to be the same: it is a reason of its own.
+A property that is missing from a record is never assumed to be the same; this is a reason of its own.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from evalkit.results import Comparison, Score
 __all__ = ["Reason", "reasons_of"]
 
 DIGITS = 12
-"""Of a digest that are shown."""
+"""Number of digits of a digest that are shown."""
 
-# What is no setting. Two seeds give two draws of the same score, and counts of classes and images follow from
-# the draw; how many images a subset has is part of other rules. A FID whose features were summed up as they
-# came has a mean in float64, which changes it by rounding.
+# Parameters that need not match. Two seeds give two draws of the same score, and numbers of classes and
+# images depend on the draw. The size of a subset is part of other rules. If FID was computed from sums, its
+# mean is float64, which changes it only by rounding.
 _NOT_COMPARED = {
     *("seed", "subset", "subset_seed"),
     *("classes", "left_out", "reference_images", "sample_images", "cells"),
@@ -40,8 +39,8 @@ class Reason:
     """Why values of some scores cannot be compared with the others of the same score.
 
     Attributes:
-        text: In words, such as ``different protocol: clean-fid instead of adm``.
-        cells: The values that it marks: number of the comparison, from 0, and name of the score.
+        text: The reason in words, such as ``different protocol: clean-fid instead of adm``.
+        cells: The values that it marks, as number of the comparison, from 0, and name of the score.
     """
 
     text: str
@@ -61,9 +60,9 @@ class Reason:
 def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
     """Why scores of these comparisons cannot be compared; empty if all can.
 
-    In each score the first comparison that has it sets the standard, and those that differ are marked. So two
-    values of a score are like for like if, and only if, the same reasons mark both and none of these says
-    that something is not recorded.
+    Each score is compared with that of the first comparison that has it, and differing values are marked. So
+    two values can be compared if and only if they are marked with the same reasons, none of which is that
+    something is not recorded.
     """
     comparisons = _with_digests_of_one_kind(comparisons)
     names = dict.fromkeys(score.name for each in comparisons for score in each.scores)
@@ -76,7 +75,7 @@ def reasons_of(comparisons: Sequence[Comparison]) -> tuple[Reason, ...]:
 
 
 def _with_digests_of_one_kind(comparisons: Sequence[Comparison]) -> Sequence[Comparison]:
-    """Earlier records have one digest of all statistics in a file; beside these, it decides for all."""
+    """Earlier records have only one digest of all statistics in a file; then use it for all records."""
     if all(each.reference.output_digests for each in comparisons if each.reference.statistics == "file"):
         return comparisons
     return [replace(each, reference=replace(each.reference, output_digests={})) for each in comparisons]
@@ -147,7 +146,7 @@ def _protocol(comparison: Comparison, score: Score) -> _Fact:
 
 
 def _network(comparison: Comparison, score: Score) -> _Fact:
-    """By fingerprints: of weights, resize, precision and backend. Features of other tools have none."""
+    """Compares fingerprints of weights, resize, precision and backend; other tools' features have none."""
     if comparison.samples.extracted_by or (
         comparison.reference.extracted_by and score.reference != "nothing"
     ):
@@ -197,7 +196,7 @@ def _parameters(comparison: Comparison, score: Score) -> _Fact:
 
 
 def _reference(comparison: Comparison, score: Score) -> _Fact | None:
-    """By the digest of what the score looks at; earlier records say so only if the file has no statistics."""
+    """Compares digests of what the score uses, which old records state only for files without statistics."""
     batch, seen = comparison.reference, score.reference
     if seen is None and batch.statistics == "images":
         seen = "images"
@@ -214,14 +213,14 @@ def _reference(comparison: Comparison, score: Score) -> _Fact | None:
 
 
 def _statistics(batch: Batch, score: Score) -> _Fact:
-    """By the digests of the outputs that the score looks at, or in earlier records that of the whole file."""
+    """Compares digests of the score's outputs, or in earlier records the digest of the whole file."""
     digests = {key: batch.output_digests[key] for key in score.outputs if key in batch.output_digests}
     key: tuple[object, ...] = tuple(digests.values())
     if not digests:
         if not batch.statistics_digest:
             return _NOT_RECORDED
         key = (batch.statistics_digest,)
-    # The other outputs of such a score are of the images.
+    # Other outputs of such a score were computed from the images.
     others = batch.digest if len(score.outputs) > max(1, len(digests)) else None
     shown = " and ".join(str(digest)[:DIGITS] for digest in key)
     what = f"the statistics of {_source(batch)} ({_count(batch.statistics_images)}digest {shown})"
@@ -238,7 +237,7 @@ def _count(images: int | None) -> str:
 
 
 def _samples(comparison: Comparison, score: Score) -> _Fact | None:
-    """Where bias depends on it; without bias more samples only make a value more certain."""
+    """Applies where bias depends on the number; for unbiased scores, it only affects the standard error."""
     if score.unbiased == score.value:
         return None
     batch = comparison.samples
@@ -249,18 +248,18 @@ def _samples(comparison: Comparison, score: Score) -> _Fact | None:
 
 
 def _seen_of_samples(comparison: Comparison, score: Score) -> _Fact:
-    """Whether it is of their images, or of statistics beside these, which need not be of the same images."""
+    """Whether the score uses the images, or statistics next to them, which may belong to other images."""
     batch = comparison.samples
     if not batch.images or batch.statistics == "images":
         return _Fact(key="images", words="the images")
     if score.samples is None:  # as in earlier records
         return _NOT_RECORDED
-    beside = "the mean and covariance in their file, which need not be of its images,"
+    beside = "the mean and covariance in their file, which may not be of its images,"
     return _Fact(key=score.samples, words="the images" if score.samples == "images" else beside)
 
 
 def _drawn(score: Score, images: int) -> int | None:
-    """How many of so many images a score is of, if it is of a subset; None: of all."""
+    """Size of the subset that a score was computed from; None if from all images."""
     subset = score.parameters.get("subset")
     return subset if isinstance(subset, int) and subset < images else None
 

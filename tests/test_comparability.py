@@ -379,7 +379,7 @@ def test_statistics_beside_the_samples_are_marked() -> None:
     new = replace(with_scores(fid={"samples": "statistics"}), samples=beside)
     new = replace(new, scores=(new.scores[0], *(replace(each, samples="images") for each in new.scores[1:])))
     text = (
-        "different samples: the mean and covariance in their file, which need not be of its images, instead "
+        "different samples: the mean and covariance in their file, which may not be of its images, instead "
         "of the images"
     )
     assert said(OURS, new) == {text: ("fid",)}

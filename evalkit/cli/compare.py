@@ -216,7 +216,7 @@ def compare(
             raise failure
 
 
-@click.command(short_help="Extract features once, and keep them in a file.")
+@click.command(short_help="Extract features once and save them to a file.")
 @click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="HDF5 to write, also at a URL.")
 @click.option(
@@ -253,7 +253,7 @@ def features(images: str, out: Place, network: str, value_range: str | None, **o
         echo_precision_check(side, extractor, run)
 
 
-@click.command(short_help="Mean and covariance of images, as other tools read them.")
+@click.command(short_help="Write mean and covariance in a format of other tools.")
 @click.argument("images", shell_complete=completion.batches)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="File to write, also at a URL.")
 @click.option(
@@ -319,7 +319,7 @@ def stats(images: str, out: Place, tool: str, value_range: str | None, **options
         echo_precision_check(side, extractor, run)
 
 
-@click.command(short_help="Draw sweeps: every metric against the guidance scale.")
+@click.command(short_help="Plot every metric of a sweep against guidance scale.")
 @click.argument("sweeps", nargs=-1, required=True, type=file)
 @click.option(
     "-o",

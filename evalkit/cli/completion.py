@@ -111,7 +111,7 @@ for _shell in SHELLS.values():
     add_completion_class(_shell)
 
 
-@click.command(short_help="Print the script for completion in your shell.")
+@click.command(short_help="Print the completion script for your shell.")
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

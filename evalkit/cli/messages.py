@@ -68,7 +68,7 @@ def say_json(content: dict[str, Any]) -> None:
 
 
 def terminal_width() -> int | None:
-    """Characters in a line of the terminal that standard output goes to; None if it goes elsewhere."""
+    """Width of the terminal in characters; None if standard output is not a terminal."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     return shutil.get_terminal_size().columns if is_terminal else None
 

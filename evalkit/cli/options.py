@@ -180,7 +180,7 @@ def echo_notes(images: object) -> None:
 def open_batches(
     *arguments: str, value_range: str | None = None
 ) -> tuple[list[Opened], tuple[PublishedRow, ...]]:
-    """Open what each argument stands for; also what was published with the first one as the reference.
+    """Open each argument; also return the published rows measured against the first one.
 
     Paths are opened first, so that nothing is downloaded if one of them is damaged.
     """
@@ -203,7 +203,7 @@ def open_batches(
     first = batches[0]
     rows: tuple[PublishedRow, ...] = ()
     if first is not None:
-        from reference_batches.catalog import rows_against  # reads a long file
+        from reference_batches.catalog import rows_against  # slow: reads a long file
 
         rows = rows_against(first)
     return [opened[argument] for argument in arguments], rows

@@ -83,7 +83,7 @@ def report(out: Place, records: tuple[Path, ...], figures: tuple[Path, ...], pub
         if not in_curves and not any(each.published for each in sets):
             protocols = " or ".join(dict.fromkeys(each.protocol for each in sets))
             say(
-                f"note: the page shows no published scores of {published}: none of these was measured as by "
+                f"note: the page shows no published scores of {published}: none was measured as with "
                 f"--protocol {protocols}. `evalkit published {published}` lists them."
             )
     pictures = [read_picture(path) for path in figures]

@@ -14,7 +14,7 @@ from evalkit.errors import InputError
 __all__ = ["table"]
 
 
-@click.command(short_help="Put records into one table; mark what is not comparable.")
+@click.command(short_help="Show records in one table; mark incomparable scores.")
 @click.argument("records", nargs=-1, required=True, type=file)
 @click.option(
     "--format",

@@ -10,7 +10,7 @@ from evalkit.errors import InputError, listing
 __all__ = ["doctor", "verify", "weights"]
 
 
-@click.command(short_help="Which Inception weights are found, and where.")
+@click.command(short_help="Show which Inception weights were found, and where.")
 @click.option(
     "--fetch", is_flag=True, help="Download the published weights, classifier head included (about 95 MB)."
 )
@@ -72,7 +72,7 @@ def verify(weights: str | None, graph: str | None, device: str) -> None:
     click.echo("All checks that could run passed.")
 
 
-@click.command(short_help="Check this installation, and say how to mend it.")
+@click.command(short_help="Check this installation, and say how to fix it.")
 @click.option(
     "--format",
     "format_",

@@ -107,9 +107,9 @@ def compare(
 ) -> Comparison | Comparisons:
     """FID, sFID, Inception Score, precision and recall of ``samples`` against ``reference``, and any others.
 
-    With a subset, or if only Fréchet distances are requested, means and covariances are summed up in float64
-    while features stream past: memory does not grow with the number of images. With no more images than
-    features, which makes covariances singular, features are kept instead: faster, and no digit is lost.
+    With a subset, or if only Fréchet distances are requested, means and covariances are accumulated in
+    float64 as features are computed, so memory does not grow with the number of images. With no more images
+    than features, covariances are singular; then features are kept, which is faster and more precise.
 
     Args:
         reference: Images (npz, folder, zip, tar, HDF5, array; several files by a pattern), features, or
@@ -211,22 +211,22 @@ def measure(
 
     found = []
     with Background() as background:
-        hash_ahead(sources, 0, background)  # so that on few cores the next waits for it
+        hash_ahead(sources, 0, background)  # first, so that with few threads the next one waits for it
         hash_ahead(sources, 1, background)
         with clock.stage("features of reference"):
             kept = [reference.features()]
         for number, side in enumerate(others, 1):
-            # Only the next: files further on would push this one out of the system's cache.
+            # Only the next file: reading more would evict this one from the page cache.
             hash_ahead(sources, number + 1, background)
-            # The reference's time is in the record of each.
+            # Each record includes the reference's time.
             spent = replace(clock, seconds=dict(clock.seconds))
             with spent.stage("features of samples"):
                 features = [kept[0], side.features()]
             if side is others[-1]:
-                kept.clear()  # so that rows can go as soon as no metric needs them
+                kept.clear()  # so that rows are freed as soon as no metric needs them
             found.append(measure_side(choice, [reference, side], features, error_bars, spent, nearest))
-            features.clear()  # before the rows of the next set come
-            if len(others) > 1:  # so that an error in a later set does not lose them
+            features.clear()  # free them before extracting the next set
+            if len(others) > 1:  # so that an error in a later set does not discard them
                 scores = ", ".join(f"{each.name} {each.value:.4f}" for each in found[-1].comparison.scores)
                 log.info("%s: %s", brief(side.source.name, 200), scores or "no score")
     return found
@@ -242,13 +242,13 @@ def features_of(
     run: Run | None = None,
     **how: Any,
 ) -> Features:
-    """Features of one batch through one network, from a features file, the store or the network.
+    """Features of one batch from one network: read from a features file or the store, or extracted.
 
     Arguments are as in `compare`, and as in :func:`evalkit.features.extraction.extract`.
 
     Raises:
-        InputError: The file holds features of another network.
-        EvalkitError: As `compare` raises.
+        InputError: The file has features of a different network.
+        EvalkitError: As for `compare`.
     """
     run = Run.of(run, how)
     (opened,) = open_sources(source, value_range=value_range)

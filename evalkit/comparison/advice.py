@@ -54,14 +54,14 @@ def _check_labels(source: Opened, metrics: Sequence[Metric]) -> None:
 
 
 def check_sources(sources: Sequence[Opened], choice: Choice) -> list[Opened]:
-    """Settle whose statistics and features these are, and refuse what cannot give the scores, early.
+    """Determine the networks of statistics and features, and refuse unsuitable input before any work.
 
     Returns:
-        The sources, with the network of other tools' features settled.
+        The sources, with the network of other tools' features determined.
 
     Raises:
-        InputError: They are features of a network that no metric needs.
-        UndefinedMetricError: There is one image, or labels are missing and no metric can do without them.
+        InputError: A source has features of a network that no metric needs.
+        UndefinedMetricError: There is only one image, or labels are missing and all metrics need them.
     """
     settle_statistics(sources, choice.networks)
     for source in sources:
@@ -110,7 +110,7 @@ def warnings_of(
     batches: Sequence[Batch],
     extractors: Mapping[str, Extractor],
 ) -> Iterator[str]:
-    """Where a number means less than it seems, one sentence each."""
+    """Reasons to be careful with a number, one sentence each."""
     reference, samples = batches
     if samples.statistics == "file":
         yield (
@@ -187,14 +187,14 @@ def _unknown_resize(choice: Choice, source: Opened, extractors: Mapping[str, Ext
 
 
 def _unknown_mode(source: Opened) -> Iterator[str]:
-    """Whether features of another tool may be of another of its modes, each of which has its own resize."""
+    """Warn if another tool's features may come from several of its modes, which resize differently."""
     modes = modes_of(source) if isinstance(source, Features) else {}
     if len(modes) > 1:
         taken = modes[source.network]  # type: ignore[union-attr]
         others = " or ".join(text for text in modes.values() if text != taken)
         yield (
-            f"{source.name} does not say of which mode its features are. They are taken as {taken}. If they "
-            f"are {others}, every score with them is WRONG: name that protocol."
+            f"{source.name} does not say which mode its features come from; {taken} is assumed. If they "
+            f"come from {others}, every score with them is WRONG: name that protocol."
         )
 
 

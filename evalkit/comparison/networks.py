@@ -1,4 +1,4 @@
-"""Of which network the features and statistics in files are, also where the file does not say so."""
+"""Determine the network of features and statistics in files, even if the file does not name it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["check_fingerprints", "inception_networks", "settle_features", "settl
 
 
 def inception_networks(networks: Iterable[str]) -> list[str]:
-    """Those of the networks that are the 2015 Inception behind some resize."""
+    """The networks that are the 2015 Inception with some resize."""
     return [network for network in networks if network == NETWORK or network.startswith(f"{NETWORK}_")]
 
 
 def settle_statistics(sources: Iterable[Opened], networks: Iterable[str]) -> None:
-    """Settle which network plain statistics without images are taken to be of.
+    """Choose the network that plain statistics without images are attributed to.
 
-    It is ADM's where a metric looks at that. Otherwise it is the one Inception that the metrics look at,
-    unless the file is known to be of another resize.
+    This is ADM's if a metric uses it. Otherwise it is the only Inception network that the metrics use, unless
+    the file is known to have a different resize.
 
     Args:
-        sources: Both sides; :attr:`evalkit.images.source.ImageSource.statistics_network` is set.
-        networks: Those that the metrics look at.
+        sources: Both sides; sets :attr:`evalkit.images.source.ImageSource.statistics_network`.
+        networks: Networks that the metrics use.
     """
     known = inception_networks(networks)
     for source in sources:
@@ -44,14 +44,14 @@ def settle_statistics(sources: Iterable[Opened], networks: Iterable[str]) -> Non
 
 
 def settle_features(sources: Iterable[Opened], networks: Collection[str]) -> list[Opened]:
-    """The sources, with other tools' features as those of the one network of the metrics that they can be of.
+    """The sources, with other tools' features attributed to the only matching network of the metrics.
 
     Args:
         sources: Both sides.
-        networks: Those that the metrics look at.
+        networks: Networks that the metrics use.
 
     Raises:
-        InputError: They can be of none of these networks, or of several; or evalkit's own are of another one.
+        InputError: No network, or more than one, matches; or evalkit's own features are from another network.
     """
     return [_settled(each, networks) if isinstance(each, Features) else each for each in sources]
 
@@ -64,21 +64,21 @@ def _settled(features: Features, networks: Collection[str]) -> Features:
     needed = " and ".join(networks)
     if not modes:
         raise InputError(
-            f"{features.name} holds features of {features.network}, and those of {needed} are needed. Give "
+            f"{features.name} has features of {features.network}, but features of {needed} are needed. Give "
             f"the images, or choose metrics such as fd@{features.network}."
         )
     of = " or ".join(modes.values())
-    why = "all of these, and they can be of only one" if known else "none of these"
+    why = "are needed, but they come from only one" if known else "is needed, which is none of these"
     raise InputError(
-        f"{features.name} holds features as {features.extractor} keeps them: {of}. Those of {needed} "
-        f"are needed, {why}. Name the protocol that they are of, alone; or give the images."
+        f"{features.name} has features of {features.extractor}, from {of}. {needed} {why}. "
+        "Name only the protocol that they belong to, or give the images."
     )
 
 
 def check_fingerprints(sources: Iterable[Opened], extractors: Mapping[str, Extractor]) -> None:
-    """Raise a FeatureError for features of another extractor than the one in use, or than one another's.
+    """Raise a FeatureError if features come from a different extractor than the one in use, or each other.
 
-    Those of another tool have no fingerprint, and a note instead.
+    Features of another tool have no fingerprint, and get a note instead.
     """
     given = [source for source in sources if isinstance(source, Features)]
     for features in given:

@@ -30,11 +30,11 @@ ROWS = {"feats": "clean-fid's KID", "pool_3": "score_sde"}
 # By tool: the networks its features may come from, most likely first. The files do not say which.
 _MODES = {
     ROWS["feats"]: {
-        "inception_clean_fid": "of its mode clean (protocol clean-fid)",
-        "inception_clean_fid_legacy_pytorch": "of legacy_pytorch (protocol clean-fid-legacy-pytorch)",
-        NETWORK: "of legacy_tensorflow (protocol adm)",
+        "inception_clean_fid": "clean (protocol clean-fid)",
+        "inception_clean_fid_legacy_pytorch": "legacy_pytorch (protocol clean-fid-legacy-pytorch)",
+        NETWORK: "legacy_tensorflow (protocol adm)",
     },
-    ROWS["pool_3"]: {NETWORK: "of TensorFlow's Inception (protocol adm)"},
+    ROWS["pool_3"]: {NETWORK: "TensorFlow's Inception (protocol adm)"},
 }
 
 _HEAD = 2**10

@@ -74,7 +74,7 @@ class Features:
         if self.fingerprint:
             return ()
         return (
-            f"{self.name} holds features as {self.extractor} keeps them, of images resized in its way: "
+            f"{self.name} has features of {self.extractor}, from images resized in its way: "
             "scores are comparable only with features of the same resize.",
         )
 

@@ -123,7 +123,7 @@ def test_features_of_a_network_that_no_metric_needs(batches: tuple[Path, Path], 
     other = stand_in("pixels")
     features_of(batches[0], extractor=other, run=NO_STORE).save(tmp_path / "a.h5")
     with pytest.raises(
-        InputError, match=r"a\.h5 holds features of pixels, and those of inception are needed.*fd@"
+        InputError, match=r"a\.h5 has features of pixels, but features of inception are needed.*fd@"
     ):
         compare(tmp_path / "a.h5", batches[1], extractor=Pixels(), run=NO_STORE)
     found = compare(tmp_path / "a.h5", batches[1], metrics="fd@pixels", extractor=other, run=NO_STORE)

@@ -382,7 +382,7 @@ def test_features_of_another_tool(key: str, tmp_path: Path, images: NDArray[np.u
     side.save(kept)
     again = compare(kept, images[30:], **options)
     assert again["kid"] == found["kid"]
-    assert any("kept.h5 holds features as" in warning for warning in again.warnings)
+    assert any("kept.h5 has features of" in warning for warning in again.warnings)
     both = compare(path, path, metrics="fid", run=NO_STORE)
     assert both["fid"] == pytest.approx(0, abs=1e-6)
 
@@ -412,26 +412,30 @@ def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
         )
 
     for protocol, network, mode in (
-        ("clean-fid", "inception_clean_fid", "of its mode clean (protocol clean-fid)"),
-        ("clean-fid-legacy-pytorch", "inception_clean_fid_legacy_pytorch", "of legacy_pytorch (protocol"),
-        ("adm", "inception", "of legacy_tensorflow (protocol adm)"),
+        ("clean-fid", "inception_clean_fid", "clean (protocol clean-fid)"),
+        ("clean-fid-legacy-pytorch", "inception_clean_fid_legacy_pytorch", "legacy_pytorch (protocol"),
+        ("adm", "inception", "legacy_tensorflow (protocol adm)"),
     ):
         found = measured(path, protocol, network)
         expected = measured(images[:30], protocol, network)
         assert found["kid"] == pytest.approx(expected["kid"], rel=1e-9)
-        (warning,) = [text for text in found.warnings if "does not say of which mode" in text]
-        assert f"They are taken as {mode}" in warning
+        (warning,) = [text for text in found.warnings if "does not say which mode" in text]
+        assert f"does not say which mode its features come from; {mode}" in warning
         assert "every score with them is WRONG: name that protocol" in warning
         # The record says where they came from, and that they can be compared with nothing.
         assert (found.reference.extracted_by, expected.reference.extracted_by) == ("clean-fid's KID", "")
         assert "features of clean-fid's KID from the file" in table(found)
         assert {reason.text for reason in reasons_of([found, found])} == {"network not recorded"}
-    with pytest.raises(InputError, match=r"inception_pytorch_fid are needed, none of these\. Name the"):
+    with pytest.raises(
+        InputError, match=r"inception_pytorch_fid is needed, which is none of these\. Name only"
+    ):
         compare(path, images, protocol="pytorch-fid", run=NO_STORE)
-    with pytest.raises(InputError, match="inception and inception_clean_fid are needed, all of these, and"):
+    with pytest.raises(
+        InputError, match="inception and inception_clean_fid are needed, but they come from only one"
+    ):
         compare(path, images, protocol="adm,clean-fid", run=NO_STORE)
     np.savez(path, pool_3=Pixels()(images[:30])["pool"])
-    with pytest.raises(InputError, match="of TensorFlow's Inception"):
+    with pytest.raises(InputError, match="from TensorFlow's Inception"):
         compare(path, images, protocol="clean-fid", run=NO_STORE)
     assert not any("which mode" in text for text in measured(path, "adm", "inception").warnings)
 
@@ -457,7 +461,7 @@ def test_features_of_another_network_are_refused_where_features_are_kept(
     np.savez(tmp_path / "kid.npz", feats=Pixels()(images)["pool"])
     result = run("features", tmp_path / "kid.npz", "-o", tmp_path / "x.h5", "--network", "pixels")
     assert (result.code, result.out) == (2, "")
-    assert "kid.npz holds features as clean-fid's KID keeps them" in result.err
+    assert "kid.npz has features of clean-fid's KID, from clean (protocol clean-fid) or" in result.err
     assert not (tmp_path / "x.h5").exists()
     kept = features_of(tmp_path / "kid.npz", extractor=behind("inception_clean_fid"), run=NO_STORE)
     assert (kept.network, len(kept)) == ("inception_clean_fid", 60)

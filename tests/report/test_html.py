@@ -606,7 +606,7 @@ def test_command(files: Path, run: Invoke) -> None:
 def test_nothing_was_published_as_it_was_measured(files: Path, run: Invoke) -> None:
     result = run("report", files / "page.html", files / "one.json", "--published", "cifar10")
     assert result.code == 0
-    assert "none of these was measured as by --protocol adm. `evalkit published cifar10`" in result.err
+    assert "none was measured as with --protocol adm. `evalkit published cifar10`" in result.err
 
 
 @pytest.mark.parametrize(
