@@ -32,7 +32,7 @@ FORMATS = ("evalkit comparison 4", "evalkit comparison 3", "evalkit comparison 2
 SWEEP_FORMATS = ("evalkit sweep 5", "evalkit sweep 4", "evalkit sweep 3", "evalkit sweep 2")
 
 NOT_REQUESTED = "not requested"
-"""Why a score of the protocol is missing if other metrics were asked for."""
+"""Reason for a missing score of the protocol if other metrics were requested."""
 
 MOST_DECIMALS = 20
 
@@ -72,22 +72,22 @@ class Score:
     """One number of one metric.
 
     Attributes:
-        name: That of its :class:`ScoreSpec`.
-        value: The number itself; always finite.
-        std: Standard deviation over the metric's own splits or classes, where it has such.
-        parameters: The metric's parameters, so that a report can say how the number was made.
-        stderr: Standard error from the draw of samples and reference. Training again varies more.
-        stderr_sampling: The part of it from the draw of the samples.
-        stderr_reference: The part from the draw of the reference, which is common to all scores against it;
-            None where only its statistics are known, or it does not matter.
-        no_stderr: Why there is no standard error, where one was requested.
-        unbiased: What the value is expected to be with infinitely many images; None where that is not known.
-        n: Number of samples that the standard error is of.
-        outputs: The outputs of networks that it looks at, such as ``inception:pool``; empty: not recorded.
-        reference: What of the reference it looks at: its ``images``, the ``statistics`` in its file, or
-            ``nothing``; None: not recorded.
-        samples: Likewise of the samples.
-        by_class: The value within each class, by its label; empty where the score is not of classes.
+        name: Name of its :class:`ScoreSpec`.
+        value: The value; always finite.
+        std: Standard deviation over the metric's own splits or classes, if it has any.
+        parameters: The metric's parameters, so that a report can state how the score was computed.
+        stderr: Standard error from the draw of samples and reference. Retraining varies more.
+        stderr_sampling: Its part from the draw of the samples.
+        stderr_reference: Its part from the draw of the reference, which all scores against it share; None if
+            only statistics of the reference are known, or if the metric does not use the reference.
+        no_stderr: Why there is no standard error, if one was requested.
+        unbiased: Estimate of the value for infinitely many images; None if unknown.
+        n: Number of samples behind the standard error.
+        outputs: Network outputs that it uses, such as ``inception:pool``; empty if not recorded.
+        reference: The part of the reference that it uses: its ``images``, the ``statistics`` in its file, or
+            ``nothing``; None if not recorded.
+        samples: The same for the samples.
+        by_class: The value within each class, by label; empty for scores without classes.
     """
 
     name: str

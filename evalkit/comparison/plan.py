@@ -207,12 +207,12 @@ def _streamed(metric: Metric) -> Metric:
 def with_inputs(
     scores: Sequence[Score], metric: Metric, of_files: Sequence[Collection[str]]
 ) -> tuple[Score, ...]:
-    """The scores of a metric, with what it looked at.
+    """The scores of a metric, with the inputs that it used.
 
     Args:
-        scores: As the metric gives them.
+        scores: The scores as returned by the metric.
         metric: The metric.
-        of_files: Outputs of which the files of reference and samples have mean and covariance.
+        of_files: Outputs whose mean and covariance are in the files of reference and samples.
     """
     found = []
     for score in scores:

@@ -27,7 +27,7 @@ __all__ = ["Clock", "measure_side"]
 
 NOT_KEPT = (
     "only sums over the features were kept, in constant memory; it needs the features of every image: "
-    "request a metric that needs them, too, such as precision_recall or inception_score, and no subset"
+    "also request a metric that needs them, such as precision_recall or inception_score, and no subset"
 )
 """Why there is no error bar."""
 
@@ -83,15 +83,15 @@ def _compute(
     streamed: frozenset[str] | None,
     of_files: Sequence[Collection[str]],
 ) -> tuple[list[Score], dict[str, str], dict[str, Deviations]]:
-    """What was computed; why the rest was not, by name; and how the scores deviate.
+    """Compute scores and their deviations; also, by name, why scores are missing.
 
     Args:
-        plan: What is computed.
-        features: Of reference and samples. Rows are dropped from it when no later metric reads them.
+        plan: The metrics to compute.
+        features: Features of reference and samples. Rows are removed when no later metric needs them.
         run: Device and progress.
-        clock: Takes the time of each stage.
-        streamed: Outputs of the samples of which there are sums alone, and no rows; None for no error bars.
-        of_files: Outputs of which the files of reference and samples have mean and covariance.
+        clock: Measures the time of each stage.
+        streamed: Outputs of the samples that have only sums, and no rows; None for no error bars.
+        of_files: Outputs whose mean and covariance are in the files of reference and samples.
     """
     scores: list[Score] = []
     missing: dict[str, str] = {}

@@ -213,9 +213,9 @@ def has_full_rank(
 
 
 def hash_ahead(sources: Sequence[Opened], number: int, background: Background) -> None:
-    """Begin to hash a source in the background, before its features are due; past the last, do nothing.
+    """Start to hash source ``number`` in the background, before its features are needed, if there is one.
 
-    Nor where one before has the same name: the hash of that file is remembered by then.
+    Does nothing if an earlier source has the same name, because its hash is cached by then.
     """
     for source in sources[number : number + 1]:
         if isinstance(source, ImageSource) and source.name not in {each.name for each in sources[:number]}:
@@ -224,7 +224,7 @@ def hash_ahead(sources: Sequence[Opened], number: int, background: Background) -
 
 @dataclass(eq=False)
 class Side:
-    """One side of a comparison, and how its features come about."""
+    """One side of a comparison, and how its features are obtained."""
 
     source: Opened
     plan: Plan

@@ -86,17 +86,17 @@ class RunsAhead(Protocol):
 
 @runtime_checkable
 class TakesTensors(Protocol):
-    """An extractor that also takes images that are on its GPU already.
+    """An extractor that also accepts images that are already on its GPU.
 
     Attributes:
-        tensor_device: The device of these tensors; None where only arrays are taken.
+        tensor_device: The device of these tensors; None if only arrays are accepted.
     """
 
     @property
     def tensor_device(self) -> torch.device | None: ...  # noqa: D102 - described above
 
     def submit_tensor(self, images: Tensor, /) -> Pending[Mapping[str, Rows]]:
-        """As ``submit``; the images may change when this returns, by work on the same stream."""
+        """As ``submit``. Afterwards, work on the same stream may modify the images."""
 
 
 @dataclass(frozen=True, kw_only=True)

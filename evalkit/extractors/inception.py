@@ -132,14 +132,14 @@ class Inception(Travels):
 
     @property
     def tensor_device(self) -> torch.device | None:
-        """The GPU whose tensors :meth:`submit_tensor` takes."""
+        """The GPU whose tensors :meth:`submit_tensor` accepts."""
         if self._device.type != "cuda":
             return None
         index = self._device.index
         return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 
     def submit_tensor(self, images: Tensor) -> Pending[Mapping[str, Rows]]:
-        """As :meth:`submit`, of images that are on the device."""
+        """As :meth:`submit`, for images that are on the device."""
         return self._in_batches(images, self._copied)
 
     def _copied(self, parts: list[tuple[Tensor, Tensor]]) -> Pending[Mapping[str, Rows]]:

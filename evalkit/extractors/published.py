@@ -142,7 +142,7 @@ class PublishedNetwork(Travels):
         return dict(self.submit(images).result())
 
     def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
-        """Begin a batch, as :meth:`__call__` takes it; only on CUDA does this return before it is done."""
+        """Start a batch, with arguments as for :meth:`__call__`; on CUDA, return before it is done."""
         (output,) = self.outputs
 
         def finish(parts: list[Tensor]) -> Pending[Mapping[str, Rows]]:

@@ -24,8 +24,8 @@ _PINNED_BYTES = 2**27
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """The same on a device; on CUDA, without waiting for what it does."""
-    # torch never gives pinned memory back, so it is not for batches that are large anyway.
+    """Copy a tensor to a device; on CUDA, asynchronously."""
+    # torch never frees pinned memory, so large batches are not pinned.
     cuda = device.type == "cuda"
     if cuda and host.nbytes <= _PINNED_BYTES:
         host = host.pin_memory()

@@ -43,8 +43,8 @@ DATASET = PurePosixPath("dataset.json")
 class ImageFiles(ABC):
     """Encoded images, of any size and colour mode, in the order of their names.
 
-    Pickled, they are where they are and a digest of their names and sizes: another process opens them again,
-    and refuses others. A subclass sets ``_path``.
+    They are pickled as their location and a digest of their names and sizes. Another process opens them
+    again, and raises an error if they differ. A subclass sets ``_path``.
 
     Attributes:
         name: The path as it was given.
@@ -52,9 +52,9 @@ class ImageFiles(ABC):
         names: Relative POSIX path of each image; in a parquet file its file and row.
         labels: ``(n,)`` int64 if the container has them (``dataset.json``, a column), or None.
         labels_problem: Why ``labels`` is None although the container has some; None if it has none.
-        notes: What the user should know but is not an error, one sentence each.
-        reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
-        reads_in_pieces: Whether it is read an image at a time; not if all of it is unpacked first.
+        notes: Notes for the user, one sentence each.
+        reads_in_order: Whether starting in the middle takes as long as reading everything before it.
+        reads_in_pieces: Whether images are read one at a time; False if all are unpacked first.
     """
 
     _path: Place

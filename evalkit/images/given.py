@@ -73,10 +73,10 @@ class Intake:
                 raise InputError(f"{name}={given!r}: expected one of {', '.join(map(repr, choices))}.")
 
     def batch(self, images: object) -> Tensor:
-        """(n, h, w, 3) of images, where they are: uint8, or float32 in [0, 255] of floats that are kept.
+        """Convert images to (n, h, w, 3) on their device: uint8, or float32 in [0, 255] with ``keep``.
 
         Raises:
-            InputError: Not images, or floats without a declared range.
+            InputError: They are not images, or floats without a declared range.
         """
         given = _tensor(images)
         pixels = given.permute(*_axes(given, self.layout))
@@ -91,7 +91,7 @@ class Intake:
             return pixels.to(torch.float32 if self.to_bytes == "keep" else torch.uint8)
         # As scripts compute it: half precision would lose bits that a byte has.
         pixels = pixels if pixels.dtype == torch.float64 else pixels.float()
-        low, high = torch.stack(torch.aminmax(pixels)).tolist()  # the only wait for a GPU
+        low, high = torch.stack(torch.aminmax(pixels)).tolist()  # the only synchronization with a GPU
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(
                 "The images hold NaN or infinity; expected finite numbers. Find the step at which the model "

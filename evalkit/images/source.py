@@ -55,30 +55,29 @@ class ImageSource(ABC):
     A subclass implements ``_read`` and ``_paths``, and ``_examine`` if hashing every pixel would be wasteful.
 
     Attributes:
-        name: The path as it was given, or ``"<array>"``.
+        name: The path as given, or ``"<array>"``.
         kind: A key of :data:`evalkit.images.FORMATS`, such as ``"npz"``; or ``"array"``, or ``"parts"`` for
             several files.
-        shape: ``(height, width, 3)`` of every image; None if there are statistics and no images.
-        dtype: ``uint8``, or ``float32`` for files that hold floats (in [0, 255] all the same).
-        value_range: The range that the user gave for the floats of the file, which become [0, 255]; None if
-            there was none, or if it holds integers.
-        labels: ``(n,)`` int64, one class for each image (npz ``arr_1``, a parquet column, ...), or None.
-        labels_problem: Why ``labels`` is None although the file has some; None if it has none.
+        shape: ``(height, width, 3)`` of every image; None if there are only statistics.
+        dtype: ``uint8``, or ``float32`` for files of floats (converted to [0, 255]).
+        value_range: The range that the user declared for floats in the file, which are mapped to [0, 255];
+            None if no range was declared, or if the file has integers.
+        labels: ``(n,)`` int64, the class of each image (npz ``arr_1``, a parquet column, ...), or None.
+        labels_problem: Why ``labels`` is None although the file has labels; None if it has none.
         statistics: ``mu`` (2048,) and ``sigma`` (2048, 2048), ``mu_s`` (2023,) and ``sigma_s`` (2023, 2023)
-            of the reference evaluator, both pairs or one, finite floats as the file holds them; EDM2's also
+            of the reference evaluator, one or both pairs, as finite floats of the file's dtype; for EDM2 also
             ``mu_dinov2`` (1024,) and ``sigma_dinov2`` (1024, 1024); or None.
-        provenance: The record that evalkit writes into an npz of how it was made, or None. Of other tools'
-            statistics what is known, such as ``{"statistics": {"images": n}}`` of EDM2's.
-        notes: What the user should know but is not an error, one sentence each.
-        published: Name of the published batch that it is; empty for a file of one's own.
-        statistics_network: The network that ``mu`` and ``sigma`` are taken to be of; see
+        provenance: How an npz written by evalkit was made, or None. For other tools' statistics, what is
+            known, such as ``{"statistics": {"images": n}}`` for EDM2.
+        notes: Notes for the user, one sentence each.
+        published: Name of the published batch; empty for a user's own file.
+        statistics_network: The network that ``mu`` and ``sigma`` are attributed to; see
             :func:`evalkit.comparison.networks.settle_statistics`.
-        opened_by: Opens it again, in any process; None if it has to be pickled itself, as an array is.
-        reads_in_order: Whether to begin in the middle takes as long as to read all that is before.
-        reads_in_pieces: Whether it is read a few images at a time; not if all of it is loaded or unpacked
-            first.
+        opened_by: Opens it again, in any process; None if it is pickled by value, as an array is.
+        reads_in_order: Whether starting in the middle takes as long as reading everything before it.
+        reads_in_pieces: Whether a few images are read at a time; False if all are loaded or unpacked first.
 
-    Pickled, it is the way to open it again, and what its content was: see :func:`evalkit.images.reopen`.
+    It is pickled as a recipe for opening it again, with its digest; see :func:`evalkit.images.reopen`.
     """
 
     _remembered = True
@@ -209,7 +208,7 @@ class ImageSource(ABC):
         elif self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             found, self._stamp = ahead.result(progress)
-            self.check_unchanged(every_file=True)  # that may have been long ago
+            self.check_unchanged(every_file=True)  # files may have changed since they were hashed
             self._found = found
         else:
             self._found, self._stamp = self._hash(progress)
@@ -219,7 +218,7 @@ class ImageSource(ABC):
         return hashlib.sha256(f"{digest} in {self.value_range}".encode()).hexdigest()
 
     def _hash(self, progress: Progress | None) -> tuple[Mapping[str, Any], str | None]:
-        """What the content is, and the stamp of the files; None if they are not all that decides."""
+        """Result of examining the content, and the stamp of the files; None without files."""
         paths = self._paths()
 
         def examine() -> dict[str, Any]:
@@ -234,19 +233,19 @@ class ImageSource(ABC):
             return recall(place, self.kind, lambda: paths, examine, remember=self._remembered)
 
     def identify_ahead(self, background: Background) -> None:
-        """Begin to hash the content in the background. :meth:`identify` waits for it, and raises its errors.
+        """Start to hash the content in the background. :meth:`identify` waits for it, and raises its errors.
 
-        Where :meth:`_can_hash_ahead` says no, :meth:`identify` does it all.
+        If :meth:`_can_hash_ahead` is False, :meth:`identify` computes the hash itself.
         """
         if self._found is None and self._ahead is None and self._can_hash_ahead():
             self._ahead = background.begin(self._hash)
 
     def _can_hash_ahead(self) -> bool:
-        """Whether it is files on this machine, read in pieces.
+        """Whether it consists of files on this machine that are read in pieces.
 
-        What is loaded or unpacked whole would take its memory or disk space while another batch has its own.
-        Requests to a server would compete with those for the batch at work, and from within h5py they hold
-        a lock that the store needs.
+        Data loaded or unpacked as a whole would need memory or disk space at the same time as the current
+        batch. Requests to a server would compete with those of the current batch, and requests from within
+        h5py hold a lock that the store needs.
         """
         paths = self._paths()
         is_local = paths is not None and not any(isinstance(path, Remote) for path in paths)

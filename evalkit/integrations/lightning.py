@@ -28,31 +28,31 @@ def evaluator_callback(
     every: int = 1,
     prefix: str = "evalkit/",
 ) -> Any:
-    """A ``lightning.pytorch.Callback`` that measures the model at the end of epochs.
+    """A ``lightning.pytorch.Callback`` that evaluates the model at the end of epochs.
 
-    The ranks share the images. The model is in eval mode meanwhile, without gradients, and then as it was.
-    Each rank and epoch has random numbers of its own, also after ``seed_everything``; they follow from the
-    seed of torch. The random state of the CPU and of CUDA is then as it was.
-    If sampling fails on one rank, all ranks fail.
+    The images are divided among the ranks. The model is evaluated in eval mode, without gradients; its mode
+    is restored afterwards. Each rank and epoch has its own random numbers, derived from torch's seed, even
+    after ``seed_everything``. The random state of the CPU and of CUDA is restored. If sampling fails on one
+    rank, all ranks fail.
 
-    Scores are logged by the module for the epochs that are measured. In the epochs between,
-    ``trainer.callback_metrics`` does not have them, so that nothing takes an old score for a new one:
+    The module logs scores in the epochs that are measured. In other epochs they are removed from
+    ``trainer.callback_metrics``, so that an old score is never mistaken for a new one:
     ``EarlyStopping(monitor="evalkit/fid", strict=False)`` counts its patience in measurements, and
-    ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` keeps the best. The last comparison is
-    the attribute ``comparison``.
+    ``ModelCheckpoint(monitor="evalkit/fid", every_n_epochs=every)`` saves the best weights. The last
+    comparison is the attribute ``comparison``.
 
     Args:
-        evaluator: Is reset before each measurement.
-        sample: Called with the module and a number of images; returns these, or these and their labels, as
-            ``Evaluator.update`` takes them. It is called as often on every rank, with the same numbers.
-        images: How many, of all ranks together.
-        batch_size: How many at a time.
+        evaluator: The evaluator, which is reset before each measurement.
+        sample: Called with the module and a number of images; returns images, or images and labels, as for
+            ``Evaluator.update``. It is called equally often on every rank, with the same numbers.
+        images: Number of images, over all ranks.
+        batch_size: Number of images per call of ``sample``.
         every: Epochs between measurements; the first is at the end of epoch ``every``, counted from 1.
         prefix: See :func:`evalkit.integrations.scalars`.
 
     Raises:
-        InputError: A number is below 1. Or, as training starts: a ``ModelCheckpoint`` or ``EarlyStopping``
-            monitors a score at times when there is none of the present weights.
+        InputError: A number is below 1. Or, when training starts: a ``ModelCheckpoint`` or ``EarlyStopping``
+            monitors a score at times when the current weights have none.
         MissingDependencyError: Lightning is not installed.
     """
     for name, value in (("images", images), ("batch_size", batch_size), ("every", every)):
@@ -114,22 +114,22 @@ def _kind() -> Any:
             is_after_validation = not checkpoint._should_save_on_train_epoch_end(trainer)
             if not epochs or epochs % self._every or is_after_validation:
                 raise InputError(
-                    f"ModelCheckpoint(monitor={checkpoint.monitor!r}) saves at other times than at the end "
-                    "of every epoch that is measured, and would keep weights under the score of others. Give "
-                    f"it every_n_epochs={self._every} and save_on_train_epoch_end=True."
+                    f"ModelCheckpoint(monitor={checkpoint.monitor!r}) does not save at the end of measured "
+                    "epochs only, so it would save weights with the score of other weights. Give it "
+                    f"every_n_epochs={self._every} and save_on_train_epoch_end=True."
                 )
 
         def _check_stopping(self, stopping: EarlyStopping) -> None:
             if not stopping._check_on_train_epoch_end:
                 raise InputError(
-                    f"EarlyStopping(monitor={stopping.monitor!r}) looks after validation, before the score "
-                    "of the epoch is there. Give it check_on_train_epoch_end=True."
+                    f"EarlyStopping(monitor={stopping.monitor!r}) checks after validation, before the score "
+                    "of the epoch is available. Give it check_on_train_epoch_end=True."
                 )
             if stopping.strict and self._every > 1:
                 raise InputError(
                     f"EarlyStopping(monitor={stopping.monitor!r}) expects a score after each epoch; there is "
-                    f"one after every {self._every}. Give it strict=False: then it skips the epochs between, "
-                    "and patience counts measurements."
+                    f"one after every {self._every}. Give it strict=False: then it skips epochs without a "
+                    "score, and patience counts measurements."
                 )
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -138,8 +138,8 @@ def _kind() -> Any:
                     del trainer.callback_metrics[name]
                 return
             share, more = divmod(self._images, trainer.world_size)
-            # Every rank samples as often and as many as any other: of a model in shards, such as FSDP's, each
-            # call is one of all ranks. What is more than its share is dropped.
+            # Every rank samples equally often and equally many images, because with a sharded model (FSDP)
+            # each call involves all ranks. Images beyond a rank's share are dropped.
             largest = share + (more > 0)
             share += trainer.global_rank < more
             modes = {module: module.training for module in pl_module.modules()}

@@ -225,6 +225,6 @@ class DataCopying(OnRows):
         """
         del reference, samples, run
         raise UndefinedMetricError(
-            "C_T is itself a z-statistic, the mean over cells of Mann and Whitney's Z: without copies, its "
+            "C_T is itself a z-statistic, the mean of Mann-Whitney Z scores over cells: without copies, its "
             "own standard error is at most 1"
         )

@@ -190,16 +190,16 @@ class FrechetEstimate:
 def frechet_estimate(
     reference: Gaussian | Floats, samples: Floats, *, device: str = "cpu"
 ) -> FrechetEstimate:
-    """The Fréchet distance of features, its standard error and its value for infinitely many images.
+    """The Fréchet distance between features, its standard error, and an estimate for infinitely many images.
 
     The formulas are in :mod:`evalkit.metrics.frechet_influence`. An error bar needs more images than
     features on each side, and covariances that are not singular.
 
     Args:
-        reference: (m, d) float features. Or a Gaussian, which is taken to be exact: it adds neither error nor
-            bias.
+        reference: (m, d) float features. Or a Gaussian, which is assumed to be exact and adds neither error
+            nor bias.
         samples: (n, d) float features.
-        device: torch device of the covariances and the large products.
+        device: Torch device for covariances and large products.
 
     Raises:
         FeatureError: Feature dimensions differ, or values are not finite.

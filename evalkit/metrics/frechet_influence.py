@@ -61,7 +61,7 @@ class Cloud:
 
     @classmethod
     def of(cls, rows: Floats, device: torch.device | None = None) -> Cloud:
-        """Of (n, d) rows; the device is that of :class:`~evalkit.features.moments.Moments`."""
+        """From (n, d) rows; device as for :class:`~evalkit.features.moments.Moments`."""
         moments = Moments.of(rows, device)
         return cls(moments.mean, moments.upper_covariance(), rows)
 

@@ -139,7 +139,7 @@ class ByHalves(OnRows, ABC):
         """
 
     def rows(self, reference: BatchFeatures, samples: BatchFeatures) -> tuple[Rows, Rows]:
-        """(m, d) and (n, d) rows that scores and halves are of: here, of all images.
+        """(m, d) and (n, d) rows from which scores and halves are computed; here, those of all images.
 
         Raises:
             UndefinedMetricError: A side has no such features.
@@ -173,7 +173,7 @@ class ByHalves(OnRows, ABC):
         found = self.halves(
             r,
             s,
-            # None where the rows are of some of the images only: classes are not balanced then.
+            # None if the rows belong to a subset of the images: then classes are not balanced.
             classes=classes_of(samples, self.output, len(s)),
             reference_classes=classes_of(reference, self.output, len(r)),
             device=float64_device(run.device),

@@ -101,21 +101,21 @@ def strict_precision_recall(
         return shares[0], shares[1]
 
 
-# By reference, samples, output and number; the call and the error bars both need them.
+# Keyed by reference, samples, output and number; used by the call and by the error bars.
 _DRAWN: Kept[Kept[tuple[Rows, Rows]]] = Kept()
 
 
 class _OfDrawn(ByHalves):
-    """A metric of the images that :func:`drawn` gives.
+    """A metric on the images selected by :func:`drawn`.
 
     Attributes:
-        images: The most of each side.
+        images: Maximum number of images from each side.
     """
 
     images: int
 
     def rows(self, reference: BatchFeatures, samples: BatchFeatures) -> tuple[Rows, Rows]:
-        """The rows of those drawn, which is done once.
+        """The rows of the selected images; the selection is made once.
 
         Raises:
             UndefinedMetricError: A side has no such features.

@@ -75,7 +75,7 @@ def _letters() -> Iterator[str]:
 
 
 def table(found: Records, width: int | None = None) -> str:
-    """For the terminal, whose width may be given; see :func:`evalkit.report.text.aligned`."""
+    """A table for the terminal; ``width`` as for :func:`evalkit.report.text.aligned`."""
     lines = [*_header(found), "", *aligned(_cells(found), width=width), ""]
     return "\n".join([*lines, *_below(found)]).rstrip()
 

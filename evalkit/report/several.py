@@ -46,11 +46,11 @@ LEAST_P = 1e-4
 
 
 def table(found: Comparisons, width: int | None = None) -> str:
-    """For the terminal: the scores of each set, marks, and the differences in words.
+    """A table for the terminal: the scores of each set, with marks, and the differences in words.
 
     Args:
-        found: What to show.
-        width: Of the terminal; see :func:`evalkit.report.text.aligned`.
+        found: The comparisons.
+        width: Width of the terminal; see :func:`evalkit.report.text.aligned`.
     """
     first = found.comparisons[0]
     lines = [

@@ -61,11 +61,11 @@ def adm_lines(comparison: Comparison) -> str:
 
 
 def table(comparison: Comparison, width: int | None = None) -> str:
-    """A table for the terminal: what was compared, the scores, what is missing and why, warnings.
+    """A table for the terminal: inputs, scores, reasons for missing scores, and warnings.
 
     Args:
-        comparison: What to show.
-        width: Of the terminal, for published scores; see :func:`aligned`.
+        comparison: The comparison.
+        width: Width of the terminal, for published scores; see :func:`aligned`.
     """
     header = [
         ("reference", describe_batch(comparison.reference)),
@@ -141,13 +141,13 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def sweep_table(sweep: Sweep, width: int | None = None) -> str:
-    """The scores at every scale, with marks; below, what these are, why a score is missing, warnings.
+    """The scores at every scale, with marks; below, their meaning, reasons for missing scores, and warnings.
 
-    Warnings are those of the first scale: the others say the same of other files.
+    Only the warnings of the first scale are shown, because those of others differ only in the file name.
 
     Args:
-        sweep: What to show.
-        width: Of the terminal; see :func:`aligned`.
+        sweep: The sweep.
+        width: Width of the terminal; see :func:`aligned`.
     """
     specs = [spec for spec in sweep.specs if any(value is not None for value in sweep.values(spec.name))]
     columns = [["scale", *(f"{point.scale:g}" for point in sweep.points)]]
@@ -223,7 +223,7 @@ def not_compared(sweep: Sweep) -> Iterator[str]:
 
 
 def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str]]:
-    """Every score that was requested: its score, or why there is none."""
+    """Every requested score, or the reason why it is missing."""
     for spec in comparison.specs:
         reason = comparison.missing.get(spec.name, "")
         if reason != NOT_REQUESTED:
@@ -231,7 +231,7 @@ def _rows(comparison: Comparison) -> Iterator[tuple[ScoreSpec, Score | None, str
 
 
 def not_requested(comparison: Comparison) -> list[str]:
-    """Which scores of the protocol were not asked for, in a line, if there are any."""
+    """One line that lists the protocol's scores that were not requested, if any."""
     titles = [spec.title for spec in comparison.specs if comparison.missing.get(spec.name) == NOT_REQUESTED]
     return [f"{', '.join(titles)} not computed: {NOT_REQUESTED}"] if titles else []
 
@@ -284,14 +284,14 @@ def titles_by(comparison: Comparison, said: Mapping[str, str | None]) -> dict[st
 def aligned(
     rows: Sequence[Sequence[str]], *, first: int = 0, others: int = 0, width: int | None = None
 ) -> Iterator[str]:
-    """Cells as lines of text: the first column to the left, the others to the right.
+    """Format cells as lines of text: the first column left-aligned, the others right-aligned.
 
     Args:
         rows: The cells; the first row is the heading.
-        first: Least width of the first column.
-        others: Least width of every other one.
-        width: Most characters of a line, such as a terminal shows. Columns for which there is no more room
-            follow in further blocks of lines, each with the first column. None for any number.
+        first: Minimum width of the first column.
+        others: Minimum width of every other column.
+        width: Maximum line length, such as the width of a terminal; None for no limit. Columns that do not
+            fit follow in further blocks of lines, each of which repeats the first column.
     """
     left, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     left, widths = max(first, left), [max(others, each) for each in widths]
@@ -313,7 +313,7 @@ def aligned(
 
 
 def _units(headings: Sequence[str]) -> Iterator[list[int]]:
-    """Columns that stay together: ``unbiased`` says nothing without the score before it."""
+    """Groups of columns that stay together: ``unbiased`` belongs to the score before it."""
     unit: list[int] = []
     for column, heading in enumerate(headings):
         if unit and heading.strip() != "unbiased":
