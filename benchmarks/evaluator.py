@@ -1,12 +1,12 @@
-"""What Evaluator.update costs beside the network, per image, on this machine.
+"""Overhead of Evaluator.update over the network alone, per image, on this machine.
 
     python benchmarks/evaluator.py --images 96 --size 256
 
-The evaluator gets floats in [-1, 1], NCHW, in batches of 32. On a CPU, its time is split into that in calls
-of the network and the rest, in seconds of the processor, which other programs change least. What is summed up
-once in 512 images is timed by itself, and added. On a GPU, which works while the next batch is prepared, all
-updates are timed as one, with the sums, and compared with the network on bytes in host memory; give it
-thousands of images.
+The evaluator gets floats in [-1, 1], NCHW, in batches of 32. On a CPU, its time is split into calls of the
+network and the rest, measured as CPU time, which other programs affect least. Sums, which are updated once
+per 512 images, are timed separately and added. On a GPU, which computes while the next batch is prepared,
+all updates and sums are timed together, and compared with the network on bytes in host memory; use thousands
+of images.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ BATCH = 32
 
 
 class Timed(Inception):
-    """Adds up the time in its calls, in seconds of the processor."""
+    """Accumulates the CPU time of its calls, in seconds."""
 
     seconds = 0.0
 
     def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
-        """As before, timed: on a CPU, the features are there when it returns."""
+        """Timed call; on a CPU, the features are complete when it returns."""
         begin = time.process_time()
         found = super().submit(images)
         self.seconds += time.process_time() - begin
@@ -48,7 +48,7 @@ class Timed(Inception):
 
 
 def measure(images: int, size: int, metrics: str) -> tuple[str, dict[str, float]]:
-    """The device, and seconds for each image: of the network, beside it, and on a CPU of the sums."""
+    """The device, and seconds per image: of the network, of the overhead, and on a CPU of the sums."""
     extractor = Timed(load_weights())
     shown = pictures(size, size, BATCH)
     floats = (torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 127.5 - 1).to(extractor.device)
@@ -92,9 +92,9 @@ def main(images: int, size: int, metrics: str) -> None:
     device, seconds = measure(images, size, metrics)
     print(f"{device}, {images} images of {size}x{size}, {metrics}")
     network = seconds.pop("network")
-    print(f"network {1000 * network:8.2f} ms an image")
+    print(f"network {1000 * network:8.2f} ms per image")
     for name, more in (seconds | {"together": sum(seconds.values())}).items():
-        print(f"{name:10}{1000 * more:6.2f} ms an image, {100 * more / network:.1f} %")
+        print(f"{name:10}{1000 * more:6.2f} ms per image, {100 * more / network:.1f} %")
 
 
 if __name__ == "__main__":

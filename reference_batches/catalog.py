@@ -113,10 +113,10 @@ def published_files(dataset: str | None = None) -> dict[str, Entry | StatisticsF
 
 
 def rows_against(batch: Entry | StatisticsFile) -> tuple[PublishedRow, ...]:
-    """Rows to show beside a comparison with a published file as the reference.
+    """Published rows to show next to a comparison whose reference is a published file.
 
-    Those on the dataset of a reference batch of ADM; of another tool's statistics, those that were measured
-    against this very file, with its name in evalkit as their reference.
+    For an ADM reference batch, these are the rows on its dataset. For another tool's statistics, they are the
+    rows measured against the same file, which have its evalkit name as their reference.
     """
     of_dataset = [row for row in all_rows() if row.dataset == batch.dataset]
     if isinstance(batch, StatisticsFile):

@@ -32,7 +32,7 @@ def reference() -> None:
     """Fetch, build, inspect and convert reference batches."""
 
 
-@reference.command("list", short_help="The published batches, and which are downloaded.")
+@reference.command("list", short_help="List published batches, and which are downloaded.")
 @click.option(
     "--dataset",
     type=text,
@@ -92,7 +92,7 @@ def fetch(name: str, out: Path | None) -> None:
     click.echo(fetch(name, out=out, progress=progress_bars(in_bytes=True)))
 
 
-@reference.command(short_help="Build a reference from your images, with ADM's crop.")
+@reference.command(short_help="Build a reference batch from your images (ADM's crop).")
 @click.argument("source", type=text)
 @click.option("-o", "--out", required=True, metavar="FILE", type=output, help="npz to write, also at a URL.")
 @click.option("--size", required=True, type=int, metavar="PIXELS", help="Side of the square images.")
@@ -181,7 +181,7 @@ def build(
         echo_precision_check(written, extractor, Run(device=options["device"]))
 
 
-@reference.command(short_help="Show what a file holds, and a grid of its images.")
+@reference.command(short_help="Show the contents of a file, and a grid of its images.")
 @click.argument("file", type=text)
 @click.option("--grid", metavar="PNG", type=output, help="Draw a grid of images.")
 @click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images in the grid.")
@@ -215,7 +215,7 @@ def show(file: str, grid: Place | None, images: int, check: bool) -> None:
         click.echo(f"checked {len(found.images):,} images: {what}")
 
 
-@reference.command(short_help="Write images or statistics in another format.")
+@reference.command(short_help="Convert images or statistics to another format.")
 @click.argument("source", type=text)
 @click.argument("out", type=output)
 @click.option(
@@ -246,7 +246,7 @@ def convert(source: str, out: Place, tool: str | None) -> None:
         click.echo(f"note: {note}")
 
 
-@click.command(short_help="What papers report on a dataset.")
+@click.command(short_help="List the scores that papers report on a dataset.")
 @click.argument("dataset", type=text, shell_complete=completion.datasets)
 @click.option(
     "--evaluator",

@@ -36,7 +36,7 @@ from reference_batches.statistics import StatisticsFile, statistics_files
 __all__ = ["cache_path", "fetch", "named"]
 
 MOST_BESIDE = 10_000
-"""So many names of a folder are looked at for one that was mistyped."""
+"""Maximum number of names in a folder that are compared with a mistyped one."""
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def named(text: str) -> Entry | StatisticsFile | None:
 
 
 def _files_like(path: Path) -> list[str]:
-    """Files and folders beside it that someone who wrote this path may have meant."""
+    """Files and folders in the same folder with a similar name."""
     try:
         with os.scandir(path.parent) as found:
             names = [each.name for each in islice(found, MOST_BESIDE)]

@@ -165,10 +165,10 @@ def _shortened(value: Any) -> Any:
 
 
 def draw(images: ImageSource, path: Place, count: int) -> None:
-    """Write a PNG grid of ``count`` images spread evenly over the batch.
+    """Write a PNG grid of ``count`` images, evenly spaced over the batch.
 
     Raises:
-        ImageError: One of these images is bad.
+        ImageError: One of these images is invalid.
         OutputError: The file cannot be written.
     """
     indices = np.linspace(0, len(images) - 1, min(len(images), count)).round().astype(int).tolist()

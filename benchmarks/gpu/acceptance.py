@@ -1,15 +1,15 @@
-r"""Everything that only a GPU can show, in one run: whether results are right there, and how fast.
+r"""Acceptance tests and benchmarks that need a GPU, in one run: correctness and speed.
 
     python benchmarks/gpu/acceptance.py --out results.json
     python benchmarks/gpu/acceptance.py --stage machine --stage extraction
 
-Runs from a checkout, without installing it, and needs no more than evalkit's own dependencies. Each stage is
-a process of its own with a time limit, so that one that fails or hangs does not take the others with it.
-Every result is a line of JSON, printed as soon as it is known; a table of all comes last. What has never been
-measured comes first. With EVALKIT_TEST_DATA, golden values of CIFAR-10 are checked too.
+It runs from a checkout without installation, and needs only evalkit's own dependencies. Each stage is a
+separate process with a time limit, so that a stage that fails or hangs does not affect the others. Every
+result is a line of JSON, printed as soon as it is known; a table of all results comes last. Stages that were
+never measured run first. With EVALKIT_TEST_DATA, golden values of CIFAR-10 are checked, too.
 
-Without a GPU, a stage shows on the CPU that its own checks are right. With fewer images, it also runs through
-where a GPU is only pretended, apart from what takes CUDA graphs:
+Without a GPU, stages run on the CPU to test their own checks. With fewer images, they also run on a simulated
+GPU, except where CUDA graphs are needed:
 
     export EVALKIT_ACCEPTANCE_DEVICE=cpu EVALKIT_ACCEPTANCE_DIVISOR=100
     python benchmarks/gpu/acceptance.py --stage bars
@@ -17,19 +17,19 @@ where a GPU is only pretended, apart from what takes CUDA graphs:
 A borrowed GPU
 --------------
 
-The machine may be there for minutes, have no network, and take and give back only small files. A package that
-it lacks then goes along in a folder. EVALKIT_WEIGHTS names the Inception weights, which go in pieces,
-FILE.00, FILE.01 and so on, and are joined by this script:
+The machine may be available only for minutes, have no network, and accept and return only small files. Bring
+missing packages in a folder. EVALKIT_WEIGHTS names the Inception weights; split them into pieces FILE.00,
+FILE.01 and so on, which this script joins:
 
     pip install --target packages --no-deps cattrs          # here
     split -b 29M -d default_1.pt weights.pt.                # here
     export PYTHONPATH=packages EVALKIT_WEIGHTS=weights.pt   # there
     python benchmarks/gpu/acceptance.py --out results.json  # there
 
-Name the stages that were not reached in a second run. What time is left trains on CIFAR-10, from one such
-time to the next. train.parquet has the JPEG files of the training images in a column ``image`` and their
-classes in a column ``label``, 46 MB. A run is resumed with the same number of steps, because the learning
-rate falls to zero at the last one. The interrupt finishes a step and saves:
+In a second run, name the stages that were not reached. Use the remaining time to train on CIFAR-10, over
+several sessions. train.parquet has the JPEG files of the training images in a column ``image`` and their
+classes in a column ``label``, 46 MB. Resume with the same number of steps, because the learning rate falls to
+zero at the last one. An interrupt finishes the current step and saves:
 
     split -b 29M -d train.parquet train.parquet.            # here
     cat train.parquet.?? > train.parquet                    # there
@@ -38,10 +38,10 @@ rate falls to zero at the last one. The interrupt finishes a step and saves:
         --batch-size 512 --steps 15000 --save-every 500 --out diffusion
     split -n 4 -d diffusion/checkpoint.pt checkpoint.pt.    # there: four pieces of 16 MB, to bring back
 
-15,000 steps are 154 passes over the images, some 16 minutes at the speed in docs/performance.md. At the end,
-diffusion/cifar10_diffusion.safetensors has the averaged weights, 16 MB. The classifier is trained in the same
-way, in another folder: ``train classifier``, ``--recipe cifar10_classifier --batch-size 512 --steps 6000``.
-Then, in a time of its own, the sweep. It is resumed as well; the samples are 15 MB a scale:
+15,000 steps are 154 epochs, some 16 minutes at the speed in docs/performance.md. At the end,
+diffusion/cifar10_diffusion.safetensors has the averaged weights, 16 MB. Train the classifier in the same way,
+in another folder: ``train classifier``, ``--recipe cifar10_classifier --batch-size 512 --steps 6000``. Then
+run the sweep in a separate session. It can also be resumed; samples take 15 MB per scale:
 
     timeout -s INT 500 python -m evalkit sweep --model diffusion/cifar10_diffusion.safetensors \
         --classifier classifier/cifar10_classifier.safetensors --classes balanced --sampler ddpm \
@@ -87,7 +87,7 @@ LIMITS = {
     "sizes": 100,
     "training": 60,
 }
-"""Seconds that each stage may take, in the order in which they run: first what was never measured."""
+"""Time limit of each stage in seconds, in the order in which they run: stages never measured come first."""
 
 
 def joined(weights: str, folder: Path) -> str:

@@ -41,7 +41,7 @@ def _sampling(size: int, loops: tuple[str, ...], batch: int) -> None:
 
 
 def kernels() -> None:
-    """The kernels of a sampling step one by one, against what the machine allows."""
+    """Each kernel of a sampling step, compared with the limits of the machine."""
     import kernels as benchmark
 
     benchmark.main(["--batch", str(reduced(16, 2))], standalone_mode=False)

@@ -31,16 +31,16 @@ def main() -> None:
 
 
 def sides(n: int) -> list[dict[str, NDArray[np.float32]]]:
-    """What Inception might find in n images of the reference, and in as many samples.
+    """Synthetic features as of Inception, for n images of the reference and n samples.
 
-    Of few images narrower than it is: half of a side needs more images than features for the bias of FID.
+    For few images they are narrower: FID's bias needs more images than features in half of a side.
     """
     width = min(WIDE, 2 * n // 5)
     return [
         {
             "pool": features(n, 2 + side, width),
             "spatial": features(n, 4 + side, width - width // 80),
-            # Classes that an image clearly has, as far as random ones can be.
+            # Clear class predictions, as far as random features allow.
             "logits": 3 * features(n, 6 + side, CLASSES),
         }
         for side in range(2)
@@ -68,7 +68,7 @@ def of_both(n: int, metrics: tuple[str, ...]) -> None:
 def measured(
     name: str, arrays: list[dict[str, NDArray[np.float32]]], device: str
 ) -> dict[str, tuple[float, Deviations]]:
-    """Value and deviations of each score; nothing is kept from one call to the next."""
+    """Value and deviations of each score; nothing is cached between calls."""
     metric: Any = named(name)
     reference, samples = (batch(**each) for each in arrays)
     run = Run(device=device, store=None)
@@ -78,7 +78,7 @@ def measured(
 
 
 def differences(found: Deviations, expected: Deviations) -> dict[str, float | str]:
-    """Of the influence values, or of what stands in their place, and of the bias."""
+    """Differences of the influence values, or of their equivalent, and of the bias."""
     shown: dict[str, float | str] = {}
     for name in (field.name for field in fields(found)):
         if name not in ("samples", "reference", "both", "bias"):
@@ -93,7 +93,7 @@ def differences(found: Deviations, expected: Deviations) -> dict[str, float | st
 
 
 def seconds(n: int, metrics: tuple[str, ...]) -> None:
-    """How long values and bars take at full size."""
+    """Times of values and error bars at full size."""
     arrays = sides(n)
     for name in metrics:
         with guarded(f"{name} of {n} rows"):

@@ -1,8 +1,8 @@
-"""Stages of acceptance.py: every convolution of Inception in float32, as it is and as it might be.
+"""Stages of acceptance.py: every convolution of Inception in float32, as it is now and in other variants.
 
-The layers are found by running the network once: their shapes, kernels and real inputs. Each distinct shape
-is measured at the network's batch size, and counts as often as it occurs. cuDNN's choice by timing is a stage
-of its own: in one process, torch would use again what heuristics had chosen for the same shapes.
+Shapes, kernels and real inputs of the layers are recorded by running the network once. Each distinct shape is
+measured at the network's batch size, weighted by how often it occurs. cuDNN's benchmark mode has a separate
+stage, because in one process torch would reuse the algorithms chosen by heuristics for the same shapes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BY_HEURISTICS = (NOW, NOW_WITH_RELU, FLAT, FLAT_WITH_RELU, PRODUCT, TF32, THREE,
 BY_TIMING = (NOW, FLAT, FLAT_WITH_RELU, TF32, THREE_GIVEN)
 
 ALONE = (NOW, FLAT, PRODUCT)
-"""Those that are the convolution alone, in float32."""
+"""Variants that are only the convolution, in float32."""
 
 REPEAT = 3
 
@@ -47,11 +47,11 @@ class Layer:
     """A distinct convolution of the network.
 
     Attributes:
-        x: (1, c, h, w) what it sees of a picture.
+        x: (1, c, h, w) input for one picture.
         kernel: (k, c, height, width).
-        stride: Of both sides.
-        padding: Of both sides.
-        count: How often it occurs.
+        stride: Vertical and horizontal stride.
+        padding: Vertical and horizontal padding.
+        count: Number of occurrences.
     """
 
     x: Tensor
@@ -70,7 +70,7 @@ class Layer:
 
     @property
     def is_product(self) -> bool:
-        """Whether it is a matrix product of the channels of each pixel."""
+        """Whether it is equivalent to a matrix product over channels."""
         return tuple(self.kernel.shape[2:]) == (1, 1) and self.stride[0] == 1
 
     def output(self, x: Tensor, kernel: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Layer:
         return F.conv2d(x, kernel, None, self.stride, self.padding)
 
     def flop(self, batch: int) -> float:
-        """Of a batch, an addition and a multiplication each."""
+        """FLOP per batch; a multiply-add counts as two."""
         sides = [
             (extent + 2 * padding - kernel) // stride + 1
             for extent, padding, kernel, stride in zip(
@@ -111,7 +111,7 @@ def _measure(variants: tuple[str, ...], *, tuned: bool) -> None:
                 seconds = measured(layer, batch, variants, tuned=tuned)
                 flop += layer.count * layer.flop(batch)
                 best += layer.count * min(seconds[name] for name in ALONE if name in seconds)
-                for name in variants:  # of those that a layer has not, what it takes now
+                for name in variants:  # if a layer lacks a variant, its current time
                     totals[name] += layer.count * seconds.get(name, seconds[NOW])
     for name, total in totals.items() if best else ():
         report(
@@ -122,7 +122,7 @@ def _measure(variants: tuple[str, ...], *, tuned: bool) -> None:
 
 
 def layers_of_the_network() -> list[Layer]:
-    """What one picture shows of the network in float32, in the order in which layers first occur."""
+    """The network's distinct float32 convolutions on one picture, in order of first occurrence."""
     network = Network(load_weights().convolutions, CUDA, torch.float32, fused=False)
     found: dict[tuple[Any, ...], Layer] = {}
     convolve = F.conv2d
@@ -141,7 +141,7 @@ def layers_of_the_network() -> list[Layer]:
 
 
 def calls_of(layer: Layer, x: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """The convolution of a batch, by variant."""
+    """The convolution of a batch in each variant."""
     flat, flat_kernel = x.contiguous(), layer.kernel.contiguous()
     x, kernel = (each.contiguous(memory_format=torch.channels_last) for each in (x, layer.kernel))
     bias = torch.zeros(len(kernel), device=CUDA)
@@ -173,14 +173,14 @@ def calls_of(layer: Layer, x: Tensor) -> dict[str, Callable[[], Tensor]]:
 
 
 def parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest numbers of 10 bits, as TF32 has, and what they leave over, exactly."""
-    # The carry of the addition rounds, and may reach the exponent, as it should.
+    """The nearest TF32 numbers (10 mantissa bits), and the exact remainders."""
+    # The addition's carry does the rounding; it may correctly reach the exponent.
     high = ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
     return high, x - high
 
 
 def tripled(x: Tensor) -> Tensor:
-    """What is convolved with the high, low and high parts of a kernel."""
+    """Inputs to convolve with the high, low and high parts of a kernel."""
     high, low = parts(x)
     return torch.cat([high, high, low], 1).contiguous(memory_format=torch.channels_last)
 

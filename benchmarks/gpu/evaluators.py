@@ -31,13 +31,13 @@ SIZE = 64
 ROWS: tuple[str, ...] = ("fid", "sfid", "kid", "precision_recall")
 SUMS: tuple[str, ...] = ("fid",)
 GIVEN = (37, 256, 1, 100)
-"""Images of the batches, in turn."""
+"""Batch sizes, used in turn."""
 
 PATIENCE = 30  # seconds
 
 
 def main() -> None:
-    """The scores of compare(), what it costs, and other processes."""
+    """Scores against compare(), overhead, and several processes."""
     n = reduced(3000, 64)
     reference, samples = (pixels(n, seed) for seed in (0, 1))
     for metrics in (ROWS, SUMS):
@@ -58,13 +58,13 @@ def main() -> None:
 
 @cache
 def right(n: int, metrics: tuple[str, ...]) -> Comparison:
-    """What compare() finds of so many images."""
+    """The result of compare() on n images."""
     return compare(pixels(n, 0), pixels(n, 1), metrics=metrics, run=HOW)
 
 
 @contextmanager
 def gives_up(what: str) -> Iterator[None]:
-    """End this process if the block does not end."""
+    """Kill this process if the block takes too long."""
 
     def end() -> None:
         report(what, f"no answer in {PATIENCE} s")
@@ -77,19 +77,19 @@ def gives_up(what: str) -> Iterator[None]:
 
 
 def pixels(n: int, seed: int) -> NDArray[np.uint8]:
-    """(n, 64, 64, 3), no two alike: smooth pictures with some noise."""
+    """(n, 64, 64, 3) distinct images: smooth pictures with some noise."""
     random = np.random.default_rng(seed)
     noise = random.integers(0, 40, (n, SIZE, SIZE, 3), dtype=np.uint8)
     return noise + pictures(SIZE, SIZE, 16)[np.arange(n) % 16] // 2 + np.uint8(20 * seed)
 
 
 def as_floats(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """In [-1, 1], from which the evaluator makes the same bytes again."""
+    """Floats in [-1, 1] that the evaluator converts back to the same bytes."""
     return (images.astype(np.float32) + np.float32(0.5)) / np.float32(127.5) - 1
 
 
 def scores(reference: NDArray[np.uint8], samples: Tensor, metrics: tuple[str, ...]) -> Comparison:
-    """Of an evaluator that gets the samples from the GPU in uneven batches, NHWC."""
+    """Result of an evaluator that gets the samples on the GPU in uneven batches, NHWC."""
     evaluator = Evaluator(reference, metrics=metrics, value_range="-1..1", run=HOW)
     first = step = 0
     while first < len(samples):
@@ -100,12 +100,12 @@ def scores(reference: NDArray[np.uint8], samples: Tensor, metrics: tuple[str, ..
 
 
 def equal(found: Comparison, expected: Comparison) -> bool:
-    """To the last bit, error bars too."""
+    """Whether results are bit-identical, including error bars."""
     return found.scores == expected.scores and dict(found.missing) == dict(expected.missing)
 
 
 def cost(size: int) -> None:
-    """What an update takes beside the network."""
+    """Time of an update in addition to the network."""
     from evaluator import measure
 
     _, seconds = measure(reduced(8192, 32), size, "fid,sfid")
@@ -148,7 +148,7 @@ def named(rank: int, metrics: tuple[str, ...]) -> str:
 
 
 def one_rank(rank: int, folder: Path) -> None:
-    """Writes what the evaluator says of half of the samples, and of those of the other rank."""
+    """Write the evaluator's result on one rank, which has half of the samples."""
     with guarded(f"evaluator, rank {rank}"):
         dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
         with np.load(folder / "images.npz") as images:
@@ -161,7 +161,7 @@ def one_rank(rank: int, folder: Path) -> None:
 
 
 def nccl(n: int, reference: NDArray[np.uint8], samples: NDArray[np.uint8]) -> None:
-    """A group of NCCL with one process: the evaluator, and the collectives that several would use."""
+    """An NCCL group with one process: the evaluator, and the collectives that several would use."""
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl", init_method=f"file://{folder}/join", rank=0, world_size=1)
         try:

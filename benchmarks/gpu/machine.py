@@ -1,4 +1,4 @@
-"""Stages of acceptance.py: what the machine is, and the rates of what the ADM networks are made of."""
+"""Stages of acceptance.py: description of the machine, and rates of the ADM networks' operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evalkit.system.devices import float32_arithmetic
 
 
 def machine() -> None:
-    """What this machine is, and its rates."""
+    """Description of this machine, and its rates."""
     import triton
 
     properties = torch.cuda.get_device_properties(CUDA)
@@ -46,16 +46,16 @@ def machine() -> None:
 
 
 def rates() -> None:
-    """Convolutions as cuDNN's heuristics choose them, what surrounds them, and attention."""
+    """Convolutions chosen by cuDNN's heuristics, the operations around them, and attention."""
     _convolutions(benchmark=False)
     _around_convolutions()
     _attention()
 
 
 def rates_tuned() -> None:
-    """Convolutions as cuDNN's benchmark mode chooses them.
+    """Convolutions chosen by cuDNN's benchmark mode.
 
-    In a process of its own: torch would use again what heuristics had chosen for the same shapes.
+    In a separate process, because torch would reuse the algorithms chosen by heuristics for the same shapes.
     """
     _convolutions(benchmark=True)
 
@@ -107,7 +107,7 @@ def _around_convolutions() -> None:
 
 
 def _attention() -> None:
-    """Fused attention by backend and head size, forward and backward, and whether it repeats its bytes."""
+    """Fused attention by backend and head size, forward and backward, and whether it is bit-reproducible."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     for dtype, heads, width, tokens in (

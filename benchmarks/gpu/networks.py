@@ -1,4 +1,4 @@
-"""Stage of acceptance.py: the networks beside Inception with random weights, and what each sees of images."""
+"""Stage of acceptance.py: networks other than Inception, with random weights, and their preprocessing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from evalkit.verify import pictures
 NETWORKS = ("dinov2_vitl14", "clip_vitl14", "convnextv2_base", "mae_vitl16", "siglip2_so400m")
 
 IMAGES = 4
-"""Of which features are compared; the CPU takes a tenth of a second each."""
+"""Number of images whose features are compared; the CPU takes a tenth of a second each."""
 
 BATCH = 128
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def resizes() -> None:
-    """How far what a network sees on CUDA is from what it sees on the CPU, in units of the last place."""
+    """Difference of a network's preprocessed input between CUDA and the CPU, in units in the last place."""
     for row in EXTRACTORS:
         prepared = preparation(extractor_class(row))
         if prepared is None:
@@ -64,7 +64,7 @@ def resizes() -> None:
 
 
 def preparation(cls: Any) -> Callable[[NDArray[np.uint8], torch.device], Tensor] | None:
-    """What a network does with images first, without its weights; None if it has no such step."""
+    """A network's preprocessing, which needs no weights; None if it has none."""
     if issubclass(cls, Inception):
         return lambda images, device: cls.prepared(torch.from_numpy(images).to(device))
     if cls is EfficientNetLite0:
@@ -81,19 +81,19 @@ def preparation(cls: Any) -> Callable[[NDArray[np.uint8], torch.device], Tensor]
 
 
 def with_noise(height: int, width: int) -> NDArray[np.uint8]:
-    """A smooth picture, and noise, whose resize overshoots."""
+    """A smooth picture, and noise, which overshoots when it is resized."""
     noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
     return np.concatenate([pictures(height, width, 1), noise])
 
 
 def ulps(a: Tensor, b: Tensor) -> int:
-    """The largest number of float32 numbers between two."""
+    """Largest distance between two arrays, counted in float32 numbers."""
     a, b = (ordered(each.contiguous().view(torch.int32).long()) for each in (a, b))
     return int((a - b).abs().max())
 
 
 def ordered(bits: Tensor) -> Tensor:
-    """Integers in the order of the float32 numbers that have these bits."""
+    """Map float32 bit patterns to integers in the same order."""
     return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
@@ -132,7 +132,7 @@ def network(row: str) -> None:
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Weights with which every tensor matters, made on the device: there are hundreds of millions."""
+    """Random weights under which every tensor matters, created on the device because there are many."""
     generator = torch.Generator(CUDA).manual_seed(0)
     found = {}
     for name, shape in sorted(shapes.items()):
@@ -148,7 +148,7 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def made(cls: Any, architecture: Any, weights: dict[str, Tensor], device: str) -> Any:
-    """The network of these sizes and weights, which no file holds."""
+    """The network with these sizes and weights, without a file."""
     found = cls.__new__(cls)
     Travels.__init__(found, device, BATCH)
     found.architecture, found.batch_size = architecture, BATCH
@@ -157,7 +157,7 @@ def made(cls: Any, architecture: Any, weights: dict[str, Tensor], device: str) -
 
 
 def in_type(layers: Layers, dtype: torch.dtype) -> Any:
-    """The same layers with weights of another type."""
+    """The same layers with weights of another dtype."""
     found: Any = copy.copy(layers)
     found._weights = {name: tensor.to(dtype) for name, tensor in found._weights.items()}
     return found

@@ -1,4 +1,4 @@
-"""What the stages of acceptance.py share: lines of JSON, sizes, times, differences and features."""
+"""Helpers for the stages of acceptance.py: lines of JSON, sizes, times, differences and features."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# EVALKIT_ACCEPTANCE_DEVICE=cpu shows on any machine whether a stage's own checks are right.
+# With EVALKIT_ACCEPTANCE_DEVICE=cpu, a stage's own checks can be tested on any machine.
 CUDA = torch.device(os.environ.get("EVALKIT_ACCEPTANCE_DEVICE", "cuda"))
 
 _DIVISOR = int(os.environ.get("EVALKIT_ACCEPTANCE_DIVISOR", "1"))
 
 
 def reduced(count: int, least: int = 1) -> int:
-    """So many images, rows or bytes, or fewer: EVALKIT_ACCEPTANCE_DIVISOR divides what is measured."""
+    """A number of images, rows or bytes, divided by EVALKIT_ACCEPTANCE_DIVISOR."""
     return max(least, count // _DIVISOR)
 
 
 def is_reduced() -> bool:
-    """Whether it is only shown that everything runs, on a machine without a GPU."""
+    """Whether this is only a test run, on a machine without a GPU."""
     return _DIVISOR > 1
 
 
@@ -47,7 +47,7 @@ def guarded(what: str) -> Iterator[None]:
 
 
 def synchronize() -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all work."""
     if CUDA.type == "cuda":
         torch.cuda.synchronize(CUDA)
 
@@ -90,11 +90,11 @@ def largest_relative(found: Any, expected: Any) -> float:
 
 
 def features(n: int, seed: int, dimensions: int = 2048) -> NDArray[np.float32]:
-    """(n, dimensions) non-negative rows as of a network: many correlated directions, and some noise.
+    """(n, dimensions) non-negative rows like a network's: many correlated directions, and some noise.
 
-    Rows of any two seeds are draws of one distribution.
+    Rows of different seeds are drawn from the same distribution.
     """
-    device = torch.device("cpu") if is_reduced() else CUDA  # of a fake GPU they would all be zero
+    device = torch.device("cpu") if is_reduced() else CUDA  # on a fake GPU they would all be zero
     make = torch.Generator(device)
     width = 256
     basis = torch.randn(width, dimensions, device=device, generator=make.manual_seed(1))

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / place) for place in ("tests/support", "tests/generation", "tests", "benchmarks")]
 
-# Name: "module:function", beside this file.
+# Name: "module:function", in this folder.
 STAGES = {
     "machine": "machine:machine",
     "verify": "evaluation:verify",

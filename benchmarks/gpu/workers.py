@@ -1,4 +1,4 @@
-"""Stage of acceptance.py: features by a worker of Ray on the GPU are those of one process, byte for byte."""
+"""Stage of acceptance.py: features from a Ray worker on the GPU equal those of one process byte for byte."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 def main() -> None:
-    """Skipped where Ray is not installed, before anything else is loaded."""
+    """Skipped if Ray is not installed, before anything else is loaded."""
     if importlib.util.find_spec("ray") is None:
         print(json.dumps({"what": "Ray", "value": "not installed, not measured"}), flush=True)
         return

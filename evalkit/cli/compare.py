@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "curves", "features", "stats"]
 
 
-@click.command(cls=WithRuns, short_help="Scores of SAMPLES against REFERENCE: FID and others.")
+@click.command(cls=WithRuns, short_help="Compute FID and others of SAMPLES against REFERENCE.")
 @click.argument("reference", shell_complete=completion.batches)
 @click.argument("samples", nargs=-1, shell_complete=completion.batches)
 @click.option(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 
-@click.command(short_help="How many samples you need to detect a difference.")
+@click.command(short_help="Estimate how many samples you need.")
 @click.argument("reference", shell_complete=completion.batches)
 @click.argument("samples", shell_complete=completion.batches)
 @click.argument("other", required=False, shell_complete=completion.batches)

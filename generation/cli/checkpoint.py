@@ -21,7 +21,7 @@ def checkpoint() -> None:
     """Fetch, look at and convert checkpoints of diffusion models and classifiers."""
 
 
-@checkpoint.command("list", short_help="The published checkpoints, and which are downloaded.")
+@checkpoint.command("list", short_help="List published checkpoints, and which are downloaded.")
 def list_() -> None:
     """The published checkpoints, and which of them are in the cache.
 
@@ -60,7 +60,7 @@ def fetch(name: str) -> None:
     click.echo(fetch(preset, progress=progress_bars(in_bytes=True)))
 
 
-@checkpoint.command(short_help="Show which model a file holds.")
+@checkpoint.command(short_help="Show which model is in a file.")
 @click.argument("file", type=file)
 def inspect(file: Path) -> None:
     """What FILE holds: which model by its keys, its parameters, what is missing or unexpected.
@@ -94,7 +94,7 @@ def inspect(file: Path) -> None:
                 click.echo(f"  {what + ':':12}{', '.join(map(brief, names[:SHOWN]))}{more}")
 
 
-@checkpoint.command(short_help="Write a checkpoint as safetensors.")
+@checkpoint.command(short_help="Convert a checkpoint to safetensors.")
 @click.argument("file", type=file)
 @click.argument("out", type=file)
 @click.option("--preset", type=text, metavar="NAME", help="What FILE is, as in `evalkit checkpoint list`.")

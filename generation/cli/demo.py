@@ -12,7 +12,7 @@ from evalkit.cli.parameters import file
 __all__ = ["demo"]
 
 
-@click.command(short_help="The whole path in two minutes, on handwritten digits.")
+@click.command(short_help="Run all steps in two minutes, on handwritten digits.")
 @click.option(
     "--out",
     type=file,

@@ -19,7 +19,7 @@ from generation.cli.options import (
 __all__ = ["precision_check"]
 
 
-@click.command("precision-check", short_help="How much a faster precision changes samples.")
+@click.command("precision-check", short_help="Measure how a faster precision changes samples.")
 @click.option("-n", "--count", type=int, default=4, show_default=True, help="Samples, all in one batch.")
 @click.option(
     "--precision",

@@ -52,7 +52,7 @@ def sample(count: int, **options: Any) -> None:
     _run(settings, load, options)
 
 
-@click.command(short_help="Sample large images from small ones.")
+@click.command(short_help="Upsample small images with a diffusion model.")
 @click.argument("base", type=text)
 @network_options
 @sampler_options

@@ -25,7 +25,7 @@ from generation.cli.options import (
 __all__ = ["sweep"]
 
 
-@click.command(short_help="Sample at several guidance scales, and compare each.")
+@click.command(short_help="Sample and compare at several guidance scales.")
 @click.option(
     "--scales",
     type=text,

@@ -70,7 +70,7 @@ def train_diffusion(images: str, **options: Any) -> None:
     _train("diffusion", images, None, options)
 
 
-@train.command("classifier", short_help="Train a classifier of noisy images.")
+@train.command("classifier", short_help="Train a classifier on noisy images.")
 @click.argument("images", type=text)
 @training_options
 @click.option("--validation", type=text, metavar="IMAGES", help="Labelled images to measure the accuracy on.")
