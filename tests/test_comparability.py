@@ -320,7 +320,7 @@ POOL, SPATIAL = "inception:pool", "inception:spatial"
 
 
 def with_digests(source: str, file: str, **outputs: str) -> Comparison:
-    """Ours against another file, with digests of its outputs by the letter that they consist of."""
+    """Our comparison against another file, whose output digests each repeat one letter."""
     names = {"pool": POOL, "spatial": SPATIAL}
     digests = {names[output]: letter * 64 for output, letter in outputs.items()}
     reference = replace(REFERENCE, source=source, statistics_digest=file * 64, output_digests=digests)
@@ -328,11 +328,11 @@ def with_digests(source: str, file: str, **outputs: str) -> Comparison:
 
 
 def test_statistics_of_one_content_are_the_same_reference() -> None:
-    """Whatever the kind of file, and whatever else is in it."""
+    """Independent of the file type and of other contents."""
     npz = with_digests("ref.npz", "1", pool="a", spatial="b")
     features, pair = with_digests("ref.h5", "2", pool="a", spatial="b"), with_digests("x.npz", "3", pool="a")
     assert said(npz, features, pair) == {}
-    other = with_digests("other.npz", "1", pool="c", spatial="b")  # the digest of the file decides nothing
+    other = with_digests("other.npz", "1", pool="c", spatial="b")  # the digest of the file does not matter
     assert said(npz, other) == {
         "different reference: the statistics of other.npz (digest cccccccccccc) instead of the statistics of "
         "ref.npz (digest aaaaaaaaaaaa)": ("fid",)
@@ -340,7 +340,7 @@ def test_statistics_of_one_content_are_the_same_reference() -> None:
     sfid = replace(SCORES[0], name="sfid", outputs=(SPATIAL,))
     specs = (*SPECS, replace(SPECS[0], name="sfid"))
     npz, other = (replace(each, specs=specs, scores=(*SCORES, sfid)) for each in (npz, other))
-    assert [*said(npz, other).values()] == [("fid",)]  # and not sFID, whose statistics are the same
+    assert [*said(npz, other).values()] == [("fid",)]  # but not sFID, whose statistics are the same
 
 
 def test_earlier_records_have_one_digest_of_all_statistics() -> None:
@@ -350,14 +350,14 @@ def test_earlier_records_have_one_digest_of_all_statistics() -> None:
     assert reason.startswith("different reference: the statistics of ref.h5 (digest 222222222222)")
     none = replace(old, reference=replace(old.reference, statistics_digest=None))
     assert said(none, new) == {"reference not recorded": ("fid",)}
-    # A record against images alone says nothing of statistics, and changes nothing.
+    # A record against images has no statistics, and does not change the result.
     images = replace(REFERENCE, statistics="images", statistics_digest=None, statistics_preprocess=None)
     plain = replace(OURS, reference=images, scores=SCORES[1:])
     assert said(plain, new, with_digests("ref.h5", "2", pool="a")) == {}
 
 
 def test_a_score_of_images_and_statistics_needs_both_to_be_the_same() -> None:
-    """FDr6 of a file with Inception's statistics takes the other networks' from its images."""
+    """FDr6 of a file with Inception's statistics computes those of other networks from its images."""
     spec = replace(SPECS[0], name="fdr6")
     score = replace(SCORES[0], name="fdr6", outputs=(POOL, "dinov2:class_token"))
     ours = replace(with_digests("ref.npz", "1", pool="a"), specs=(spec,), scores=(score,))
@@ -374,7 +374,7 @@ def test_a_score_of_images_and_statistics_needs_both_to_be_the_same() -> None:
 
 
 def test_statistics_beside_the_samples_are_marked() -> None:
-    """FID is then not of the images that the file holds, and the other scores are."""
+    """FID then does not use the images in the file, but the other scores do."""
     beside = replace(SAMPLES, statistics="file", statistics_images=50_000, statistics_digest="5" * 64)
     new = replace(with_scores(fid={"samples": "statistics"}), samples=beside)
     new = replace(new, scores=(new.scores[0], *(replace(each, samples="images") for each in new.scores[1:])))
@@ -388,17 +388,17 @@ def test_statistics_beside_the_samples_are_marked() -> None:
     assert said(OURS, few) == {text: ("fid",), number: ("fid",)}
     unknown = replace(new, samples=replace(beside, statistics_images=None))
     assert said(OURS, unknown) == {text: ("fid",), "number of samples not recorded": ("fid",)}
-    # A file of statistics alone is of the images that it says it is of.
+    # For a file with only statistics, the number of images stated in it counts.
     alone = replace(few, samples=replace(few.samples, images=0))
     alone = replace(alone, scores=alone.scores[:1])
     assert said(replace(OURS, scores=SCORES[:1]), alone) == {number: ("fid",)}
-    # Earlier records do not say which scores looked at which.
+    # Earlier records do not say which scores used which.
     old = replace(OURS, samples=beside)
     assert said(old, old) == {"samples not recorded": ALL}
 
 
 def test_features_of_another_tool_are_of_a_network_that_is_not_recorded() -> None:
-    """Although the other side, whose images were extracted, has a fingerprint."""
+    """Even though the other side, whose images were extracted, has a fingerprint."""
     samples = replace(OURS, samples=replace(SAMPLES, features="file", extracted_by="clean-fid's KID"))
     assert said(OURS, samples) == said(samples, samples) == {"network not recorded": ALL}
     reference = replace(OURS, reference=replace(REFERENCE, features="file", extracted_by="clean-fid's KID"))

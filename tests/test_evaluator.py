@@ -45,7 +45,7 @@ class ByPass(InceptionPixels):
 
 
 class OnDevice(ByPass):
-    """Takes images where they are, as on a GPU; here that is the memory of the CPU."""
+    """Accepts tensors on its device, as on a GPU; here the device is the CPU."""
 
     tensor_device = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class OnDevice(ByPass):
 
 
 class CallChanged(OnDevice):
-    """Inherits what its call no longer is."""
+    """Inherits methods that no longer match its call."""
 
     def __call__(self, images: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         assert isinstance(images, np.ndarray)
@@ -487,7 +487,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     memory = [json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2)]
     assert memory[0] == ["WorkerError: Rank 1 failed: MemoryError: so many GiB"] * 2 + [55, 55]
     assert memory[1] == ["MemoryError: so many GiB"] * 2 + [55, 55]
-    # A rank that fails before compute() does not leave the other waiting.
+    # If a rank fails before compute(), the other does not wait.
     failures = [json.loads((tmp_path / f"failures-{rank}.json").read_text()) for rank in range(2)]
     assert failures[0][:3] == [
         "WorkerError: Rank 1 failed: OSError: no disk on 1",

@@ -185,7 +185,7 @@ def test_checkpoints_of_scores(
 def stopping_after(
     evaluator: Evaluator, settings: Mapping[str, Any], seeds: list[int], epochs: int = 9, module: Any = None
 ) -> tuple[Any, Any]:
-    """A training with early stopping that is measured after every second epoch: (trainer, callback)."""
+    """Train with early stopping, measured after every second epoch; returns (trainer, callback)."""
     lightning = optional("lightning.pytorch", "lightning")
     from lightning.pytorch.callbacks import EarlyStopping
 
@@ -206,11 +206,11 @@ def stopping_after(
 
 @theirs
 def test_patience_counts_measurements(evaluator: Evaluator, images: NDArray[np.uint8]) -> None:
-    """Between measurements Lightning would count the last score again, as an epoch without improvement."""
+    """Otherwise, Lightning would count the last score again as an epoch without improvement."""
     scores = {seed: compare(images, as_bytes(noise(5, seed)), **ARGUMENTS)["fid"] for seed in range(6)}
     worse = sorted(scores, key=lambda seed: scores[seed])
     best, second = worse[:2]
-    # Better only at the second measurement, then two that are not.
+    # The score improves at the second measurement, and not at the next two.
     module = toy_module()
     optimizer = torch.optim.SGD(module.parameters(), 0.01)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
@@ -221,7 +221,7 @@ def test_patience_counts_measurements(evaluator: Evaluator, images: NDArray[np.u
     assert trainer.current_epoch == 8
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1**2)
     assert callback.comparison["fid"] == scores[best]
-    # In an epoch without a measurement there is no score.
+    # An epoch without a measurement has no score.
     trainer, _ = stopping_after(evaluator, {"strict": False}, [best, second], epochs=5)
     assert trainer.current_epoch == 5
     assert not [name for name in trainer.callback_metrics if name.startswith("evalkit/")]

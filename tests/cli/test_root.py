@@ -116,7 +116,7 @@ def test_nearest_names() -> None:
 
 
 def test_lists_of_commands_fit_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise click cuts the sentence that tells a command from the next."""
+    """Otherwise click truncates the sentence that describes a command."""
     monkeypatch.setenv("COLUMNS", "80")
     for group in ([], ["reference"], ["train"], ["checkpoint"]):
         lines = run(*group, "--help").out.partition("Commands:\n")[2].splitlines()

@@ -1,4 +1,4 @@
-"""Batches are hashed in the background: the next one while features of the one before are extracted."""
+"""Batches are hashed in the background: the next one while features of the current one are extracted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Hashing:
-    """Every content that is hashed, in this order, and by which thread."""
+    """Records the name and thread of every hash, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[tuple[str, str]] = []
@@ -100,7 +100,7 @@ def test_the_next_set_is_hashed_while_features_are_extracted(
 
     extractor = During(wait_for_the_next)
     found = compare(*files, extractor=extractor, run=run or Run(store=tmp_path / "store"))
-    # Not b before a is at work: one set ahead, and no further.
+    # b is not hashed before work on a starts: only one set ahead.
     assert reached == [(0, []), (1, ["b"]), (2, ["b"])]
     assert hashing.begun == [(name, "background") for name in ("ref", "a", "b")]
     assert background_threads() == []
@@ -140,7 +140,7 @@ def test_on_one_core_nothing_is_hashed_ahead(
 def test_nothing_is_hashed_twice(
     files: list[Path], hashing: Hashing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file on both sides is not hashed ahead: its hash is remembered by the time that it is due."""
+    """A file on both sides is not hashed ahead, because its hash is cached by the time it is needed."""
     monkeypatch.setattr(identity, "SETTLED_SECONDS", -3600.0)
     read: list[str] = []
     examine = ImageSource._examine
@@ -169,7 +169,7 @@ def test_a_damaged_file_is_the_same_error_at_the_same_place(
             compare(*files[:2], extractor=extractor, run=Run(store=store))
         found.append(str(caught.value))
         assert extractor.batches == 1
-        assert sum(map(len, stored(store).values())) == 20 * (48 + 12) * 4  # those of the reference stay
+        assert sum(map(len, stored(store).values())) == 20 * (48 + 12) * 4  # those of the reference are kept
     assert found[0] == found[1]
     assert [thread for name, thread in hashing.begun if name == "a"] == ["MainThread", "background"]
     assert background_threads() == []
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_the_same_error_at_the_same_place(
 
 
 class Endless:
-    """Reads a file of which no end comes before its thread is told to give up."""
+    """Reads an endless file until its thread is told to stop."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.begun, self.closed = threading.Event(), threading.Event()
@@ -218,7 +218,7 @@ def test_an_interrupt_or_error_ends_the_thread(
         compare(*opened, extractor=During(interrupt), run=NO_STORE)
     assert endless.closed.is_set()
     assert background_threads() == []
-    # What was given up can be used again.
+    # A cancelled source can be used again.
     assert compare(*opened, extractor=Pixels(), run=NO_STORE).samples.digest
     assert [thread for name, thread in hashing.begun if name == "a"] == ["background", "MainThread"]
 
@@ -226,7 +226,7 @@ def test_an_interrupt_or_error_ends_the_thread(
 def test_progress_is_told_by_the_caller_alone_and_while_it_waits(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stages never mix, and that of a hash is shown only while nothing else is done."""
+    """Stages never mix, and a hash's stage is shown only while nothing else runs."""
     waits, read = threading.Event(), Npz._read
     stage_of_a = f"checksum of the images of {files[1]}"
     calls: list[tuple[str, int, int]] = []

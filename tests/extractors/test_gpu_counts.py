@@ -1,4 +1,4 @@
-"""What a batch asks of a GPU, counted by a fake one whose kernels do nothing."""
+"""Counts of a batch's GPU operations, with a fake GPU whose kernels do nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_host_prepares_the_next_batch_while_the_gpu_computes(
     shrink(cls, tmp_path, monkeypatch)
     extractor: Any = cls(device="cuda", batch_size=4)
     images = pictures(40, 50, 8)
-    extractor(images)  # brings weights, statistics and compiled kernels
+    extractor(images)  # loads weights, statistics and compiled kernels
     with Delta() as delta:
         pending = extractor.submit(images)
     assert "sync" not in delta

@@ -264,7 +264,7 @@ def test_stats_refuses_a_name_before_the_work(
 
 @pytest.mark.usefixtures("small")
 def test_the_kind_of_file_makes_no_other_reference(tmp_path: Path, images: NDArray[np.uint8]) -> None:
-    """An npz of ADM, one of the pair alone, and a features file; but not statistics that were rounded."""
+    """An ADM npz, one with only mu and sigma, and a features file match; rounded statistics do not."""
     rows = Pixels()(images[:30])
     arrays = {
         f"{key}{suffix}": value
@@ -388,7 +388,7 @@ def test_features_of_another_tool(key: str, tmp_path: Path, images: NDArray[np.u
 
 
 def behind(network: str) -> Pixels:
-    """Pixels in the place of the Inception network behind some resize."""
+    """Pixels in place of an Inception network with some resize."""
 
     class Behind(Pixels):
         pass
@@ -401,7 +401,7 @@ def behind(network: str) -> Pixels:
 def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
     tmp_path: Path, images: NDArray[np.uint8]
 ) -> None:
-    """Each mode has its own resize, and the file does not say which one it is."""
+    """Each mode resizes differently, and the file does not name its mode."""
     path = tmp_path / "x_kid.npz"
     np.savez(path, feats=Pixels()(images[:30])["pool"])
 
@@ -422,7 +422,7 @@ def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
         (warning,) = [text for text in found.warnings if "does not say which mode" in text]
         assert f"does not say which mode its features come from; {mode}" in warning
         assert "every score with them is WRONG: name that protocol" in warning
-        # The record says where they came from, and that they can be compared with nothing.
+        # The record says where they came from, and that they are not comparable with anything.
         assert (found.reference.extracted_by, expected.reference.extracted_by) == ("clean-fid's KID", "")
         assert "features of clean-fid's KID from the file" in table(found)
         assert {reason.text for reason in reasons_of([found, found])} == {"network not recorded"}

@@ -240,7 +240,7 @@ def test_what_can_only_be_read_from_its_beginning(tmp_path):
 
 
 def test_what_is_not_hashed_in_the_background(tmp_path):
-    """What is in memory, loaded whole, unpacked first or at a URL."""
+    """Sources in memory, loaded as a whole, unpacked first or at a URL."""
     found = set()
     for name, write in CONTAINERS.items():
         (tmp_path / name).mkdir()

@@ -31,7 +31,7 @@ def by_matrix_square_root(a, b):
 
 @pytest.fixture(params=[None, torch.device("cpu")], ids=["blas", "torch"])
 def device(request):
-    """Where moments are summed up; torch's code is that of a GPU."""
+    """Device of the sums; torch on the CPU runs the same code as on a GPU."""
     return request.param
 
 

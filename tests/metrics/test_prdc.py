@@ -88,7 +88,7 @@ def test_images_are_drawn_once_for_value_and_error_bar(metric, monkeypatch):
     few(r, s, CPU)
     influence_of(few, r, s, CPU)
     assert sizes == [50]
-    # Other samples, and another number, are drawn for themselves.
+    # For other samples, or another number, a new selection is made.
     few(r, t, CPU)
     replace(metric, images=40)(r, t, CPU)
     assert sizes == [50, 50, 40]

@@ -38,8 +38,8 @@ def test_it_says_what_it_is(row: str) -> None:
     assert set(choose_metrics(row).networks) <= set(EXTRACTORS)
 
 
-# The first digits of the sha256 of each text. Records hold the texts and are compared by them, so that other
-# words for the same rule would part the records of two versions of evalkit.
+# The first digits of the sha256 of each text. Records store these texts and are compared by them, so
+# rewording a rule would make records of two versions of evalkit incomparable.
 BYTE_RULES = {
     **dict.fromkeys(("adm", "exact", "torch-fidelity"), "963493d0a0f9"),
     **dict.fromkeys(("pytorch-fid", "clean-fid-legacy-pytorch"), "c669dd2331e1"),

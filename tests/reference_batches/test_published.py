@@ -382,7 +382,7 @@ def test_nothing_beside_where_nothing_is_alike(protocol: str) -> None:
 
 
 def test_rows_measured_against_a_file_of_statistics() -> None:
-    """These alone stand beside it; of a file that no source names, none do."""
+    """Only these rows are shown next to it; there are none for a file that no source names."""
     files = published_files()
     rows = rows_against(files["adm-in256"])
     expected = [row for row in all_rows() if row.reference == "adm_in256_stats.npz"]

@@ -280,7 +280,7 @@ def test_compare_by_name(
     assert "FID" in result.out
     assert "there is no mu_s for sFID" in result.out
     assert "as published" not in result.out
-    # Rows that were measured against this file stand beside it.
+    # Rows that were measured against this file are shown.
     row = PublishedRow(
         dataset="tiny",
         model="a model",

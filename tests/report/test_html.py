@@ -105,7 +105,7 @@ def test_a_metric_is_a_row_where_there_is_one_set() -> None:
 
 
 def test_what_was_not_requested_has_no_row() -> None:
-    """It would be a table of what is not there."""
+    """Otherwise it would be an empty table."""
     found = replace(one(), missing={"inception_score": NOT_REQUESTED})
     assert [row[0] for row in table(parsed(page([found])), "Scores")] == ["metric", "FID", "Recall"]
     line = "Inception Score not computed: not requested"

@@ -149,7 +149,7 @@ def test_earlier_records_are_marked(run: Invoke, made: Path) -> None:
 
 
 def test_records_from_before_digests_of_outputs_are_read(run: Invoke, made: Path) -> None:
-    """They are of the same format, and of a reference without statistics they say enough."""
+    """They have the same format, and suffice for a reference without statistics."""
     old = json.loads((made / "a.json").read_text())
     for batch in (old["reference"], old["samples"]):
         del batch["output_digests"], batch["extracted_by"]
@@ -226,7 +226,7 @@ def test_columns_that_a_terminal_has_no_room_for_follow_below() -> None:
         *["set     FID   KID  unbiased", "a.npz  2.10  0.12      0.11", ""],
         *["set    recall", "a.npz     0.5"],
     ]
-    # A value without bias stays beside its score; one column is shown however narrow the terminal is.
+    # An unbiased value stays next to its score; at least one column is shown, however narrow the terminal.
     blocks = [*aligned(rows, width=20)]
     assert [line.split() for line in blocks[::3]] == [
         ["set", "FID"],

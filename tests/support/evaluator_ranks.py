@@ -101,7 +101,7 @@ def without_memory(rank: int, folder: Path, evaluators: list[Evaluator]) -> None
 
 
 def with_failures(rank: int, folder: Path, evaluator: Evaluator) -> None:
-    """Sampling fails on one rank, then on both, then nothing was sampled; afterwards all goes on."""
+    """Sampling fails on one rank, then on both, then yields nothing; afterwards everything works."""
     errors: list[Any] = []
     for failing in ([1], [0], [0, 1], []):
         evaluator.reset()
@@ -129,7 +129,7 @@ def with_failures(rank: int, folder: Path, evaluator: Evaluator) -> None:
 
 
 def in_lightning(rank: int, evaluator: Evaluator) -> str:
-    """What the callback raises if its second batch fails on rank 1."""
+    """The callback's error if its second batch fails on rank 1."""
     from evalkit.integrations.lightning import evaluator_callback
 
     batches = iter([0, rank])

@@ -145,7 +145,7 @@ def test_a_worker_begins_the_next_item_before_it_waits(
 
 
 def test_a_worker_keeps_to_the_order_of_calls() -> None:
-    """Also where the thread of a later call runs first. Without Ray."""
+    """Even if the thread of a later call runs first. Needs no Ray."""
     waiting, begun = threading.Event(), list[int]()
 
     class Turn(threading.Condition):
