@@ -432,6 +432,24 @@ def test_state(
         other.load_state_dict({})
 
 
+@pytest.mark.parametrize("network", [ByPass, OnDevice])
+def test_inference_mode_around_some_of_it(
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], network: type[ByPass]
+) -> None:
+    """Tensors that are made in it cannot be written to outside of it."""
+    arguments: Mapping[str, Any] = {"extractor": network(), "run": NO_STORE}
+    evaluator = Evaluator(sides[0], **arguments)
+    with torch.inference_mode():
+        evaluator.update(torch.from_numpy(sides[1][:6]).clone())
+    evaluator.update(sides[1][6:13])
+    again = Evaluator(sides[0], **arguments)
+    with torch.inference_mode():
+        again.load_state_dict(evaluator.state_dict())
+    for each in (evaluator, again):
+        each.update(sides[1][13:])
+        same(each.compute(), compare(*sides, **arguments))
+
+
 # ------------------------------------------------------------------------------------------------- ranks
 
 

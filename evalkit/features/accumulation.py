@@ -98,18 +98,15 @@ class Accumulation:
         """
         self.count += len(images)
         self._order()
-        if self._held:
-            assert self._waiting is not None
-            images = images.to(self._waiting.device)
-        elif images.device != self._device:
+        if images.device != self._device:
             images = images.cpu()
         while len(images):
             if not self._held and len(images) >= self._unit:
                 self._extract(images[: self._unit])
                 images = images[self._unit :]
                 continue
-            if self._waiting is None or self._waiting.device != images.device:
-                self._waiting = images.new_empty((self._unit, *images.shape[1:]))
+            if self._waiting is None or (not self._held and self._waiting.device != images.device):
+                self._waiting = self._room_like(images)
             taken = images[: self._unit - self._held]
             self._waiting[self._held : self._held + len(taken)] = taken
             self._held += len(taken)
@@ -181,7 +178,7 @@ class Accumulation:
         self.count, self._taken = int(state["count"]), int(state["taken"])
         if (waiting := state.get("waiting")) is not None:
             held = torch.from_numpy(waiting)
-            self._waiting = held.new_empty((self._unit, *held.shape[1:]))
+            self._waiting = self._room_like(held)
             self._held = len(held)
             self._waiting[: self._held] = held
         for network, outputs in self._shard.result().items():
@@ -200,6 +197,12 @@ class Accumulation:
                     each.restore(
                         {key: state[f"{name}/{network}:{output}/{key}"] for key in ("n", "mean", "scatter")}
                     )
+
+    def _room_like(self, images: Tensor) -> Tensor:
+        """Room for the images of a forward pass, where these are."""
+        # A tensor made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            return images.new_empty((self._unit, *images.shape[1:]))
 
     def _order(self) -> None:
         """Let this stream wait for the last one that used the images that wait."""

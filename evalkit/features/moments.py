@@ -312,7 +312,9 @@ class _ScatterOn:
     def _placed(self, array: Floats) -> torch.Tensor:
         import torch
 
-        return torch.tensor(array, device=self.device)
+        # torch has no negative strides, no other byte order and no long doubles.
+        plain = np.ascontiguousarray(array, np.float32 if array.dtype == np.float32 else np.float64)
+        return torch.tensor(plain, device=self.device)
 
 
 def check_rows(features: NDArray[np.floating], name: str) -> None:
