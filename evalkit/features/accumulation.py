@@ -76,8 +76,8 @@ class Accumulation:
             network: {output: [] for output in outputs} for network, outputs in rows.items()
         }
         self._taken = 0  # images of the shards whose rows are in `_rows` and `_group`
-        device = sums_device(extractors)
-        self._group, self._total = Sums(name, sums, device), Sums(name, sums, device)
+        self._sums_device = sums_device(extractors)
+        self._group, self._total = (Sums(name, sums, self._sums_device) for _ in range(2))
 
     @property
     def keeps_rows(self) -> bool:
@@ -205,9 +205,10 @@ class Accumulation:
             return images.new_empty((self._unit, *images.shape[1:]))
 
     def _order(self) -> None:
-        """Let this stream wait for the last one that used the images that wait."""
-        if self._device is not None and self._device.type == "cuda":
-            stream = torch.cuda.current_stream(self._device)
+        """Let this stream wait for the last one that used the sums, or the images that wait."""
+        device = self._device or self._sums_device
+        if device is not None and device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
             if self._stream is not None and self._stream != stream:
                 stream.wait_stream(self._stream)
             self._stream = stream

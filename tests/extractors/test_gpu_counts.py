@@ -106,3 +106,23 @@ def test_only_a_pass_of_images_from_both_places_moves_any(first: str, then: str)
     for device, count in ((first, 2), (then, 10)):
         evaluator.update(torch.zeros((count, 8, 8, 3), dtype=torch.uint8, device=device))
     assert network.seen == [first, then, then]
+
+
+class SummedOnGpu(InceptionPixels):
+    """Takes arrays alone."""
+
+    device = "cuda"
+
+
+@pytest.mark.parametrize("network", [Anywhere, SummedOnGpu])
+def test_a_stream_waits_for_the_one_that_was_used_before(
+    network: type[InceptionPixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = Evaluator(np.zeros((9, 8, 8, 3), np.uint8), extractor=network(), metrics="fid", run=NO_STORE)
+    waits: list[tuple[torch.cuda.Stream, torch.cuda.Stream]] = []
+    monkeypatch.setattr(torch.cuda.Stream, "wait_stream", lambda *streams: waits.append(streams))
+    first, then = torch.cuda.Stream(), torch.cuda.Stream()
+    for stream in (first, first, then):
+        with torch.cuda.stream(stream):
+            evaluator.update(np.zeros((5, 8, 8, 3), np.uint8))
+    assert waits == [(then, first)]
