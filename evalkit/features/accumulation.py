@@ -121,9 +121,7 @@ class Accumulation:
         Raises:
             FeatureError: Features are not finite, or those of some images are not there.
         """
-        self._order()
-        while self._full:
-            self._take(self._full.popleft().result())
+        self._settle()
         part = self._part()
         rows = {
             network: {
@@ -146,9 +144,7 @@ class Accumulation:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays from which :meth:`restore` makes an equal object."""
-        self._order()
-        while self._full:
-            self._take(self._full.popleft().result())
+        self._settle()
         found: dict[str, NDArray[Any]] = {"count": np.array(self.count), "taken": np.array(self._taken)}
         if self._held:
             assert self._waiting is not None
@@ -197,6 +193,18 @@ class Accumulation:
                     each.restore(
                         {key: state[f"{name}/{network}:{output}/{key}"] for key in ("n", "mean", "scatter")}
                     )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy, which cannot take streams of a GPU, nor what waits for it."""
+        self._settle()
+        self._shard.result()
+        return {**vars(self), "_stream": None}
+
+    def _settle(self) -> None:
+        """Take all full shards."""
+        self._order()
+        while self._full:
+            self._take(self._full.popleft().result())
 
     def _room_like(self, images: Tensor) -> Tensor:
         """Room for the images of a forward pass, where these are."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,14 @@ def test_a_stream_waits_for_the_one_that_was_used_before(
         with torch.cuda.stream(stream):
             evaluator.update(np.zeros((5, 8, 8, 3), np.uint8))
     assert waits == [(then, first)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_an_evaluator_that_was_given_images_is_copied(copied: Callable[[Any], Any], tmp_path: Path) -> None:
+    """Lightning pickles it for processes that it spawns."""
+    np.savez(tmp_path / "ref.npz", np.zeros((9, 8, 8, 3), np.uint8))
+    evaluator = Evaluator(tmp_path / "ref.npz", extractor=SummedOnGpu(), metrics="fid", run=NO_STORE)
+    for _ in range(2):
+        evaluator.update(np.zeros((5, 8, 8, 3), np.uint8))
+        evaluator = copied(evaluator)
+    assert evaluator.state_dict()["features"]["count"] == 10
