@@ -276,10 +276,10 @@ class _ScatterOn:
     def __init__(self, device: torch.device, dimensions: int) -> None:
         import torch
 
-        self.device = device
         # A tensor made in inference mode could not be added to outside of it.
         with torch.inference_mode(False):
             self._whole = torch.zeros((dimensions, dimensions), dtype=torch.float64, device=device)
+        self.device = self._whole.device  # "cuda" alone is another one when another becomes the current one
 
     @property
     def upper(self) -> NDArray[np.float64]:

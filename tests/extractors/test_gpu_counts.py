@@ -16,10 +16,13 @@ from small_transformers import shrink
 from stand_ins import NO_STORE, InceptionPixels
 
 from evalkit import Evaluator
+from evalkit.errors import InputError
 from evalkit.extractors import EXTRACTORS, extractor_class
 from evalkit.extractors.base import Rows
+from evalkit.extractors.inception import Inception
 from evalkit.extractors.published import PublishedNetwork
 from evalkit.extractors.staging import Copies, upload
+from evalkit.features.moments import Moments
 from evalkit.system.engine import Done, Pending
 from evalkit.verify import pictures
 
@@ -128,6 +131,18 @@ def test_a_stream_waits_for_the_one_that_was_used_before(
         with torch.cuda.stream(stream):
             evaluator.update(np.zeros((5, 8, 8, 3), np.uint8))
     assert waits == [(then, first)]
+
+
+def test_sums_stay_on_their_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is the current one."""
+    moments = Moments(3, torch.device("cuda"))
+    assert moments._scatter.device == copy.deepcopy(moments)._scatter.device == torch.device("cuda", 0)
+    network = Inception.__new__(Inception)  # without weights
+    network._device = torch.device("cuda")
+    assert network.tensor_device == torch.device("cuda", 0)
+    monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
+    with pytest.raises(InputError, match="This process was forked from one that uses CUDA"):
+        assert network.tensor_device
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
