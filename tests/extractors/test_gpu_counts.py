@@ -22,6 +22,7 @@ from evalkit.extractors.base import Rows
 from evalkit.extractors.inception import Inception
 from evalkit.extractors.published import PublishedNetwork
 from evalkit.extractors.staging import Copies, upload
+from evalkit.features.accumulation import Accumulation
 from evalkit.features.moments import Moments
 from evalkit.system.engine import Done, Pending
 from evalkit.verify import pictures
@@ -106,10 +107,9 @@ class Anywhere(InceptionPixels):
 @pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_only_a_pass_of_images_from_both_places_moves_any(first: str, then: str) -> None:
     network = Anywhere()
-    evaluator = Evaluator(np.zeros((9, 8, 8, 3), np.uint8), extractor=network, metrics="fid", run=NO_STORE)
-    network.seen.clear()
+    images = Accumulation("x", [network], {}, {network.network: network.outputs})
     for device, count in ((first, 2), (then, 10)):
-        evaluator.update(torch.zeros((count, 8, 8, 3), dtype=torch.uint8, device=device))
+        images.add(torch.zeros((count, 8, 8, 3), dtype=torch.uint8, device=device))
     assert network.seen == [first, then, then]
 
 
