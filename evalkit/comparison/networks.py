@@ -57,7 +57,8 @@ def settle_features(sources: Iterable[Opened], networks: Collection[str]) -> lis
 
 
 def _settled(features: Features, networks: Collection[str]) -> Features:
-    modes = modes_of(features)
+    # A features file that was written from another tool's may say of which network they are.
+    modes = modes_of(features) if features.network == NETWORK else {}
     known = [network for network in networks if network in (modes or {features.network})]
     if len(known) == 1:
         return replace(features, network=known[0])

@@ -276,10 +276,10 @@ class _ScatterOn:
     def __init__(self, device: torch.device, dimensions: int) -> None:
         import torch
 
-        self.device = device
         # A tensor made in inference mode could not be added to outside of it.
         with torch.inference_mode(False):
             self._whole = torch.zeros((dimensions, dimensions), dtype=torch.float64, device=device)
+        self.device = self._whole.device  # "cuda" alone is another one when another becomes the current one
 
     @property
     def upper(self) -> NDArray[np.float64]:
@@ -312,7 +312,9 @@ class _ScatterOn:
     def _placed(self, array: Floats) -> torch.Tensor:
         import torch
 
-        return torch.tensor(array, device=self.device)
+        # torch has no negative strides, no other byte order and no long doubles.
+        plain = np.ascontiguousarray(array, np.float32 if array.dtype == np.float32 else np.float64)
+        return torch.tensor(plain, device=self.device)
 
 
 def check_rows(features: NDArray[np.floating], name: str) -> None:

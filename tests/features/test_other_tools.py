@@ -461,6 +461,13 @@ def test_features_of_another_network_are_refused_where_features_are_kept(
     assert not (tmp_path / "x.h5").exists()
     kept = features_of(tmp_path / "kid.npz", extractor=behind("inception_clean_fid"), run=NO_STORE)
     assert (kept.network, len(kept)) == ("inception_clean_fid", 60)
+    kept.save(tmp_path / "kept.h5")
+    with pytest.raises(
+        InputError, match=r"kept\.h5 holds features of inception_clean_fid, and those of incep"
+    ):
+        compare(tmp_path / "kept.h5", images, metrics="kid", extractor=Pixels(), run=NO_STORE)
+    again = {"protocol": "clean-fid", "extractor": behind("inception_clean_fid"), "run": NO_STORE}
+    assert compare(tmp_path / "kept.h5", images, metrics="kid", **again).reference.images == 60
 
 
 @pytest.mark.parametrize(
