@@ -67,7 +67,7 @@ class Batch:
     features: Literal["extracted", "stored", "file"]
     statistics_images: int | None = None
     statistics_digest: str | None = None
-    output_digests: Mapping[str, str] = field(default_factory=dict)
+    output_digests: Mapping[str, str] = field(default_factory=dict, hash=False)
     statistics_preprocess: str | None = None
     extracted_by: str = ""
     source: str = ""

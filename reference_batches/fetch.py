@@ -144,8 +144,9 @@ def _files_like(path: Path) -> list[str]:
     """Files and folders in the same folder with a similar name."""
     try:
         with os.scandir(path.parent) as found:
-            names = [each.name for each in islice(found, MOST_BESIDE)]
-    except OSError:
+            # A name with unprintable characters was hardly meant, and could garble the message.
+            names = [each.name for each in islice(found, MOST_BESIDE) if each.name.isprintable()]
+    except (OSError, ValueError):  # a NUL byte in the path
         return []
     return [str(path.with_name(name)) for name in nearest(path.name, names, cutoff=0.75)]
 

@@ -25,9 +25,11 @@ from evalkit.errors import FeatureError, InputError, UndefinedMetricError
 from evalkit.extractors.base import Rows
 from evalkit.extractors.dinov2 import DINOv2ViTB14
 from evalkit.extractors.inception import Inception
+from evalkit.extractors.inception_network import _has_fused_convolution
 from evalkit.extractors.weights import InceptionWeights
 from evalkit.features import extraction, store
 from evalkit.images.given import Intake
+from evalkit.metrics.screening import fast_dtype
 from evalkit.system.engine import Done, Pending
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +213,18 @@ def test_the_network_itself(inception_weights: InceptionWeights, images: NDArray
     found = given(Evaluator(reference, **arguments), images[6:9], (1,)).compute()
     assert found.scores == expected.scores
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_default_device(sides: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+    """As after torch.set_default_device; tensors on this device have no values."""
+    metrics = ["fid", "precision_recall", "density_coverage", "authpct", "vendi", "mind", "kid"]
+    arguments: Mapping[str, Any] = {"metrics": metrics, "extractor": InceptionPixels(), "run": NO_STORE}
+    expected = compare(*sides, **arguments)
+    fast_dtype.cache_clear()  # its result depends on test products
+    with torch.device("meta"):
+        same(given(Evaluator(sides[0], **arguments), sides[1], (20,)).compute(), expected)
+        fused = _has_fused_convolution(torch.float32)
+    assert fused == _has_fused_convolution(torch.float32)
 
 
 def test_autocast_around_it(
@@ -430,6 +444,24 @@ def test_state(
         other.load_state_dict(again.state_dict())
     with pytest.raises(InputError, match="not of the format"):
         other.load_state_dict({})
+
+
+@pytest.mark.parametrize("network", [ByPass, OnDevice])
+def test_inference_mode_around_some_of_it(
+    sides: tuple[NDArray[np.uint8], NDArray[np.uint8]], network: type[ByPass]
+) -> None:
+    """Tensors created in inference mode cannot be modified in place outside of it."""
+    arguments: Mapping[str, Any] = {"extractor": network(), "run": NO_STORE}
+    evaluator = Evaluator(sides[0], **arguments)
+    with torch.inference_mode():
+        evaluator.update(torch.from_numpy(sides[1][:6]).clone())
+    evaluator.update(sides[1][6:13])
+    again = Evaluator(sides[0], **arguments)
+    with torch.inference_mode():
+        again.load_state_dict(evaluator.state_dict())
+    for each in (evaluator, again):
+        each.update(sides[1][13:])
+        same(each.compute(), compare(*sides, **arguments))
 
 
 # ------------------------------------------------------------------------------------------------- ranks

@@ -72,8 +72,10 @@ def gives_up(what: str) -> Iterator[None]:
 
     timer = threading.Timer(PATIENCE, end)
     timer.start()
-    yield
-    timer.cancel()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def pixels(n: int, seed: int) -> NDArray[np.uint8]:

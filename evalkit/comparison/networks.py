@@ -57,7 +57,8 @@ def settle_features(sources: Iterable[Opened], networks: Collection[str]) -> lis
 
 
 def _settled(features: Features, networks: Collection[str]) -> Features:
-    modes = modes_of(features)
+    # A features file written from another tool's features may name their network.
+    modes = modes_of(features) if features.network == NETWORK else {}
     known = [network for network in networks if network in (modes or {features.network})]
     if len(known) == 1:
         return replace(features, network=known[0])
@@ -68,10 +69,11 @@ def _settled(features: Features, networks: Collection[str]) -> Features:
             f"the images, or choose metrics such as fd@{features.network}."
         )
     of = " or ".join(modes.values())
-    why = "are needed, but they come from only one" if known else "is needed, which is none of these"
+    count = "only one" if known else "none"
     raise InputError(
-        f"{features.name} has features of {features.extractor}, from {of}. {needed} {why}. "
-        "Name only the protocol that they belong to, or give the images."
+        f"{features.name} has features of {features.extractor}, from {of}. The metrics need features of "
+        f"{needed}, but these come from {count} of them. Name only the protocol that they belong to, or give "
+        "the images."
     )
 
 

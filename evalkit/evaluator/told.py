@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evalkit import errors
 from evalkit.comparison.plan import Plan
-from evalkit.errors import EvalkitError, InputError, UndefinedMetricError, WorkerError
+from evalkit.errors import EvalkitError, InputError, UndefinedMetricError, WorkerError, shortened
 from evalkit.features.accumulation import Collected
 from evalkit.results import Comparison
 from evalkit.system.ranks import Ranks
@@ -60,6 +60,7 @@ def telling_failure(group: Any) -> Iterator[None]:
                         f"Rank {ranks.rank} failed, and waits until the others call compute(): {told.failure}"
                     )
                 ranks.tell(told)
+            setattr(error, KNOWN, True)  # for an enclosing block
         raise
 
 
@@ -87,7 +88,7 @@ class Told:
     @classmethod
     def of_failure(cls, error: Exception) -> Told:
         """The message of a rank that failed."""
-        return cls(failure=f"{type(error).__name__}: {error}")
+        return cls(failure=shortened(f"{type(error).__name__}: {error}"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def standardised(images: Tensor, statistics: Statistics) -> Tensor:
 @lru_cache(maxsize=8)
 def _on_device(statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
     """(3, 1, 1) each; made once, because every batch needs them and on a GPU the host waits for each copy."""
-    mean, std = (torch.tensor(v, dtype=torch.float32).to(device)[:, None, None] for v in statistics)
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in statistics)
     return mean, std
 
 

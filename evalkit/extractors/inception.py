@@ -19,7 +19,7 @@ from evalkit.extractors.preprocess import scaled_input
 from evalkit.extractors.staging import Copies, Upload
 from evalkit.extractors.travel import Travels
 from evalkit.extractors.weights import InceptionWeights, describe_weights, load_weights
-from evalkit.system.devices import float32_arithmetic
+from evalkit.system.devices import check_not_forked, float32_arithmetic
 from evalkit.system.engine import Done, Pending
 
 __all__ = ["HEAD_MISSING", "PRECISIONS", "Inception", "Precision", "weights_record"]
@@ -135,6 +135,7 @@ class Inception(Travels):
         """The GPU whose tensors :meth:`submit_tensor` accepts."""
         if self._device.type != "cuda":
             return None
+        check_not_forked(self._device)
         index = self._device.index
         return torch.device("cuda", torch.cuda.current_device() if index is None else index)
 

@@ -336,9 +336,11 @@ def _has_fused_convolution(dtype: torch.dtype) -> bool:
         "bn.running_var": (16,),
     }
     weights = {
-        f"probe.{key}": torch.rand(shape, generator=generator).numpy() for key, shape in shapes.items()
+        f"probe.{key}": torch.rand(shape, generator=generator, device="cpu").numpy()
+        for key, shape in shapes.items()
     }
-    x = torch.rand(2, 16, 8, 8, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.rand(2, 16, 8, 8, generator=generator, device="cpu").to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
     try:
         convolution = _Convolution(weights, ("probe",), x, relu=True)
         expected = convolution(x)

@@ -24,12 +24,14 @@ _PINNED_BYTES = 2**27
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; on CUDA, asynchronously."""
+    """Copy a tensor to a device; on CUDA, asynchronously. The caller may overwrite it when this returns."""
+    if device.type != "cuda" or host.is_pinned():
+        # The caller may overwrite its own pinned memory at once, so this waits for the copy.
+        return host.to(device)
     # torch never frees pinned memory, so large batches are not pinned.
-    cuda = device.type == "cuda"
-    if cuda and host.nbytes <= _PINNED_BYTES:
+    if host.nbytes <= _PINNED_BYTES:
         host = host.pin_memory()
-    return host.to(device, non_blocking=cuda)
+    return host.to(device, non_blocking=True)
 
 
 class Upload:
@@ -72,7 +74,10 @@ class Copies:
         device = next(iter(outputs.values())).device
         with torch.cuda.device(device):
             for output, rows in outputs.items():
-                self._copies[output] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+                # Independent of torch.set_default_device.
+                self._copies[output] = torch.empty(
+                    rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True
+                )
                 self._copies[output].copy_(rows, non_blocking=True)
             self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()

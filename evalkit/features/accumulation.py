@@ -77,8 +77,8 @@ class Accumulation:
             network: {output: [] for output in outputs} for network, outputs in rows.items()
         }
         self._taken = 0  # images of the shards whose rows are in `_rows` and `_group`
-        device = sums_device(extractors)
-        self._group, self._total = Sums(name, sums, device), Sums(name, sums, device)
+        self._sums_device = sums_device(extractors)
+        self._group, self._total = (Sums(name, sums, self._sums_device) for _ in range(2))
 
     @property
     def keeps_rows(self) -> bool:
@@ -99,18 +99,15 @@ class Accumulation:
         """
         self.count += len(images)
         self._order()
-        if self._held:
-            assert self._waiting is not None
-            images = images.to(self._waiting.device)
-        elif images.device != self._device:
+        if images.device != self._device:
             images = images.cpu()
         while len(images):
             if not self._held and len(images) >= self._unit:
                 self._extract(images[: self._unit])
                 images = images[self._unit :]
                 continue
-            if self._waiting is None or self._waiting.device != images.device:
-                self._waiting = images.new_empty((self._unit, *images.shape[1:]))
+            if self._waiting is None or (not self._held and self._waiting.device != images.device):
+                self._waiting = self._room_like(images)
             taken = images[: self._unit - self._held]
             self._waiting[self._held : self._held + len(taken)] = taken
             self._held += len(taken)
@@ -125,9 +122,7 @@ class Accumulation:
         Raises:
             FeatureError: Features are not finite, or are missing for some images.
         """
-        self._order()
-        while self._full:
-            self._take(self._full.popleft().result())
+        self._settle()
         part = self._part()
         rows = {
             network: {
@@ -150,9 +145,7 @@ class Accumulation:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays from which :meth:`restore` rebuilds this object."""
-        self._order()
-        while self._full:
-            self._take(self._full.popleft().result())
+        self._settle()
         found: dict[str, NDArray[Any]] = {"count": np.array(self.count), "taken": np.array(self._taken)}
         if self._held:
             assert self._waiting is not None
@@ -182,7 +175,7 @@ class Accumulation:
         self.count, self._taken = int(state["count"]), int(state["taken"])
         if (waiting := state.get("waiting")) is not None:
             held = torch.from_numpy(waiting)
-            self._waiting = held.new_empty((self._unit, *held.shape[1:]))
+            self._waiting = self._room_like(held)
             self._held = len(held)
             self._waiting[: self._held] = held
         for network, outputs in self._shard.result().items():
@@ -202,10 +195,29 @@ class Accumulation:
                         {key: state[f"{name}/{network}:{output}/{key}"] for key in ("n", "mean", "scatter")}
                     )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """State for pickle and copy, without CUDA streams and pending results."""
+        self._settle()
+        self._shard.result()
+        return {**vars(self), "_stream": None}
+
+    def _settle(self) -> None:
+        """Wait for all full shards, and process them."""
+        self._order()
+        while self._full:
+            self._take(self._full.popleft().result())
+
+    def _room_like(self, images: Tensor) -> Tensor:
+        """A buffer for the images of a forward pass, on their device."""
+        # A tensor created in inference mode cannot be modified in place outside of it.
+        with torch.inference_mode(False):
+            return images.new_empty((self._unit, *images.shape[1:]))
+
     def _order(self) -> None:
-        """Make the current CUDA stream wait for the stream that last used the buffered images."""
-        if self._device is not None and self._device.type == "cuda":
-            stream = torch.cuda.current_stream(self._device)
+        """Make the current CUDA stream wait for the stream that last used the sums or buffered images."""
+        device = self._device or self._sums_device
+        if device is not None and device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
             if self._stream is not None and self._stream != stream:
                 stream.wait_stream(self._stream)
             self._stream = stream

@@ -277,10 +277,10 @@ class _ScatterOn:
     def __init__(self, device: torch.device, dimensions: int) -> None:
         import torch
 
-        self.device = device
         # A tensor created in inference mode cannot be modified in place outside of it.
         with torch.inference_mode(False):
             self._whole = torch.zeros((dimensions, dimensions), dtype=torch.float64, device=device)
+        self.device = self._whole.device  # with an index: "cuda" alone follows the current device
 
     @property
     def upper(self) -> NDArray[np.float64]:
@@ -313,7 +313,9 @@ class _ScatterOn:
     def _placed(self, array: Floats) -> torch.Tensor:
         import torch
 
-        return torch.tensor(array, device=self.device)
+        # torch does not support negative strides, non-native byte order or long doubles.
+        plain = np.ascontiguousarray(array, np.float32 if array.dtype == np.float32 else np.float64)
+        return torch.tensor(plain, device=self.device)
 
 
 def check_rows(features: NDArray[np.floating], name: str) -> None:

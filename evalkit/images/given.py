@@ -123,7 +123,7 @@ class Intake:
                 raise InputError(f"The images hold integers from {low} to {high}; expected 0 to 255.")
         batch = _checked(pixels.to(torch.uint8))
         for image in batch if are_cut_floats(self.values) else ():
-            self.values |= {*image.unique().tolist()}
+            self.values |= {*np.unique(image.cpu().numpy()).tolist()}
             if not are_cut_floats(self.values):
                 break
         return batch

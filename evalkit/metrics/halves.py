@@ -393,7 +393,7 @@ def _nearest(x: Tensor, count: int) -> tuple[NDArray[np.float32], NDArray[np.int
     """(m, count) squared distances to the nearest other points, ascending, and which they are."""
     distances, neighbours = [], []
     for rows, block in _distances(x, x):
-        block[torch.arange(len(block)), torch.arange(rows.start, rows.start + len(block))] = torch.inf
+        block.diagonal(rows.start).fill_(torch.inf)
         found = block.topk(count, dim=1, largest=False)
         distances.append(found.values.cpu().numpy())
         neighbours.append(found.indices.cpu().numpy())

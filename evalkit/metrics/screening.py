@@ -118,7 +118,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.float32
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(512, 512, dtype=dtype)
+        a = torch.ones(512, 512, dtype=dtype, device=device)
         a @ a.T
         start = time.perf_counter()
         for _ in range(3):

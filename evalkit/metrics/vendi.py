@@ -85,7 +85,8 @@ def spectrum_of(samples: NDArray[np.floating], *, device: str = "cpu") -> Spectr
             z = torch.cat(list(blocks))
             values, vectors = torch.linalg.eigvalsh(z @ z.T / n), None
         else:
-            values, vectors = torch.linalg.eigh(sum((z.T @ z for z in blocks), torch.zeros(())) / n)
+            start = torch.zeros((), device="cpu")
+            values, vectors = torch.linalg.eigh(sum((z.T @ z for z in blocks), start) / n)
         kept = values > len(values) * torch.finfo(values.dtype).eps
         return Spectrum(values[kept], None if vectors is None else vectors[:, kept])
 

@@ -57,9 +57,10 @@ def published_note(comparisons: Sequence[Comparison]) -> str:
         here.append(" or ".join(f"{count:,} samples" if count else "statistics alone" for count in counts))
     if first.protocol.partition(",")[0] != row.evaluator:  # the scores shown are those of the first
         here.append(f"protocol {first.protocol}")
-    _, is_published, source = (first.reference.source or "").partition("published ")
-    if is_published and source not in (row.dataset, row.reference):
-        here.append(f"reference {source}")
+    source = first.reference.source or ""
+    name = source.removeprefix("published ")
+    if name not in (source, row.dataset, row.reference):
+        here.append(f"reference {name}")
     unlike = f" Not like for like, here: {', '.join(here)}." if here else ""
     shown, count, all_of = len(first.published), first.published_rows, ""
     if count > shown:

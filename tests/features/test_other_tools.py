@@ -427,11 +427,11 @@ def test_features_of_clean_fid_are_of_the_mode_whose_protocol_is_named(
         assert "features of clean-fid's KID from the file" in table(found)
         assert {reason.text for reason in reasons_of([found, found])} == {"network not recorded"}
     with pytest.raises(
-        InputError, match=r"inception_pytorch_fid is needed, which is none of these\. Name only"
+        InputError, match=r"of inception_pytorch_fid, but these come from none of them\. Name only"
     ):
         compare(path, images, protocol="pytorch-fid", run=NO_STORE)
     with pytest.raises(
-        InputError, match="inception and inception_clean_fid are needed, but they come from only one"
+        InputError, match="of inception and inception_clean_fid, but these come from only one of them"
     ):
         compare(path, images, protocol="adm,clean-fid", run=NO_STORE)
     np.savez(path, pool_3=Pixels()(images[:30])["pool"])
@@ -465,6 +465,13 @@ def test_features_of_another_network_are_refused_where_features_are_kept(
     assert not (tmp_path / "x.h5").exists()
     kept = features_of(tmp_path / "kid.npz", extractor=behind("inception_clean_fid"), run=NO_STORE)
     assert (kept.network, len(kept)) == ("inception_clean_fid", 60)
+    kept.save(tmp_path / "kept.h5")
+    with pytest.raises(
+        InputError, match=r"kept\.h5 has features of inception_clean_fid, but features of incep"
+    ):
+        compare(tmp_path / "kept.h5", images, metrics="kid", extractor=Pixels(), run=NO_STORE)
+    again = {"protocol": "clean-fid", "extractor": behind("inception_clean_fid"), "run": NO_STORE}
+    assert compare(tmp_path / "kept.h5", images, metrics="kid", **again).reference.images == 60
 
 
 @pytest.mark.parametrize(

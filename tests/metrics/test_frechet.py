@@ -44,6 +44,19 @@ def test_moments_equal_numpy(device):
     np.testing.assert_allclose(moments.covariance, np.cov(x, rowvar=False), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("other", [np.ndarray.byteswap, np.flip, np.asfortranarray], ids=str)
+def test_moments_of_any_layout(device, other):
+    x = features(200)
+    given = other(x)
+    given = given.view(given.dtype.newbyteorder()) if other is np.ndarray.byteswap else given
+    np.testing.assert_allclose(
+        Moments.of(given, device).covariance,
+        np.cov(given.astype(np.float64), rowvar=False),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
 def test_moments_survive_a_large_offset(device):
     x = features(5000).astype(np.float64) + 1e4
     moments = Moments(24, device)

@@ -284,6 +284,8 @@ def test_an_existing_path_is_no_name(tmp_path: Path) -> None:
     Path("tiny").mkdir()
     assert named("tiny") is None
     assert named(str(tmp_path)) is None
+    with pytest.raises(InputError, match="no such file or folder, and no published batch"):
+        named("zero\0byte/mine.npz")
 
 
 @pytest.mark.parametrize(
@@ -293,11 +295,13 @@ def test_an_existing_path_is_no_name(tmp_path: Path) -> None:
         ("somewhere/model_tiny.npz", "did you mean model_tiny?"),
         ("mein.npz", "did you mean mine.npz?"),
         ("absent.npz", "`evalkit reference list`"),
+        ("bells.npz", "`evalkit reference list`"),
     ],
 )
 @pytest.mark.usefixtures("pixels")
 def test_neither_path_nor_name(run: Invoke, server: Server, samples: bytes, text: str, words: str) -> None:
     Path("mine.npz").write_bytes(samples)
+    Path("bell\a.npz").write_bytes(samples)  # nobody meant that, and a terminal would ring
     for command in (
         ["compare", text, "mine.npz"],
         ["compare", "tiny", text],

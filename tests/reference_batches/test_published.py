@@ -410,6 +410,7 @@ def test_the_file_that_both_were_measured_against_is_like_for_like() -> None:
     assert "evaluator torch-fidelity, against adm-in256. The nearest 5 of" in text
     assert "Not like for like" not in text
     assert "Not like for like, here: reference jit-in256." in shown("published jit-in256")
+    assert "Not like for like" not in shown("results/published before/ref.npz")
     assert "as published" not in shown("published adm-in256", "adm")
 
 
