@@ -371,10 +371,10 @@ def test_what_does_not_fit(images: NDArray[np.uint8]) -> None:
     evaluator.update(images[:1])
     with pytest.raises(UndefinedMetricError, match="one image"):
         evaluator.compute()
-    with pytest.raises(InputError, match="8x10x3 uint8, those before were 12x10x3 uint8"):
+    with pytest.raises(InputError, match="8x10x3 uint8, but earlier images were 12x10x3 uint8"):
         evaluator.update(images[:, :8])
     state = evaluator.state_dict()
-    with pytest.raises(InputError, match="12x10x3 float32, those before were 12x10x3 uint8"):
+    with pytest.raises(InputError, match="12x10x3 float32, but earlier images were 12x10x3 uint8"):
         evaluator.update(images / np.float32(255))
     assert evaluator.state_dict()["range"] == state["range"] == [np.inf, -np.inf]
     evaluator.update(images[1:30])
@@ -432,11 +432,11 @@ def test_state(
     again.load_state_dict(empty.state_dict())
     same(given(again, sides[1], (20,)).compute(), compare(*sides, **arguments))
     other = Evaluator(sides[0], metrics="kid", extractor=ByPass(), run=NO_STORE)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="different settings"):
         other.load_state_dict(again.state_dict())
     # Whether sums are enough for FID depends on the size of the reference.
     other = Evaluator(sides[0][:20], **arguments)
-    with pytest.raises(InputError, match="another reference"):
+    with pytest.raises(InputError, match="a different reference"):
         other.load_state_dict(again.state_dict())
     smaller = ByPass(batch_size=2)
     other = Evaluator(sides[0], metrics=metrics, extractor=smaller, run=NO_STORE)
@@ -513,7 +513,7 @@ def test_two_ranks(tmp_path: Path) -> None:
         "InputError",
         "InputError",
     ]
-    assert "Rank 1 has an evaluator with another reference or other settings" in errors[0][0]
+    assert "The evaluator of rank 1 has a different reference or different settings" in errors[0][0]
     assert "8x8x3 uint8" in errors[0][2]
     assert errors[0][3] == errors[0][0]
     memory = [json.loads((tmp_path / f"memory-{rank}.json").read_text()) for rank in range(2)]

@@ -180,8 +180,8 @@ class Evaluator:
             self._first_batch = hashlib.sha256(batch.cpu().numpy().data).hexdigest()
         if (shape, dtype) != (self._shape, self._dtype):
             raise InputError(
-                f"The images are {described(shape, dtype)}, those before were "
-                f"{described(self._shape, self._dtype)}; expected all alike. Call reset() to start again."
+                f"The images are {described(shape, dtype)}, but earlier images were "
+                f"{described(self._shape, self._dtype)}; expected one size and type. Call reset() to restart."
             )
         if (found is None) != (self._labels is None):
             raise InputError("Labels were given for some of the images; expected them for all or for none.")
@@ -277,9 +277,9 @@ class Evaluator:
             raise InputError(f"This state is not of the format {FORMAT!r}. Give what state_dict() returned.")
         if (state["settings"], state["passes"]) != (self._settings, self._accumulation.passes):
             raise InputError(
-                "This state comes from an evaluator with another reference or other settings: metrics, "
-                "networks, weights, batch size, or how floats are converted. Create the evaluator with the "
-                "same arguments."
+                "This state comes from an evaluator with a different reference or different settings: "
+                "metrics, networks, weights, batch size, or how floats are converted. Create the evaluator "
+                "with the same arguments."
             )
         self.reset()
         self._intake.low, self._intake.high = state["range"]

@@ -124,8 +124,8 @@ def check_told(told: Sequence[Told]) -> None:
             raise WorkerError(f"Rank {rank} failed: {each.failure}")
         if each.settings != told[0].settings:
             raise InputError(
-                f"Rank {rank} has an evaluator with another reference or other settings than rank 0: "
-                "metrics, networks, weights, or how floats are converted. Create it with the same "
+                f"The evaluator of rank {rank} has a different reference or different settings than that of "
+                "rank 0: metrics, networks, weights, or how floats are converted. Create it with the same "
                 "arguments on every rank."
             )
     given = [(rank, each) for rank, each in enumerate(told) if each.count]

@@ -206,6 +206,6 @@ def _run(system: Any, request: Coroutine[Any, Any, T], seconds: float) -> T:
             concurrent.futures.wait([future], _POLL if stop else None)
             if future.done():
                 return future.result()
-        raise InterruptedError("nobody waits for it any more")
+        raise InterruptedError("the result is no longer needed")
     finally:
         future.cancel()  # no effect once it is done

@@ -56,7 +56,7 @@ class Run:
         """
         if unknown := sorted(how.keys() - {field.name for field in fields(cls)}):
             raise InputError(
-                f"Unknown arguments {', '.join(unknown)}. Beside its own, this takes those of evalkit.Run: "
+                f"Unknown arguments {', '.join(unknown)}. This also takes those of evalkit.Run: "
                 f"{', '.join(field.name for field in fields(cls))}."
             )
         if run is not None and not isinstance(run, Run):
