@@ -28,17 +28,17 @@ from evalkit.comparison.sources import (
     make_extractors,
 )
 from evalkit.errors import InputError
-from evalkit.evaluator.sides import Given, open_reference
-from evalkit.evaluator.told import (
+from evalkit.evaluator.rank_reports import (
     Outcome,
-    Told,
-    check_told,
+    RankReport,
+    check_reports,
     described,
     known_to_all,
     merged_by_rank_0,
     notes_on_repeats,
-    telling_failure,
+    sharing_failure,
 )
+from evalkit.evaluator.sides import Given, open_reference
 from evalkit.extractors.base import Extractor
 from evalkit.features.accumulation import Accumulation, Collected, features_from
 from evalkit.features.record import BatchFeatures, split_output
@@ -208,10 +208,10 @@ class Evaluator:
         """
         ranks, clock = Ranks(self._group), Clock()
         with clock.stage("features of samples"):
-            collected, told = self._told_by_all(ranks)
-            plan = self._plan(sum(each.count for each in told))
-            images = self._all_images(ranks, told)
-            merged = merged_by_rank_0(ranks, collected, plan, [each.count for each in told])
+            collected, reports = self._reports_of_all(ranks)
+            plan = self._plan(sum(each.count for each in reports))
+            images = self._all_images(ranks, reports)
+            merged = merged_by_rank_0(ranks, collected, plan, [each.count for each in reports])
         if ranks.size == 1:
             assert merged is not None
             assert images is not None
@@ -225,7 +225,7 @@ class Evaluator:
                 outcome = Outcome(record=comparison.to_json())
             except Exception as error:
                 failure, outcome = error, Outcome.of_failure(error, ranks.rank)
-        shared = ranks.tell(outcome)[0]
+        shared = ranks.exchange(outcome)[0]
         if failure is not None:
             raise failure
         return comparison or shared.comparison()
@@ -245,7 +245,7 @@ class Evaluator:
         block, they would wait there until the process group's timeout. Ranks do not communicate before
         ``compute``, so if they wait for each other while they sample, as with FSDP, only the timeout helps.
         """
-        return telling_failure(self._group)
+        return sharing_failure(self._group)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of this rank, as tensors and plain values.
@@ -343,11 +343,11 @@ class Evaluator:
 
     # ------------------------------------------------------------------------------------------------- ranks
 
-    def _told_by_all(self, ranks: Ranks) -> tuple[Collected, list[Told]]:
+    def _reports_of_all(self, ranks: Ranks) -> tuple[Collected, list[RankReport]]:
         """This rank's features, and the metadata of all ranks. All ranks raise the same error."""
         try:
             collected = self._accumulation.collected()
-            mine = Told(
+            mine = RankReport(
                 count=self._accumulation.count,
                 shape=self._shape,
                 dtype=None if self._dtype is None else self._dtype.name,
@@ -360,34 +360,34 @@ class Evaluator:
                 settings=self._settings,
             )
         except Exception as error:
-            ranks.tell(Told.of_failure(error))
+            ranks.exchange(RankReport.of_failure(error))
             raise
-        told: list[Told] = ranks.tell(mine)
-        check_told(told)
-        self._intake_of(told).check(NAME)
-        return collected, told
+        reports: list[RankReport] = ranks.exchange(mine)
+        check_reports(reports)
+        self._intake_of(reports).check(NAME)
+        return collected, reports
 
-    def _all_images(self, ranks: Ranks, told: Sequence[Told]) -> GivenImages | None:
+    def _all_images(self, ranks: Ranks, reports: Sequence[RankReport]) -> GivenImages | None:
         """The metadata of the images of all ranks, on rank 0; None on the others."""
-        somewhere = next(each for each in told if each.count)
+        somewhere = next(each for each in reports if each.count)
         assert somewhere.shape is not None
         first, labels = self._first_images(), None
         if not self._accumulation.count:
             first = np.empty((0, *somewhere.shape), somewhere.dtype)
-        found = ranks.gather(first, [each.first for each in told])
+        found = ranks.gather(first, [each.first for each in reports])
         if somewhere.has_labels:
-            labels = ranks.gather(_joined(self._labels or ()), [each.count for each in told])
+            labels = ranks.gather(_joined(self._labels or ()), [each.count for each in reports])
         if found is None:
             return None
-        count = sum(each.count for each in told)
-        notes = (*self._intake_of(told).notes(), *notes_on_repeats(told))
+        count = sum(each.count for each in reports)
+        notes = (*self._intake_of(reports).notes(), *notes_on_repeats(reports))
         return GivenImages(NAME, count, found[:MOST], labels, notes)
 
-    def _intake_of(self, told: Sequence[Told]) -> Intake:
+    def _intake_of(self, reports: Sequence[RankReport]) -> Intake:
         """The value ranges of all ranks, combined."""
         intake = self._new_intake()
-        intake.low, intake.high = min(each.low for each in told), max(each.high for each in told)
-        intake.values = {value for each in told for value in each.values}
+        intake.low, intake.high = min(each.low for each in reports), max(each.high for each in reports)
+        intake.values = {value for each in reports for value in each.values}
         return intake
 
     def _first_images(self) -> NDArray[Any]:

@@ -41,7 +41,7 @@ class Ranks:
         if self.rank < 0:
             raise InputError("This process is not in the group that the evaluator was given.")
 
-    def tell(self, mine: Any) -> list[Any]:
+    def exchange(self, mine: Any) -> list[Any]:
         """Exchange small picklable objects; returns those of all ranks, in order of rank."""
         found = [mine] * self.size
         if self.size > 1:
@@ -105,7 +105,7 @@ class Ranks:
             made.append(prepare())
         except Exception as error:
             failure = error
-        problems = self.tell(None if failure is None else f"{type(failure).__name__}: {failure}")
+        problems = self.exchange(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
             raise failure
         for rank, problem in enumerate(problems):

@@ -20,13 +20,13 @@ from evalkit.system.ranks import Ranks
 
 __all__ = [
     "Outcome",
-    "Told",
-    "check_told",
+    "RankReport",
+    "check_reports",
     "described",
     "known_to_all",
     "merged_by_rank_0",
     "notes_on_repeats",
-    "telling_failure",
+    "sharing_failure",
 ]
 
 KNOWN = "_evalkit_is_known_to_all_ranks"
@@ -45,27 +45,28 @@ def known_to_all() -> Iterator[None]:
 
 
 @contextmanager
-def telling_failure(group: Any) -> Iterator[None]:
+def sharing_failure(group: Any) -> Iterator[None]:
     """If this block fails, join the other ranks' first exchange in ``compute``, and send them the error."""
     try:
         yield
     except Exception as error:
         if not hasattr(error, KNOWN):
-            told = Told.of_failure(error)
+            report = RankReport.of_failure(error)
             # A failure to notify the others must not hide the error itself.
             with suppress(Exception):
                 ranks = Ranks(group)
                 if ranks.size > 1:
                     log.error(
-                        f"Rank {ranks.rank} failed, and waits until the others call compute(): {told.failure}"
+                        f"Rank {ranks.rank} failed, and waits until the others call compute(): "
+                        f"{report.failure}"
                     )
-                ranks.tell(told)
+                ranks.exchange(report)
             setattr(error, KNOWN, True)  # for an enclosing block
         raise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class RankReport:
     """Metadata of a rank's images that it sends to the others, or its error.
 
     Attributes:
@@ -86,7 +87,7 @@ class Told:
     failure: str | None = None
 
     @classmethod
-    def of_failure(cls, error: Exception) -> Told:
+    def of_failure(cls, error: Exception) -> RankReport:
         """The message of a rank that failed."""
         return cls(failure=shortened(f"{type(error).__name__}: {error}"))
 
@@ -117,18 +118,18 @@ class Outcome:
         return Comparison.from_json(self.record)
 
 
-def check_told(told: Sequence[Told]) -> None:
+def check_reports(reports: Sequence[RankReport]) -> None:
     """Raise the same error on all ranks if a rank failed, or if images or settings do not match."""
-    for rank, each in enumerate(told):
+    for rank, each in enumerate(reports):
         if each.failure is not None:
             raise WorkerError(f"Rank {rank} failed: {each.failure}")
-        if each.settings != told[0].settings:
+        if each.settings != reports[0].settings:
             raise InputError(
                 f"The evaluator of rank {rank} has a different reference or different settings than that of "
                 "rank 0: metrics, networks, weights, or how floats are converted. Create it with the same "
                 "arguments on every rank."
             )
-    given = [(rank, each) for rank, each in enumerate(told) if each.count]
+    given = [(rank, each) for rank, each in enumerate(reports) if each.count]
     if not given:
         raise UndefinedMetricError("No images were given. Call update(images) before compute().")
     (first, one), *others = given
@@ -162,20 +163,20 @@ def merged_by_rank_0(
     return Collected(rows, collected.sums) if ranks.rank == 0 else None
 
 
-def notes_on_repeats(told: Sequence[Told]) -> Iterator[str]:
+def notes_on_repeats(reports: Sequence[RankReport]) -> Iterator[str]:
     """Yield a warning if ranks gave the same images, probably because they share a seed."""
     seen: dict[str, list[int]] = {}
-    for rank, each in enumerate(told):
+    for rank, each in enumerate(reports):
         if each.count:
             seen.setdefault(each.first_batch, []).append(rank)
     if same := [ranks for ranks in seen.values() if len(ranks) > 1]:
         first, second = same[0][:2]
         count = sum(map(len, same))
         yield (
-            f"Ranks {first} and {second} gave the same first batch of images ({count} of {len(told)} ranks "
-            "share theirs with another rank). They may sample with the same seed. Then images are counted "
-            "several times, scores are those of fewer images, and error bars are too narrow. Give each rank "
-            "its own seed."
+            f"Ranks {first} and {second} gave the same first batch of images ({count} of {len(reports)} "
+            "ranks share theirs with another rank). They may sample with the same seed. Then images are "
+            "counted several times, scores are those of fewer images, and error bars are too narrow. Give "
+            "each rank its own seed."
         )
 
 
