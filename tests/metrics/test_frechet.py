@@ -44,7 +44,9 @@ def test_moments_equal_numpy(device):
     np.testing.assert_allclose(moments.covariance, np.cov(x, rowvar=False), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("other", [np.ndarray.byteswap, np.flip, np.asfortranarray], ids=["swapped", "flipped", "columns"])
+@pytest.mark.parametrize(
+    "other", [np.ndarray.byteswap, np.flip, np.asfortranarray], ids=["swapped", "flipped", "columns"]
+)
 def test_moments_of_any_layout(device, other):
     x = features(200)
     given = other(x)
