@@ -43,7 +43,7 @@ from evalkit.extractors.base import Extractor
 from evalkit.features.accumulation import Accumulation, Collected, features_from
 from evalkit.features.record import BatchFeatures, split_output
 from evalkit.images import ValueRange
-from evalkit.images.given import GivenImages, Intake, Layout, ToBytes, labels_of
+from evalkit.images.given import GivenImages, Intake, Layout, ToBytes, labels_of, numpy_dtype
 from evalkit.metrics.base import Metric
 from evalkit.results import Comparison
 from evalkit.system.devices import prepare_forked_process
@@ -173,7 +173,7 @@ class Evaluator:
         found = None if labels is None else labels_of(labels, len(batch))
         if not len(batch):
             return
-        shape, dtype = tuple(batch.shape[1:]), np.dtype(str(batch.dtype).removeprefix("torch."))
+        shape, dtype = tuple(batch.shape[1:]), numpy_dtype(batch)
         if self._shape is None:
             self._shape, self._dtype = shape, dtype
             self._labels = None if found is None else []

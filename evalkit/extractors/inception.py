@@ -16,11 +16,11 @@ from evalkit.errors import InputError, UndefinedMetricError, listing
 from evalkit.extractors.base import Rows, WeightsState
 from evalkit.extractors.inception_network import INPUT_SIZE, SPATIAL_CHANNELS, Network
 from evalkit.extractors.preprocess import scaled_input
-from evalkit.extractors.staging import Copies, Upload
+from evalkit.extractors.staging import Upload, fetched
 from evalkit.extractors.travel import Travels
 from evalkit.extractors.weights import InceptionWeights, describe_weights, load_weights
 from evalkit.system.devices import check_not_forked, float32_arithmetic
-from evalkit.system.engine import Done, Pending
+from evalkit.system.engine import Pending
 
 __all__ = ["HEAD_MISSING", "PRECISIONS", "Inception", "Precision", "weights_record"]
 
@@ -145,10 +145,7 @@ class Inception(Travels):
 
     def _copied(self, parts: list[tuple[Tensor, Tensor]]) -> Pending[Mapping[str, Rows]]:
         pool, spatial = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        outputs = {"pool": pool, "spatial": spatial}
-        if self._device.type == "cuda":
-            return Copies(outputs)
-        return Done({output: rows.cpu().numpy() for output, rows in outputs.items()})
+        return fetched({"pool": pool, "spatial": spatial})
 
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,11 @@ from evalkit.errors import InputError
 from evalkit.extractors.base import Rows, WeightsState
 from evalkit.extractors.bicubic import Resize, Statistics, scaled
 from evalkit.extractors.sharing import read_once
-from evalkit.extractors.staging import Copies
+from evalkit.extractors.staging import fetched
 from evalkit.extractors.travel import Travels
 from evalkit.extractors.vision_weights import Published, find_weights, read_weights, weights_state
 from evalkit.system.devices import float32_arithmetic
-from evalkit.system.engine import Done, Pending
+from evalkit.system.engine import Pending
 from evalkit.system.files import expand_user
 
 __all__ = ["Layers", "PublishedNetwork", "Sizes"]
@@ -144,14 +144,7 @@ class PublishedNetwork(Travels):
     def submit(self, images: NDArray[Any]) -> Pending[Mapping[str, Rows]]:
         """Start a batch, with arguments as for :meth:`__call__`; on CUDA, return before it is done."""
         (output,) = self.outputs
-
-        def finish(parts: list[Tensor]) -> Pending[Mapping[str, Rows]]:
-            rows = torch.cat(parts)
-            if rows.device.type == "cuda":
-                return Copies({output: rows})
-            return Done({output: rows.cpu().numpy()})
-
-        return self._in_batches(images, finish)
+        return self._in_batches(images, lambda parts: fetched({output: torch.cat(parts)}))
 
     @torch.inference_mode()
     def _forward(self, images: NDArray[Any]) -> Tensor:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evalkit.extractors.base import Rows
+from evalkit.system.engine import Done, Pending
 
-__all__ = ["Copies", "Upload", "upload"]
+__all__ = ["Copies", "Upload", "fetched", "upload"]
 
 T = TypeVar("T")
 
@@ -32,6 +33,13 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     if host.nbytes <= _PINNED_BYTES:
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
+
+
+def fetched(outputs: Mapping[str, Tensor]) -> Pending[Mapping[str, Rows]]:
+    """Copy the rows of each output to the host; on CUDA, asynchronously."""
+    if any(rows.device.type == "cuda" for rows in outputs.values()):
+        return Copies(outputs)
+    return Done({output: rows.cpu().numpy() for output, rows in outputs.items()})
 
 
 class Upload:

@@ -24,7 +24,7 @@ from evalkit.images.value_range import (
     parse_value_range,
 )
 
-__all__ = ["BYTE_RULES", "GivenImages", "Intake", "Layout", "ToBytes", "labels_of"]
+__all__ = ["BYTE_RULES", "GivenImages", "Intake", "Layout", "ToBytes", "labels_of", "numpy_dtype"]
 
 Layout: TypeAlias = Literal["NCHW", "NHWC"]
 ToBytes: TypeAlias = Literal["truncate", "round", "keep"]
@@ -260,11 +260,16 @@ def _axes(images: Tensor, layout: Layout | None) -> tuple[int, int, int, int]:
     return axes
 
 
+def numpy_dtype(images: Tensor) -> np.dtype[Any]:
+    """NumPy's dtype of a tensor of images."""
+    return np.dtype(_kind(images))
+
+
 def _kind(images: Tensor) -> str:
     return str(images.dtype).removeprefix("torch.")
 
 
 def _checked(pixels: Tensor) -> Tensor:
     if len(pixels):
-        check_layout("<images>", tuple(pixels.shape), np.dtype(_kind(pixels)))
+        check_layout("<images>", tuple(pixels.shape), numpy_dtype(pixels))
     return pixels.contiguous()

@@ -21,7 +21,7 @@ from torch import Tensor
 from evalkit.deviations import Excess, Influence
 from evalkit.errors import UndefinedMetricError
 from evalkit.features.moments import Floats, Moments
-from evalkit.system.devices import float32_arithmetic
+from evalkit.system.devices import accelerator, float32_arithmetic
 
 __all__ = ["Cloud", "Transport", "frechet_influence", "needs_halves"]
 
@@ -283,7 +283,7 @@ def _corrected(
     fewest = min(side.n or 0 for side in small)
     if fewest // 2 <= d:
         return None, f"{fewest:,} images of {d:,} features are too few; give at least {2 * (d + 1):,}"
-    gpu = None if device.type == "cpu" else device
+    gpu = accelerator(str(device))
     try:
         of_halves = [
             _unbiased(*halves, device)
